@@ -1,0 +1,27 @@
+"""A zoo of neural networks as pure functions in JAX and Flax Linen.
+
+import zoo
+model = zoo.create_model("resnet18", num_classes=10)
+"""
+
+from zoo import cnn as cnn
+from zoo.errors import ZooError
+from zoo.flops import count_flops
+from zoo.registry import ModelInfo, create_model, list_models, model_info, register
+from zoo.run import Run, load
+from zoo.weights import load_weights, save_weights
+
+__version__ = "0.1.0"
+__all__ = [
+    "ModelInfo",
+    "Run",
+    "ZooError",
+    "count_flops",
+    "create_model",
+    "list_models",
+    "load",
+    "load_weights",
+    "model_info",
+    "register",
+    "save_weights",
+]

@@ -1,0 +1,43 @@
+"""LeNet-5 (LeCun, Bottou, Bengio and Haffner 1998, section II), in the form in which it is written today.
+
+6 and 16 kernels of 5x5, dense layers of 120 and 84, on 32x32x1. As in most later versions, and unlike the paper, every
+map of the second convolution sees every map of the first, pooling is a plain mean without weights of its own, and the
+output is a dense layer of logits instead of distances to prototypes. The activation is the paper's, tanh.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo.cnn.layers import check_images
+from zoo.features import sow
+from zoo.registry import register
+
+
+@register(
+    "lenet5",
+    family="cnn",
+    input_shape=(32, 32, 1),
+    paper="LeCun et al. 1998, Gradient-based learning applied to document recognition",
+)
+class LeNet5(nn.Module):
+    """Images [B, H, W, C] to logits [B, num_classes]; H and W at least 16. Features: conv1, conv2, fc1, fc2."""
+
+    num_classes: int = 10
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    head = "fc3"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        check_images(self, x, least=16)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        for i, width in enumerate((6, 16), start=1):
+            x = nn.tanh(nn.Conv(width, (5, 5), padding="VALID", **dtypes, name=f"conv{i}")(x))
+            x = sow(self, f"conv{i}", nn.avg_pool(x, (2, 2), (2, 2)))  # 28 -> 14, then 10 -> 5
+        x = sow(self, "fc1", nn.tanh(nn.DenseGeneral(120, axis=(-3, -2, -1), **dtypes, name="fc1")(x)))
+        x = sow(self, "fc2", nn.tanh(nn.Dense(84, **dtypes, name="fc2")(x)))
+        return nn.Dense(self.num_classes, **dtypes, name="fc3")(x)

@@ -1,0 +1,120 @@
+"""Residual networks: He, Zhang, Ren and Sun 2016, "Deep residual learning for image recognition".
+
+Two forms of one module. `stem="imagenet"` is torchvision's arithmetic, which differs from the paper in that a
+bottleneck strides in its 3x3 convolution, not in its first 1x1. `stem="cifar"` is section 4.2 of the paper: a 3x3
+convolution, three stages, and `shortcut="pad"`, option A: every second pixel, and zeros for the new channels, so that
+shortcuts have no parameters. (The paper does not say where the zero channels go; here half on each side.)
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo.cnn.layers import batch_norm, check_images, conv, global_mean
+from zoo.features import sow
+from zoo.ops.pooling import max_pool
+from zoo.registry import register
+
+Layer = Callable[..., Any]
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions (`basic`), or 1x1, 3x3, 1x1 to four times the width (`bottleneck`), and the shortcut."""
+
+    width: int
+    strides: int
+    block: str
+    shortcut: str
+    conv: Layer
+    norm: Layer
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.block == "basic":
+            out = self.width
+            y = nn.relu(self.norm(name="bn1")(self.conv(self.width, 3, self.strides, name="conv1")(x)))
+            y = self.norm(name="bn2")(self.conv(out, 3, 1, name="conv2")(y))
+        else:
+            out = 4 * self.width
+            y = nn.relu(self.norm(name="bn1")(self.conv(self.width, 1, 1, name="conv1")(x)))
+            y = nn.relu(self.norm(name="bn2")(self.conv(self.width, 3, self.strides, name="conv2")(y)))
+            y = self.norm(name="bn3")(self.conv(out, 1, 1, name="conv3")(y))
+        if x.shape[-1] != out or self.strides != 1:
+            if self.shortcut == "projection":
+                x = self.norm(name="downsample_1")(self.conv(out, 1, self.strides, name="downsample_0")(x))
+            else:
+                extra = out - x.shape[-1]
+                x = x[:, :: self.strides, :: self.strides]
+                x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """Images [B, H, W, C] to logits [B, num_classes].
+
+    Features: stem, layer1, layer2, ... (the stages' outputs), pooled. `axis_name` is the mapped axis over which batch
+    statistics are averaged under pmap; under jit and on a mesh they are global without it.
+    """
+
+    stage_sizes: tuple[int, ...]
+    block: Literal["basic", "bottleneck"] = "basic"
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    shortcut: Literal["projection", "pad"] = "projection"
+    width: int = 64
+    num_classes: int = 1000
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    head = "fc"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        check_images(self, x)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        new_conv = partial(conv, **dtypes)
+        norm = partial(batch_norm, train=train, axis_name=self.axis_name, **dtypes)
+
+        size, strides = (7, 2) if self.stem == "imagenet" else (3, 1)
+        x = nn.relu(norm(name="bn1")(new_conv(self.width, size, strides, name="conv1")(x)))
+        sow(self, "stem", x)
+        if self.stem == "imagenet":
+            x = max_pool(x, 3, 2, padding=1)  # [B, H / 4, W / 4, width]
+        for stage, blocks in enumerate(self.stage_sizes):
+            for i in range(blocks):
+                strides = 2 if stage > 0 and i == 0 else 1
+                x = ResidualBlock(
+                    self.width * 2**stage,
+                    strides,
+                    self.block,
+                    self.shortcut,
+                    new_conv,
+                    norm,
+                    name=f"layer{stage + 1}_{i}",
+                )(x)
+            sow(self, f"layer{stage + 1}", x)
+        x = sow(self, "pooled", global_mean(x))  # [B, C]
+        return nn.Dense(self.num_classes, **dtypes, name="fc")(x)
+
+
+IMAGENET = {
+    "resnet18": {"stage_sizes": (2, 2, 2, 2)},
+    "resnet50": {"stage_sizes": (3, 4, 6, 3), "block": "bottleneck"},
+}
+CIFAR = {  # depth 6 n + 2
+    "resnet8": {"stage_sizes": (1, 1, 1)},
+    "resnet20": {"stage_sizes": (3, 3, 3)},
+    "resnet56": {"stage_sizes": (9, 9, 9)},
+}
+PAPER = "He et al. 2016, Deep residual learning for image recognition, arXiv:1512.03385"
+
+for _name, _row in IMAGENET.items():
+    register(_name, family="cnn", input_shape=(224, 224, 3), paper=PAPER)(partial(ResNet, **_row))
+for _name, _row in CIFAR.items():
+    register(_name, family="cnn", input_shape=(32, 32, 3), paper=PAPER)(
+        partial(ResNet, **_row, stem="cifar", shortcut="pad", width=16, num_classes=10)
+    )

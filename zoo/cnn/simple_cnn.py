@@ -1,0 +1,42 @@
+"""Two convolutions and two dense layers: the network that framework tutorials train on CIFAR-10.
+
+3x3 conv 32, ReLU, 2x2 max-pool, 3x3 conv 64, ReLU, 2x2 max-pool, dense 1024, ReLU, dense `num_classes`. The first dense
+layer contracts height, width and channels at once, so its kernel is [H, W, C, 1024] and keeps its geometry.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo.cnn.layers import check_images
+from zoo.features import sow
+from zoo.ops.pooling import max_pool
+from zoo.registry import register
+
+
+@register("simple_cnn", family="cnn", input_shape=(32, 32, 3))
+class SimpleCNN(nn.Module):
+    """Images [B, H, W, C] to logits [B, num_classes]; H and W at least 4. Features: conv1, conv2, fc1."""
+
+    num_classes: int = 10
+    widths: tuple[int, ...] = (32, 64)
+    hidden_size: int = 1024
+    dropout_rate: float = 0.0
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    head = "fc2"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        check_images(self, x, least=2 ** len(self.widths))
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        for i, width in enumerate(self.widths, start=1):
+            x = nn.Conv(width, (3, 3), kernel_init=nn.initializers.he_normal(), **dtypes, name=f"conv{i}")(x)
+            x = sow(self, f"conv{i}", max_pool(nn.relu(x), 2, 2))  # [B, H / 2^i, W / 2^i, width]
+        x = nn.DenseGeneral(self.hidden_size, axis=(-3, -2, -1), **dtypes, name="fc1")(x)
+        x = sow(self, "fc1", nn.relu(x))
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, **dtypes, name="fc2")(x)

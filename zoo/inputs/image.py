@@ -1,0 +1,100 @@
+"""Images: files and arrays of bytes to the normalised float32 that a model was trained on."""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from zoo.errors import ZooError
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageInputs:
+    """Images of `shape` (height, width, channels), normalised by the training set's `mean` and `std` per channel.
+
+    `mean` and `std` are in units of the full range, 0 to 1. `labels` names the classes in the order of the logits.
+    """
+
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    labels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("shape", "mean", "std", "labels"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if len(self.shape) != 3 or len(self.mean) != self.shape[-1] or len(self.std) != self.shape[-1]:
+            raise ZooError(f"shape {self.shape} does not go with mean {self.mean} and std {self.std}: one a channel")
+
+    def encode(self, raw: Any) -> np.ndarray:
+        """A file's path, a PIL image or a uint8 array [h, w], [h, w, c] to float32 [height, width, channels].
+
+        Other sizes are scaled, the shorter side first, and cut at the centre. ZooError for what is not an image.
+        """
+        return np.asarray(self.normalize(self.pixels(raw)))
+
+    def pixels(self, raw: Any) -> np.ndarray:
+        """What `encode` normalises: uint8 [height, width, channels]."""
+        if isinstance(raw, np.ndarray) and raw.shape == self.shape and raw.dtype == np.uint8:
+            return raw
+        return fit(open_image(raw, self.shape[-1]), self.shape[:2])
+
+    def normalize(self, pixels: Any) -> Any:
+        """uint8 [..., C] to float32, (x / 255 - mean) / std; NumPy or JAX arrays, also inside jit."""
+        scale = 1 / (255 * np.asarray(self.std, np.float32))
+        return pixels.astype(np.float32) * scale - np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
+
+    def decode(self, array: Any) -> np.ndarray:
+        """The inverse of `encode`: normalised float32 [..., C] to uint8."""
+        unit = np.asarray(array) * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32)
+        return np.clip(np.rint(unit * 255), 0, 255).astype(np.uint8)
+
+    def example(self) -> jax.ShapeDtypeStruct:
+        """The abstract input of a batch of one, as the model takes it."""
+        return jax.ShapeDtypeStruct((1, *self.shape), np.dtype(np.float32))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "image", **dataclasses.asdict(self)}
+
+
+def open_image(raw: Any, channels: int) -> Any:
+    """A path, an array of bytes or a PIL image as a PIL image of `channels` (1 or 3); ZooError where it is none."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        raise ZooError("reading images needs Pillow; install it with: pip install 'flaxzoo[image]'") from None
+    if channels not in (1, 3):
+        raise ZooError(f"images from files have 1 or 3 channels, the model takes {channels}")
+    if isinstance(raw, np.ndarray):
+        if raw.dtype != np.uint8 or not (raw.ndim == 2 or (raw.ndim == 3 and raw.shape[-1] in (1, 3))):
+            raise ZooError(f"an image array must be uint8 [h, w] or [h, w, 1 or 3], not {raw.dtype} {raw.shape}")
+        image = Image.fromarray(raw[..., 0] if raw.ndim == 3 and raw.shape[-1] == 1 else raw)
+    elif isinstance(raw, str | os.PathLike):
+        try:
+            image = Image.open(raw)
+            image.load()
+        except FileNotFoundError:
+            raise ZooError(f"no image file {str(raw)!r}") from None
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ZooError(f"{str(raw)!r} is not an image that can be read: {error}") from None
+    elif isinstance(raw, Image.Image):
+        image = raw
+    else:
+        raise ZooError(f"an image must be a path, a uint8 array or a PIL image, not {type(raw).__name__}")
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def fit(image: Any, size: tuple[int, int]) -> np.ndarray:
+    """A PIL image to uint8 [height, width, C]: scaled until it covers `size`, then cut at the centre."""
+    from PIL import Image
+
+    height, width = size
+    scale = max(height / image.height, width / image.width)
+    if (image.height, image.width) != size:
+        scaled = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+        image = image.resize(scaled, Image.Resampling.BILINEAR)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    pixels = np.asarray(image.crop((left, top, left + width, top + height)), np.uint8)
+    return pixels[..., None] if pixels.ndim == 2 else pixels

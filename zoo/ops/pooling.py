@@ -1,0 +1,43 @@
+"""Max pooling whose gradient is fast on a CPU.
+
+XLA runs the gradient of a windowed maximum (select-and-scatter) on one element at a time there; as a maximum over
+strided slices, forward and backward are plain elementwise work: 25 times faster for 2x2 windows over [64, 32, 32, 32].
+Other platforms keep the window reduction.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def max_pool(x: jax.Array, window: int, strides: int, padding: int = 0) -> jax.Array:
+    """The maximum of each square window: [B, H, W, C] to [B, (H + 2 padding - window) // strides + 1, ..., C].
+
+    Padding counts as minus infinity. Of equal elements, the first in row-major order gets the gradient.
+    """
+    return lax.platform_dependent(
+        x,
+        cpu=lambda x: max_pool_slices(x, window, strides, padding),
+        default=lambda x: max_pool_windows(x, window, strides, padding),
+    )
+
+
+def max_pool_windows(x: jax.Array, window: int, strides: int, padding: int = 0) -> jax.Array:
+    """The plain form, one `reduce_window`."""
+    pad = (padding, padding)
+    return nn.max_pool(x, (window, window), (strides, strides), (pad, pad))
+
+
+def max_pool_slices(x: jax.Array, window: int, strides: int, padding: int = 0) -> jax.Array:
+    """The same as a running maximum over window * window strided slices."""
+    if padding:
+        pad = (padding, padding)
+        x = jnp.pad(x, ((0, 0), pad, pad, (0, 0)), constant_values=-jnp.inf)
+    rows, columns = ((side - window) // strides * strides + 1 for side in x.shape[1:3])
+    best = None
+    for i in range(window):
+        for j in range(window):
+            piece = x[:, i : i + rows : strides, j : j + columns : strides]
+            best = piece if best is None else jnp.where(best >= piece, best, piece)
+    return best

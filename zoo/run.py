@@ -1,0 +1,175 @@
+"""A run folder read back: `zoo.load(folder)` gives model, variables and inputs, with no script.
+
+    config.json              what was trained: model (name and arguments), inputs, the recipe's settings
+    checkpoints/STEP/        Orbax items `model`, `ema`, `optimizer`, and `meta`: metrics and a digest of every array
+    export/                  config.json, model.safetensors: what people share; readable without Orbax
+
+The folder may belong to a finished, a running or a killed run; it is only read.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from zoo.errors import ZooError
+from zoo.inputs import inputs_from_json
+from zoo.inputs.image import ImageInputs
+from zoo.registry import abstract_variables, create_model
+from zoo.weights import load_weights
+
+
+class Run(NamedTuple):
+    """A trained model: `model.apply(variables, inputs.encode(raw)[None])`."""
+
+    model: nn.Module
+    variables: Mapping[str, Any]
+    inputs: ImageInputs
+
+
+class BrokenCheckpoint(Exception):
+    """A checkpoint that cannot be read back as it was written; the message says why, in a line."""
+
+
+def load(folder: str | pathlib.Path, step: str | int = "best", ema: bool | None = None) -> Run:
+    """Model, variables and inputs of a run folder, or of an `export/` folder alone.
+
+    `step` is "best" (by the run's validation metric), "last", or a number. `ema` asks for the averaged weights or the
+    plain ones; None takes the averaged where the run kept them. ZooError where the folder is no run, holds no such
+    step, or its checkpoint is damaged (for "best" and "last": every one is).
+    """
+    folder = pathlib.Path(folder)
+    config = read_config(folder)
+    model = create_model(config["model"]["name"], **config["model"]["args"])
+    inputs = inputs_from_json(config["inputs"])
+    checkpoints = step_folders(folder / "checkpoints")
+    if not checkpoints:
+        exported = folder / "model.safetensors", folder / "export" / "model.safetensors"
+        for path in exported:
+            if path.is_file():
+                if step not in ("best", config.get("step")) or ema not in (None, config.get("ema")):
+                    raise ZooError(f"{str(folder)!r} holds only the weights of step {config.get('step')}")
+                return Run(model, load_weights(model, path, inputs.shape), inputs)
+        raise ZooError(f"{str(folder)!r} has no checkpoint yet")
+    template = abstract_variables(model, inputs.example())
+    problems = []
+    for number in _candidates(checkpoints, step):
+        try:
+            meta = read_meta(checkpoints[number])
+            item = "ema" if "ema" in meta["digests"] and ema is not False else "model"
+            if ema and item != "ema":
+                raise ZooError(f"{str(folder)!r} kept no averaged weights; leave ema out")
+            return Run(model, read_arrays(checkpoints[number], item, template, meta), inputs)
+        except BrokenCheckpoint as error:
+            problems.append(f"step {number}: {error}")
+    raise ZooError(f"no readable checkpoint in {str(folder)!r}: {'; '.join(problems)}")
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """The run's config.json; ZooError where the folder is not a run's or the file is damaged."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ZooError(f"{str(folder)!r} is not a run folder: it has no config.json")
+    try:
+        config = json.loads(path.read_text())
+        if not isinstance(config["model"]["name"], str) or not isinstance(config["model"]["args"], dict):
+            raise TypeError("its model is not a name with arguments")
+        config["inputs"]["kind"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ZooError(f"{str(path)!r} describes no run: {error!r:.120}") from None
+    return config
+
+
+def step_folders(checkpoints: pathlib.Path) -> dict[int, pathlib.Path]:
+    """Finished checkpoints by step (Orbax renames a folder when it is whole)."""
+    found = checkpoints.iterdir() if checkpoints.is_dir() else ()
+    return {int(path.name): path for path in sorted(found) if path.name.isdecimal() and path.is_dir()}
+
+
+def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
+    """The item `meta`: `score` (higher is better, or None), `digests` by item and path."""
+    import orbax.checkpoint as ocp
+
+    try:
+        with _quiet(), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            meta = reader.restore(checkpoint / "meta", args=ocp.args.JsonRestore())
+        if not isinstance(meta["digests"]["model"], dict):
+            raise TypeError("no digests")
+        return meta
+    except Exception as error:  # Orbax raises whatever its storage does
+        raise BrokenCheckpoint(f"its meta is unreadable ({_line(error)})") from None
+
+
+def read_arrays(checkpoint: pathlib.Path, item: str, template: Any, meta: Mapping[str, Any]) -> Any:
+    """An item as NumPy arrays in the structure of `template`; BrokenCheckpoint unless every digest agrees.
+
+    The template's shapes and dtypes must be the file's: Orbax would cast another dtype in silence, the digest does not.
+    """
+    import orbax.checkpoint as ocp
+
+    wanted = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), template)
+    try:
+        with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            path = (checkpoint / item).absolute()
+            arrays = reader.restore(path, args=ocp.args.PyTreeRestore(item=template, restore_args=wanted))
+    except Exception as error:
+        raise BrokenCheckpoint(f"its {item} is unreadable ({_line(error)})") from None
+    found, expected = digests(arrays), meta["digests"].get(item)
+    if found != expected:
+        names = [name for name in {**found, **(expected or {})} if found.get(name) != (expected or {}).get(name)]
+        raise BrokenCheckpoint(f"its {item} is not what was saved, first in {names[0] if names else 'its structure'}")
+    return arrays
+
+
+def digests(tree: Any) -> dict[str, str]:
+    """A SHA-256 of every array's dtype, shape and bytes, by path."""
+    result = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        digest = hashlib.sha256(f"{array.dtype.name}{np.shape(leaf)}".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+        result[jax.tree_util.keystr(path, simple=True, separator="/")] = digest.hexdigest()[:32]
+    return result
+
+
+def _candidates(checkpoints: Mapping[int, pathlib.Path], step: str | int) -> list[int]:
+    """The steps to try, the wanted one first."""
+    if isinstance(step, int):
+        if step not in checkpoints:
+            raise ZooError(f"no checkpoint of step {step}; there are {', '.join(map(str, sorted(checkpoints)))}")
+        return [step]
+    newest_first = sorted(checkpoints, reverse=True)
+    if step == "last":
+        return newest_first
+    if step != "best":
+        raise ZooError(f'step must be "best", "last" or a number, not {step!r}')
+    scores = {}
+    for number in newest_first:
+        with contextlib.suppress(BrokenCheckpoint):
+            score = read_meta(checkpoints[number]).get("score")
+            scores[number] = -math.inf if score is None else score
+    return sorted(newest_first, key=lambda number: (scores.get(number, -math.inf), number), reverse=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax's warnings and pages of tracebacks off the terminal; what matters is raised."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

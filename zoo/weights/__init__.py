@@ -1,0 +1,163 @@
+"""Weights in files: our own layout and other people's, always `.safetensors`, checked whole before use."""
+
+import os
+import pathlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from zoo.errors import ZooError
+from zoo.registry import abstract_variables, create_model, list_models, model_info
+from zoo.weights import native, torchvision
+
+Variables = Mapping[str, Any]
+
+
+def load_weights(
+    model: str | nn.Module, path: str | os.PathLike, input_shape: tuple[int, ...] | None = None, **overrides: Any
+) -> Variables:
+    """The variables of `model` from a `.safetensors` file in torchvision's layout or ours.
+
+    `model` is a registered name, with `overrides` of its fields, or a module. `input_shape` (one example's) defaults to
+    the registered one; it matters where a dense layer follows the flattened maps. If the file's head has another
+    number of classes, the head alone is drawn anew, with a warning. ZooError names every tensor that is missing,
+    unexpected or of another shape; nothing is half loaded.
+    """
+    module, example = _module_and_example(model, input_shape, overrides)
+    template = abstract_variables(module, example)
+    tensors = read_safetensors(path)
+    layout = native if native.is_native(tensors) else torchvision
+    expected = layout.names(template)
+    missing = sorted(set(expected) - set(tensors))
+    unexpected = sorted(name for name in set(tensors) - set(expected) if not layout.ignored(name))
+    leaves, misfits = {}, {}
+    for name in set(expected) & set(tensors):
+        keys, leaf = expected[name]
+        try:
+            leaves[keys] = layout.from_file(tensors[name], leaf)
+        except ValueError as error:
+            misfits[name] = keys, str(error)
+    head = getattr(module, "head", None)
+    other_head = bool(misfits) and all(keys[:2] == ("params", head) for keys, _ in misfits.values())
+    wrong = [] if other_head else [f"{name} ({why})" for name, (_, why) in sorted(misfits.items())]
+    problems = {"missing": missing, "unexpected": unexpected, "misshapen": wrong}
+    if any(problems.values()):
+        report = "; ".join(f"{kind}: {_some(found)}" for kind, found in problems.items() if found)
+        raise ZooError(f"{str(path)!r} does not fit {type(module).__name__}: {report}")
+    if other_head:
+        classes = getattr(module, "num_classes", "other")
+        warnings.warn(
+            f"{path} has another number of classes; the head {head!r} ({classes}) is drawn anew", stacklevel=2
+        )
+        for keys, leaf in _initial_head(module, example, head).items():
+            leaves[keys] = leaf
+    return nested(leaves, template)
+
+
+def save_weights(variables: Variables, path: str | os.PathLike, overwrite: bool = False) -> None:
+    """Writes variables in torchvision's layout (no `num_batches_tracked`); refuses to replace a file unasked."""
+    write_safetensors(torchvision.to_file(variables), path, overwrite)
+
+
+def save_native(variables: Variables, path: str | os.PathLike, overwrite: bool = False) -> None:
+    """Writes variables in our own layout: a tensor a leaf, `collection/module/.../name`."""
+    write_safetensors(native.to_file(variables), path, overwrite)
+
+
+def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Every tensor of a `.safetensors` file by name; ZooError where it is none or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.flax import load_file
+
+    if not pathlib.Path(path).is_file():
+        raise ZooError(f"no weights file {str(path)!r}")
+    try:
+        return {name: np.asarray(tensor) for name, tensor in load_file(path).items()}
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        hint = "; convert it first: python -m zoo convert x.pth x.safetensors" if _is_torch_file(path) else ""
+        raise ZooError(f"{str(path)!r} is not a readable .safetensors file: {error}{hint}") from None
+
+
+def write_safetensors(tensors: Mapping[str, Any], path: str | os.PathLike, overwrite: bool = False) -> None:
+    """Writes tensors under a temporary name and renames it, so that the file is whole or absent."""
+    from safetensors.flax import save_file
+
+    path = pathlib.Path(path)
+    if path.exists() and not overwrite:
+        raise ZooError(f"{str(path)!r} exists already; remove it or name another file")
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        save_file({name: jax.numpy.asarray(tensor) for name, tensor in tensors.items()}, str(temporary))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def convert_torch(source: str | os.PathLike, target: str | os.PathLike) -> int:
+    """A torch state dict (`.pth`) as `.safetensors`, the same names; returns how many tensors. Needs torch.
+
+    Read with `weights_only=True`: a file that holds code is refused, not run.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise ZooError("reading .pth files needs torch; install it with: pip install torch") from None
+    if not pathlib.Path(source).is_file():
+        raise ZooError(f"no file {str(source)!r}")
+    try:
+        state = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever torch raises for a foreign or hostile file
+        raise ZooError(f"torch reads no plain weights in {str(source)!r}: {str(error).splitlines()[0]}") from None
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise ZooError(f"{str(source)!r} holds no state dict of tensors")
+    tensors = {}
+    for name, tensor in state.items():
+        if not torchvision.ignored(name):
+            half = tensor.dtype == torch.bfloat16
+            array = (tensor.float() if half else tensor).numpy()
+            tensors[name.removeprefix("module.")] = array.astype(jax.numpy.bfloat16) if half else array
+    write_safetensors(tensors, target)
+    return len(tensors)
+
+
+def nested(leaves: Mapping[tuple[str, ...], Any], template: Variables) -> Variables:
+    """Leaves by path in the structure of `template`."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[tuple(key.key for key in path)], template)
+
+
+def _module_and_example(
+    model: str | nn.Module, input_shape: tuple[int, ...] | None, overrides: Mapping[str, Any]
+) -> tuple[nn.Module, jax.ShapeDtypeStruct]:
+    if isinstance(model, str):
+        info, module = model_info(model), create_model(model, **overrides)
+    else:
+        infos = [model_info(name) for name in list_models()]
+        found = [info for info in infos if info.module_class is type(model)]
+        if not found:
+            raise ZooError(f"{type(model).__name__} is not registered; give its module to zoo.register first")
+        info, module = found[0], model.clone(**overrides)
+    shape = info.input_shape if input_shape is None else tuple(input_shape)
+    return module, jax.ShapeDtypeStruct((1, *shape), np.dtype(info.input_dtype))
+
+
+def _initial_head(module: nn.Module, example: jax.ShapeDtypeStruct, head: str) -> dict[tuple[str, ...], Any]:
+    def init(key: jax.Array) -> Any:
+        return module.init(key, jax.numpy.zeros(example.shape, example.dtype))["params"][head]
+
+    drawn: Callable = jax.jit(init)  # compiled, so that XLA leaves out all but the head
+    return {("params", head, name): value for name, value in drawn(jax.random.key(0)).items()}
+
+
+def _is_torch_file(path: str | os.PathLike) -> bool:
+    return pathlib.Path(path).suffix in (".pth", ".pt", ".bin")
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -1,0 +1,35 @@
+"""Our own layout: one tensor a leaf, named by its path, `params/conv1/kernel`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def is_native(tensors: Mapping[str, Any]) -> bool:
+    return any(name.startswith("params/") for name in tensors)
+
+
+def ignored(name: str) -> bool:
+    return False
+
+
+def names(variables: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+    """The file's name of every leaf, with the leaf's path and the leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    paths = [(tuple(key.key for key in path), leaf) for path, leaf in leaves]
+    return {"/".join(path): (path, leaf) for path, leaf in paths}
+
+
+def from_file(tensor: np.ndarray, leaf: Any) -> np.ndarray:
+    """The tensor itself; ValueError where shape or dtype differ."""
+    if tensor.shape != leaf.shape:
+        raise ValueError(f"{tensor.shape}, not {leaf.shape}")
+    if tensor.dtype != leaf.dtype:
+        raise ValueError(f"{tensor.dtype}, not {leaf.dtype}")
+    return tensor
+
+
+def to_file(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf) for name, (_, leaf) in names(variables).items()}

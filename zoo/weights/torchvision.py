@@ -1,0 +1,66 @@
+"""torchvision's state dicts.
+
+Our modules carry torchvision's names with `_0` for `.0`, so that a path is a name: `params/layer1_0/conv1/kernel` is
+`layer1.0.conv1.weight`. Kernels go from [h, w, in, out] to [out, in, h, w]; a dense layer over a map, [h, w, c, out]
+here, is [out, c h w] there, which is the same transposition and a reshape.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+_LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_DENSE = ("fc", "classifier", "head")  # top-level modules that are dense layers
+
+
+def ignored(name: str) -> bool:
+    """Whether a tensor of the file has no place in a model: torch's step counters."""
+    return name.endswith("num_batches_tracked")
+
+
+def names(variables: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+    """The state dict's name of every leaf, with the leaf's path and the leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    paths = [(tuple(key.key for key in path), leaf) for path, leaf in leaves]
+    return {_name(path): (path, leaf) for path, leaf in paths}
+
+
+def from_file(tensor: np.ndarray, leaf: Any) -> np.ndarray:
+    """The tensor as our leaf, cast to its dtype; ValueError (what was, what should be) where it does not fit."""
+    if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
+        raise ValueError(f"{tensor.dtype}, not floating point")
+    expected = _torch_shape(leaf.shape)
+    if len(leaf.shape) == 4 and tensor.ndim == 2:
+        expected = (expected[0], expected[1] * expected[2] * expected[3])
+    if tensor.shape != expected:
+        raise ValueError(f"{tensor.shape}, not {expected}")
+    if tensor.ndim == 2 and len(leaf.shape) == 4:
+        tensor = tensor.reshape(_torch_shape(leaf.shape))
+    return np.ascontiguousarray(np.transpose(tensor, _TO_OURS[tensor.ndim])).astype(leaf.dtype)
+
+
+def to_file(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The state dict of variables."""
+    tensors = {}
+    for name, (path, leaf) in names(variables).items():
+        tensor = np.transpose(np.asarray(leaf), _TO_TORCH[leaf.ndim])
+        if leaf.ndim == 4 and path[1].startswith(_DENSE):
+            tensor = tensor.reshape(len(tensor), -1)
+        tensors[name] = np.ascontiguousarray(tensor)
+    return tensors
+
+
+_TO_TORCH = {0: (), 1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
+_TO_OURS = {0: (), 1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
+
+
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(shape[axis] for axis in _TO_TORCH[len(shape)])
+
+
+def _name(path: tuple[str, ...]) -> str:
+    modules = [re.sub(r"_(\d+)", r".\1", module) for module in path[1:-1]]
+    return ".".join([*modules, _LEAF[path[-1]]])
