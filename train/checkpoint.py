@@ -1,0 +1,138 @@
+"""Checkpoints of a run, the only file of train that knows Orbax. Their form is described in zoo/run.py.
+
+Saving is asynchronous and atomic (Orbax renames a folder when it is whole). Every array has a digest, which is checked
+on the way back, since a flipped bit restores without an error; a broken newest checkpoint is set aside, with a warning,
+and the one before is taken.
+"""
+
+import contextlib
+import pathlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from train.step import TrainState
+from zoo import run as run_folder
+from zoo.errors import ZooError
+
+
+class _LatestAndBest:
+    """Orbax's preservation policy: the newest `keep` and the best score. A tie goes to the later step."""
+
+    def __init__(self, keep: int, scores: dict[int, float]):
+        self.keep, self.scores = keep, scores
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*steps[-self.keep :], best_step(self.scores, steps)}
+        return [step in kept for step in steps]
+
+
+def best_step(scores: dict[int, float], steps: list[int]) -> int | None:
+    """The step of the highest score, the later one of equals; None where none has a score."""
+    scored = [step for step in steps if step in scores]
+    return max(scored, key=lambda step: (scores[step], step)) if scored else None
+
+
+class Checkpoints:
+    """The checkpoints of one run folder; close it, or the last save is lost."""
+
+    def __init__(self, workdir: pathlib.Path, keep: int):
+        self.folder = (workdir / "checkpoints").absolute()
+        self.scores: dict[int, float] = {}
+        for step, path in run_folder.step_folders(self.folder).items():
+            try:
+                score = run_folder.read_meta(path)["score"]
+            except run_folder.BrokenCheckpoint as error:
+                self._set_aside(step, str(error))
+                continue
+            if score is not None:
+                self.scores[step] = score
+        policy = _LatestAndBest(keep, self.scores)
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints, ascending."""
+        return sorted(run_folder.step_folders(self.folder))
+
+    def best(self) -> int | None:
+        """The step of the best score among the checkpoints that are there."""
+        return best_step(self.scores, self.steps())
+
+    def save(self, state: TrainState, step: int, score: float | None, extra: dict[str, Any]) -> None:
+        """Begins to save plain host arrays; returns before they are on disk. `score` is finite or None."""
+        items = _items(state)
+        meta = {"step": step, "score": score, **extra}
+        meta["digests"] = {name: run_folder.digests(item) for name, item in items.items()}
+        if score is not None:
+            self.scores[step] = score
+        saves = {name: ocp.args.PyTreeSave(item) for name, item in items.items()}
+        with self._disk_errors():
+            done = self._manager.save(step, args=ocp.args.Composite(**saves, meta=ocp.args.JsonSave(meta)))
+        if not done:
+            raise ZooError(f"step {step} was not saved: {str(self.folder)!r} has a checkpoint of it already")
+
+    def wait(self) -> None:
+        """Returns when what was saved is on disk; ZooError where it could not be written."""
+        with self._disk_errors():
+            self._manager.wait_until_finished()
+
+    def restore(self, template: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest whole checkpoint (or `step`) as host arrays, with its meta; None where there has been none.
+
+        A broken one is renamed, with a warning; ZooError where every one is broken.
+        """
+        steps = self.steps() if step is None else [step]
+        for number in reversed(steps):
+            path = self.folder / str(number)
+            try:
+                meta = run_folder.read_meta(path)
+                read = {
+                    name: run_folder.read_arrays(path, name, item, meta) for name, item in _items(template).items()
+                }
+            except run_folder.BrokenCheckpoint as error:
+                self._set_aside(number, str(error))
+                self._manager.reload()
+                continue
+            ema = read.get("ema")
+            collections = {name: value for name, value in read["model"].items() if name != "params"}
+            restored = template.replace(
+                params=read["model"]["params"], collections=collections, ema=ema, **read["optimizer"]
+            )
+            return restored, meta
+        if any(self.folder.glob("*.broken*")):
+            raise ZooError(f"every checkpoint in {str(self.folder)!r} is broken; start anew in another workdir")
+        return None
+
+    def close(self) -> None:
+        """Waits for saves under way and ends Orbax's threads."""
+        with self._disk_errors():
+            self._manager.close()
+
+    def _set_aside(self, step: int, why: str) -> None:
+        path, n = self.folder / str(step), 0
+        while (aside := self.folder / f"{step}.broken{n or ''}").exists():
+            n += 1
+        path.rename(aside)
+        self.scores.pop(step, None)
+        warnings.warn(f"checkpoint {step} is broken ({why}); set aside as {aside.name}", stacklevel=3)
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        """Turns what Orbax raises from its threads into a line that says what is still there."""
+        try:
+            yield
+        except Exception as error:
+            steps = self.steps()
+            intact = f"the checkpoint of step {steps[-1]} is intact" if steps else "there is no earlier checkpoint"
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise ZooError(f"could not save a checkpoint in {str(self.folder)!r} ({line}); {intact}") from None
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    items = {"model": state.variables(), "optimizer": {"step": state.step, "opt_state": state.opt_state}}
+    return items if state.ema is None else {**items, "ema": state.ema}

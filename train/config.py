@@ -1,0 +1,176 @@
+"""The settings of a run: frozen dataclasses that tyro turns into flags, and JSON into a run folder."""
+
+import ast
+import dataclasses
+import os
+import typing
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from train.data.augment import AugmentConfig
+from train.tasks.classification import Classification
+from zoo.errors import ZooError, unknown
+
+
+def _parse_pairs(items: list[str]) -> dict[str, Any]:
+    pairs = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not (key.isidentifier() and equals):
+            raise ValueError(f"{item!r} is not of the form name=value")
+        try:
+            pairs[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            pairs[key] = text  # a plain word, such as bfloat16
+    return pairs
+
+
+# name=value pairs, values as Python literals or plain words: --model.args width=2 dtype=bfloat16
+Arguments = Annotated[
+    dict[str, Any],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME=VALUE ...",
+        instance_from_str=_parse_pairs,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [f"{key}={item}" for key, item in value.items()],
+    ),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    name: str = "simple_cnn"  # a registered model: python -m zoo list
+    args: Arguments = dataclasses.field(default_factory=dict)  # fields of the model, e.g. width=32 dtype=bfloat16
+    weights: str | None = None  # a .safetensors file to start from
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    name: str = "digits"  # digits (built in), or any labelled image set of TFDS
+    path: str | None = None  # a folder of class folders, instead of a name
+    dir: str | None = None  # where TFDS sets lie or go; default $TFDS_DATA_DIR, else ~/tensorflow_datasets
+    image_size: int | None = None  # side in pixels to which images of varying size are brought; default: the model's
+    validation_fraction: float = 0.1  # the end of train that validates, where a set has no validation split
+
+    def tfds_dir(self) -> str:
+        return os.path.expanduser(self.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    name: str = "adamw"  # an Optax optimizer: sgd, adam, adamw, lion, lamb, rmsprop, ...
+    learning_rate: float = 1e-3  # the peak
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"  # how it falls, to zero, after the warm-up
+    warmup_steps: int = 0  # linear rise from zero
+    decay_steps: int | None = None  # where the schedule ends; default: steps, as the run was begun
+    weight_decay: float = 0.0  # of kernels and embeddings; biases and norms' scales are spared
+    clip_norm: float | None = None  # the gradient's largest global norm
+    ema: float | None = None  # decay of averaged weights, which are then the ones evaluated and exported
+    accumulate: int = 1  # micro-batches a step; with BatchNorm each normalises by itself
+    args: Arguments = dataclasses.field(default_factory=dict)  # more of Optax's arguments, e.g. b2=0.95 nesterov=True
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    every: int = 50  # steps between lines
+    tensorboard: bool = True  # write event files
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run. The same fields, in the same form, lie in the run folder's config.json."""
+
+    workdir: str  # the run folder
+    steps: int  # updates
+    batch_size: int  # examples an update, over all devices
+    seed: int = 0  # of initial weights, order of data, augmentation and dropout
+    parallel: Literal["auto", "jit", "mesh", "pmap"] = "auto"  # auto: jit on one device, mesh on several
+    resume: bool = False  # go on from the newest checkpoint in workdir; start where there is none
+    eval_every: int = 1000  # steps between evaluations on validation data, each followed by a checkpoint
+    keep: int = 2  # newest checkpoints kept, besides the best
+    profile: str | None = None  # START:STOP, steps to trace for TensorBoard's profiler
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    task: Classification = Classification()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    log: LogConfig = LogConfig()
+
+    def check(self) -> None:
+        """ZooError for a value out of range; what needs the data or the devices is checked where they are known."""
+        optimizer, data = self.optimizer, self.data
+        at_least("steps", self.steps, 1)
+        at_least("batch-size", self.batch_size, 1)
+        at_least("seed", self.seed, 0)
+        at_least("eval-every", self.eval_every, 1)
+        at_least("keep", self.keep, 1)
+        at_least("log.every", self.log.every, 1)
+        at_least("optimizer.warmup-steps", optimizer.warmup_steps, 0)
+        at_least("optimizer.weight-decay", optimizer.weight_decay, 0)
+        at_least("optimizer.accumulate", optimizer.accumulate, 1)
+        at_least("optimizer.learning-rate", optimizer.learning_rate, 0)
+        if optimizer.clip_norm is not None and not optimizer.clip_norm > 0:
+            raise ZooError(f"optimizer.clip-norm must be above 0, not {optimizer.clip_norm}")
+        if optimizer.ema is not None and not 0 < optimizer.ema < 1:
+            raise ZooError(f"optimizer.ema must be between 0 and 1, not {optimizer.ema}")
+        if not 0 <= data.validation_fraction < 1:
+            raise ZooError(f"data.validation-fraction must be in [0, 1), not {data.validation_fraction}")
+        if data.image_size is not None:
+            at_least("data.image-size", data.image_size, 1)
+        if self.batch_size % optimizer.accumulate:
+            raise ZooError(
+                f"batch-size {self.batch_size} is not divisible by optimizer.accumulate {optimizer.accumulate}"
+            )
+        self.augment.check()
+        self.task.check()
+        self.profile_steps()
+
+    def profile_steps(self) -> tuple[int, int] | None:
+        """The first step to trace and the one to stop before."""
+        if self.profile is None:
+            return None
+        start, _, stop = self.profile.partition(":")
+        if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+            raise ZooError(f"profile must be START:STOP, two steps such as 10:20, not {self.profile!r}")
+        return int(start), int(stop)
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """ZooError unless `value` is a number of at least `least`."""
+    if not value >= least:
+        raise ZooError(f"{name} must be at least {least}, not {value}")
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The settings as plain JSON data."""
+    return dataclasses.asdict(config)
+
+
+def from_json(data: Any, kind: Any = Config) -> Any:
+    """The inverse of `to_json`; ZooError for a field that does not exist or a value that is not an object."""
+    if not isinstance(data, dict):
+        raise ZooError(f"settings must be an object, not {data!r:.80}")
+    hints = typing.get_type_hints(kind)
+    fields = {}
+    for name, value in data.items():
+        if name not in hints:
+            raise unknown(f"setting of {kind.__name__}", name, hints)
+        fields[name] = from_json(value, hints[name]) if dataclasses.is_dataclass(hints[name]) else value
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise ZooError(f"settings of {kind.__name__} are incomplete: {error}") from None
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Fields in which two settings differ, by dotted name: (old, new)."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for field in dataclasses.fields(old):
+        was, now, name = getattr(old, field.name), getattr(new, field.name), prefix + field.name
+        if dataclasses.is_dataclass(was):
+            found |= differences(was, now, f"{name}.")
+        elif was != now:
+            found[name] = was, now
+    return found

@@ -1,0 +1,130 @@
+"""A data set: its splits, and what a model's user must know of its inputs."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from zoo.errors import ZooError
+from zoo.inputs.image import ImageInputs
+
+if TYPE_CHECKING:
+    from train.config import DataConfig
+
+Arrays = dict[str, np.ndarray]
+IN_MEMORY_BYTES = 2 << 30  # larger sets, decoded, are read from their files batch by batch
+
+
+class Split(Protocol):
+    """Examples 0 to size - 1, read by index."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def in_memory(self) -> bool: ...
+
+    def read(self, indices: np.ndarray) -> Arrays:
+        """The examples of `indices`, stacked: `image` uint8 [n, H, W, C], `label` int32 [n]."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySplit:
+    """Examples as arrays in memory; reading is one gather."""
+
+    arrays: Mapping[str, np.ndarray]
+    in_memory = True
+
+    @property
+    def size(self) -> int:
+        return len(self.arrays["label"])
+
+    def read(self, indices: np.ndarray) -> Arrays:
+        return {name: array[indices] for name, array in self.arrays.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class LazySplit:
+    """Examples `start` to `start + size - 1` of a source that decodes them when asked."""
+
+    size: int
+    decode: Callable[[list[int]], Arrays]
+    start: int = 0
+    in_memory = False
+
+    def read(self, indices: np.ndarray) -> Arrays:
+        return self.decode([self.start + int(i) for i in indices])
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Splits and inputs; a set without labels for testing has no `test`, one too small to validate no `validation`."""
+
+    name: str
+    train: Split
+    validation: Split | None
+    test: Split | None
+    inputs: ImageInputs
+
+
+def load_dataset(config: "DataConfig", model_shape: tuple[int, ...]) -> Dataset:
+    """The data set of the settings. `model_shape` gives the size to which images of varying size are brought."""
+    from train.data import digits, folder, tfds
+
+    side = config.image_size
+    size = (side, side) if side else (model_shape[0], model_shape[1])
+    if config.path is not None:
+        name, splits, labels = folder.load(config.path, size)
+    elif config.name == "digits":
+        name, splits, labels = digits.load()
+    else:
+        name, splits, labels = tfds.load(config.name, config.tfds_dir(), size, resize=side is not None)
+    train, validation = splits["train"], splits.get("validation")
+    if validation is None:
+        train, validation = hold_out(train, config.validation_fraction)
+    shape, mean, std = statistics(train)
+    return Dataset(name, train, validation, splits.get("test"), ImageInputs(shape, mean, std, tuple(labels)))
+
+
+def hold_out(split: Any, fraction: float) -> tuple[Any, Any]:
+    """The split without its last `fraction` in index order, and that part (None where it is empty)."""
+    held = int(split.size * fraction)
+    if held == 0:
+        return split, None
+    cut = split.size - held
+    if isinstance(split, ArraySplit):
+        first, last = ({name: array[part] for name, array in split.arrays.items()} for part in (_to(cut), _from(cut)))
+        return ArraySplit(first), ArraySplit(last)
+    return LazySplit(cut, split.decode, split.start), LazySplit(held, split.decode, split.start + cut)
+
+
+def statistics(split: Split) -> tuple[tuple[int, int, int], tuple[float, ...], tuple[float, ...]]:
+    """Shape of an image, and mean and standard deviation per channel in units of 0 to 1.
+
+    Of all examples where they are in memory, of 2,048 spread evenly over the split where they are not.
+    """
+    if split.size == 0:
+        raise ZooError("the data set has no training examples")
+    if split.in_memory:
+        images = split.read(np.arange(split.size))["image"]
+    else:
+        images = split.read(np.linspace(0, split.size - 1, min(2048, split.size)).astype(int))["image"]
+    mean, std = [], []
+    for channel in range(images.shape[-1]):
+        counts = np.bincount(images[..., channel].ravel(), minlength=256) / images[..., channel].size
+        levels = np.arange(256) / 255
+        centre = float(counts @ levels)
+        mean.append(round(centre, 6))
+        std.append(round(max(math.sqrt(float(counts @ (levels - centre) ** 2)), 1e-3), 6))
+    return images.shape[1:], tuple(mean), tuple(std)
+
+
+def _to(cut: int) -> slice:
+    return slice(None, cut)
+
+
+def _from(cut: int) -> slice:
+    return slice(cut, None)

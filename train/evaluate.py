@@ -1,0 +1,96 @@
+"""Metrics of a model on a split, every example counted once; `python -m train evaluate`."""
+
+import dataclasses
+import pathlib
+from typing import Any, Literal
+
+import jax
+import tyro
+
+import zoo
+from train.config import Config, DataConfig, from_json
+from train.data import Split, eval_batches, load_dataset
+from train.sharding import Layout, make_layout
+from train.step import make_eval_step
+from train.tasks.classification import Classification
+from zoo.errors import ZooError
+from zoo.run import read_config
+
+
+def evaluate(eval_step: Any, layout: Layout, variables: Any, split: Split, batch_size: int, task: Any) -> dict[str, float]:
+    """The task's metrics of placed `variables` over the whole split."""
+    totals: dict[str, float] = {}
+    waiting: list[Any] = []
+    batches = eval_batches(split, batch_size, jax.process_index(), jax.process_count())
+    for batch in batches:
+        waiting.append(eval_step(variables, layout.put_batch(batch)))
+        if len(waiting) > layout.bounded - 1:
+            _add(totals, layout.fetch(waiting.pop(0)))
+    for sums in waiting:
+        _add(totals, layout.fetch(sums))
+    return task.metrics(totals)
+
+
+def _add(totals: dict[str, float], sums: dict[str, Any]) -> None:
+    for name, value in sums.items():
+        totals[name] = totals.get(name, 0.0) + float(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluates a run folder, or a registered model with weights, on a data set."""
+
+    target: tyro.conf.Positional[str]  # a run folder, or a model's name
+    weights: str | None = None  # .safetensors for a model given by name
+    split: Literal["test", "validation", "train"] = "test"  # the split to read
+    batch_size: int = 256  # examples at a time, over all devices
+    parallel: Literal["auto", "jit", "mesh", "pmap"] = "auto"  # as in training
+    data: DataConfig = DataConfig()
+
+
+def evaluate_command(args: list[str]) -> None:
+    """Prints the metrics of `python -m train evaluate RUN_OR_NAME ...`; the data default to the run's own."""
+    data = DataConfig()
+    folder = next((pathlib.Path(arg) for arg in args if (pathlib.Path(arg) / "config.json").is_file()), None)
+    stored = read_config(folder) if folder else {}
+    if "config" in stored:
+        data = from_json(stored["config"]).data
+    config = tyro.cli(
+        EvaluateConfig, args=args, default=EvaluateConfig("", data=data), prog="python -m train evaluate"
+    )
+    metrics = evaluate_target(config)
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    print(f"{config.target} on {config.data.path or config.data.name} {config.split}: {shown}")
+
+
+def evaluate_target(config: EvaluateConfig) -> dict[str, float]:
+    """The metrics of a run, or of a named model with weights, on a split; ZooError where they do not go together."""
+    if config.batch_size < 1:
+        raise ZooError(f"batch-size must be at least 1, not {config.batch_size}")
+    if pathlib.Path(config.target).is_dir():
+        if config.weights is not None:
+            raise ZooError("weights go with a model's name; a run folder has its own")
+        model, variables, inputs = zoo.load(config.target)
+        dataset = load_dataset(config.data, inputs.shape)
+    else:
+        info = zoo.model_info(config.target)
+        if config.weights is None:
+            raise ZooError(f"{config.target} is a model's name; add --weights FILE, or give a run folder")
+        dataset = load_dataset(config.data, info.input_shape)
+        inputs, classes = dataset.inputs, len(dataset.inputs.labels)
+        model = zoo.create_model(config.target, num_classes=classes)
+        variables = zoo.load_weights(model, config.weights, inputs.shape)
+    if len(inputs.labels) != len(dataset.inputs.labels) or inputs.shape != dataset.inputs.shape:
+        raise ZooError(
+            f"{dataset.name} has {len(dataset.inputs.labels)} classes of {dataset.inputs.shape} images; "
+            f"{config.target} takes {len(inputs.labels)} of {inputs.shape} (data.image-size brings images to a size)"
+        )
+    split = getattr(dataset, config.split)
+    if split is None:
+        raise ZooError(f"{dataset.name} has no split {config.split} with labels")
+    layout = make_layout(config.parallel, config.batch_size, 1)
+    settings = Config("", 1, config.batch_size)
+    if layout.axis_name and hasattr(model, "axis_name"):
+        model = model.clone(axis_name=layout.axis_name)
+    step = layout.compile_eval(make_eval_step(settings, model, inputs, layout.axis_name))
+    return evaluate(step, layout, layout.put_state(variables), split, config.batch_size, Classification())

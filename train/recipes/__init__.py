@@ -1,0 +1,1 @@
+"""One recipe a file: a docstring with command, cost and result, and a function `config()`."""

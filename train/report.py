@@ -1,0 +1,125 @@
+"""What a person sees of a run: the progress line, metrics.jsonl, TensorBoard events, the learning curves."""
+
+import contextlib
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from train.config import Config
+
+
+class Report:
+    """The records of a run folder. `metrics.jsonl` holds only what the settings determine; timings go to TensorBoard."""
+
+    def __init__(self, workdir: pathlib.Path, config: Config, step: int):
+        self.path, self.steps, self.batch_size = workdir / "metrics.jsonl", config.steps, config.batch_size
+        cut_back(self.path, step)
+        self._file = self.path.open("a")
+        self._events: Any = None
+        if config.log.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._live = sys.stdout.isatty()
+
+    def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl, and the same to TensorBoard."""
+        self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+        for name, value in metrics.items():
+            self.event(f"{split}/{name}", value, step)
+
+    def event(self, name: str, value: float, step: int) -> None:
+        """A scalar for TensorBoard alone."""
+        if self._events is not None:
+            self._events.add_scalar(name, value, step)
+
+    def progress(self, step: int, metrics: Mapping[str, float], rate: float) -> None:
+        """The line that lives: step, metrics, examples a second, time left."""
+        left = int((self.steps - step) * self.batch_size / rate) if rate else 0
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name in ("loss", "accuracy"))
+        line = f"step {step}/{self.steps}  {shown}  {rate:,.0f} examples/s  {left // 60}:{left % 60:02d} left"
+        print(f"\r{line:<90}" if self._live else line, end="" if self._live else "\n", flush=True)
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        print(f"\r{line:<90}" if self._live else line, flush=True)
+
+    def flush(self) -> None:
+        """To the disk: what a checkpoint builds on must be there before it."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+class Phases:
+    """Wall seconds by phase: `with phases("data"): ...`; what is in no phase is `other`."""
+
+    def __init__(self, seconds_before: float = 0.0):
+        self.seconds: dict[str, float] = {"import": seconds_before} if seconds_before else {}
+        self._start = time.perf_counter() - seconds_before
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def summary(self) -> dict[str, float]:
+        """Seconds by phase, rounded, with `other` and `total`."""
+        total = time.perf_counter() - self._start
+        rows = {**self.seconds, "other": total - sum(self.seconds.values()), "total": total}
+        return {name: round(value, 2) for name, value in rows.items()}
+
+
+def cut_back(path: pathlib.Path, step: int) -> None:
+    """Drops the lines of metrics.jsonl beyond `step`, and one that a kill cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+    write_text(path, "".join(kept))
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def draw_curves(workdir: pathlib.Path, metric: str) -> pathlib.Path:
+    """curves.png: loss and the task's metric by step, a line a split."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, name in zip(axes, ("loss", metric), strict=True):
+        for split in dict.fromkeys(row["split"] for row in rows):
+            points = [(row["step"], row[name]) for row in rows if row["split"] == split and name in row]
+            marker = "o" if len(points) == 1 else None
+            axis.plot(*zip(*points, strict=True), label=f"{split} {points[-1][1]:.4f}", marker=marker)
+        axis.set(xlabel="step", ylabel=name)
+        axis.grid(alpha=0.3)
+        axis.legend(title="last value")
+    if min(row["loss"] for row in rows) > 0:
+        axes[0].set_yscale("log")
+    path = workdir / "curves.png"
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path

@@ -1,0 +1,112 @@
+"""How arrays lie on devices, and the three ways to compile a step: jit, mesh, pmap.
+
+`jit` is one device; `mesh` is the same jit over arrays that a mesh holds, the batch split along its axis `data` and the
+state replicated; `pmap` is a frozen mode for those who still use it: data-parallel, one process.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from zoo.errors import ZooError
+
+AXIS = "data"
+
+
+class Layout:
+    """jit and mesh: global arrays; the layouts differ only in their shardings."""
+
+    axis_name: str | None = None
+
+    def __init__(self, mode: str, batch_size: int):
+        devices = jax.devices()[:1] if mode == "jit" else jax.devices()
+        self.mode, self.devices = mode, devices
+        if batch_size % len(devices):
+            below = batch_size // len(devices) * len(devices)
+            near = " or ".join(str(size) for size in (below, below + len(devices)) if size)
+            raise ZooError(f"batch-size {batch_size} does not divide among {len(devices)} devices; {near} does")
+        if mode == "jit":
+            self.replicated: Any = SingleDeviceSharding(devices[0])
+            self.split: Any = self.replicated
+        else:
+            mesh = Mesh(np.array(devices), (AXIS,))
+            self.replicated = NamedSharding(mesh, PartitionSpec())
+            self.split = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    @property
+    def bounded(self) -> int:
+        """Steps that may be in flight. Several virtual CPU devices deadlock in their collectives with more than one."""
+        return 1 if len(self.devices) > 1 and self.devices[0].platform == "cpu" else 2
+
+    def put_state(self, state: Any) -> Any:
+        """Plain global arrays, host or device, to the layout. Always copies: the step donates what it is given."""
+        return jax.tree.map(lambda leaf: jax.device_put(np.array(leaf), self.replicated), state)
+
+    def put_batch(self, batch: dict[str, np.ndarray]) -> Any:
+        """This process's rows of a batch to the devices."""
+        if self.mode == "jit":
+            return jax.device_put(batch, self.split)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.split, x), batch)
+
+    def fetch(self, tree: Any) -> Any:
+        """Plain global NumPy arrays of what `put_state` placed or a step returned, copied."""
+        return jax.tree.map(np.array, tree)
+
+    def compile_train(self, step: Callable) -> Any:
+        """The step compiled, its first argument donated."""
+        return jax.jit(step, donate_argnums=0, out_shardings=(self.replicated, self.replicated))
+
+    def compile_eval(self, step: Callable) -> Any:
+        return jax.jit(step, out_shardings=self.replicated)
+
+
+class PmapLayout(Layout):
+    """pmap: every array of the state has a leading axis of devices, every array of the batch is cut along one."""
+
+    axis_name = AXIS
+
+    def __init__(self, batch_size: int, accumulate: int):
+        if jax.process_count() > 1:
+            raise ZooError("parallel pmap runs in one process; use mesh for several")
+        super().__init__("pmap", batch_size)
+        if batch_size // len(self.devices) % accumulate:
+            raise ZooError(
+                f"parallel pmap: {batch_size // len(self.devices)} examples a device are not divisible by "
+                f"optimizer.accumulate {accumulate}; use mesh"
+            )
+
+    def put_state(self, state: Any) -> Any:
+        n = len(self.devices)
+        return jax.tree.map(lambda x: jax.device_put(np.array([np.asarray(x)] * n), self.split), state)
+
+    def put_batch(self, batch: dict[str, np.ndarray]) -> Any:
+        n = len(self.devices)
+        return jax.tree.map(lambda x: jax.device_put(x.reshape(n, -1, *x.shape[1:]), self.split), batch)
+
+    def fetch(self, tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: np.array(leaf.addressable_shards[0].data)[0], tree)
+
+    def compile_train(self, step: Callable) -> Any:
+        return jax.pmap(step, axis_name=AXIS, donate_argnums=0)
+
+    def compile_eval(self, step: Callable) -> Any:
+        return jax.pmap(step, axis_name=AXIS)
+
+
+def make_layout(parallel: str, batch_size: int, accumulate: int) -> Layout:
+    """The layout of a mode; "auto" is jit on one device and mesh on several. ZooError where devices do not divide."""
+    if parallel == "auto":
+        parallel = "jit" if jax.device_count() == 1 else "mesh"
+    if parallel == "pmap":
+        return PmapLayout(batch_size, accumulate)
+    layout = Layout(parallel, batch_size)
+    if math.gcd(batch_size // accumulate, len(layout.devices)) != len(layout.devices):
+        raise ZooError(
+            f"micro-batches of {batch_size // accumulate} do not divide among {len(layout.devices)} devices; change "
+            "batch-size or optimizer.accumulate"
+        )
+    return layout

@@ -1,0 +1,129 @@
+"""The one pure training step, and the evaluation step beside it.
+
+Written once, for one device's view of the batch. Under jit and on a mesh the batch is the global one and sums are
+global by themselves; under pmap `axis_name` names the mapped axis over which they are added up.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from train.config import Config
+from zoo.inputs.image import ImageInputs
+
+Batch = Mapping[str, jax.Array]
+Sums = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes. `collections` are the model's other variables, such as batch statistics."""
+
+    step: jax.Array  # updates made, int32
+    params: Any
+    collections: Any
+    opt_state: Any
+    ema: Any  # averaged params and collections, or None
+
+    def variables(self) -> dict[str, Any]:
+        return {"params": self.params, **self.collections}
+
+    def eval_variables(self) -> dict[str, Any]:
+        """The weights to evaluate and to export: the averaged ones where there are any."""
+        return self.variables() if self.ema is None else self.ema
+
+
+def init_state(variables: Mapping[str, Any], optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
+    """The state before the first step, of initial or loaded variables."""
+    collections = {name: value for name, value in variables.items() if name != "params"}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        collections=collections,
+        opt_state=optimizer.init(variables["params"]),
+        ema=jax.tree.map(jnp.copy, dict(variables)) if ema else None,
+    )
+
+
+def make_train_step(
+    config: Config,
+    model: nn.Module,
+    inputs: ImageInputs,
+    optimizer: optax.GradientTransformation,
+    axis_name: str | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
+    """The pure function (state, batch) -> (state, metrics).
+
+    Metrics are sums over the batch (`loss`, ..., `count`) and `grad_norm`, the norm of the averaged gradient. Gradients
+    are averaged over examples, over all micro-batches and devices, each example alike.
+    """
+
+    def sum_gradients(params: Any, collections: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Sums]:
+        augment_key, dropout_key = jax.random.split(key)
+        if axis_name is not None:  # each shard draws its own masks
+            dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
+
+        def summed_loss(params: Any) -> tuple[jax.Array, tuple[Any, Sums]]:
+            x = config.task.model_inputs(inputs, batch, config.augment, augment_key)
+            variables = {"params": params, **collections}
+            rngs, mutable = {"dropout": dropout_key}, list(collections)
+            logits, changed = model.apply(variables, x, train=True, rngs=rngs, mutable=mutable)
+            sums = config.task.sums(logits, batch, train=True)
+            return sums["loss"], (dict(changed), sums)
+
+        gradients, (changed, sums) = jax.grad(summed_loss, has_aux=True)(params)
+        return gradients, changed, sums
+
+    def accumulated(state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Any, Sums]:
+        """The sums of gradients and metrics over micro-batches, one after the other."""
+        k = config.optimizer.accumulate
+        if k == 1:
+            return sum_gradients(state.params, state.collections, batch, key)
+        # Micro-batch m takes rows m, m + k, ...: each device keeps its own rows.
+        micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, k, *x.shape[1:]), 1, 0), dict(batch))
+
+        def body(carry: tuple[Any, Any, Sums], item: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+            gradients, collections, sums = carry
+            m, piece = item
+            more, collections, new_sums = sum_gradients(state.params, collections, piece, jax.random.fold_in(key, m))
+            return (jax.tree.map(jnp.add, gradients, more), collections, jax.tree.map(jnp.add, sums, new_sums)), None
+
+        shapes = jax.eval_shape(sum_gradients, state.params, state.collections, jax.tree.map(lambda x: x[0], micro), key)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        carry = (zeros[0], state.collections, zeros[2])
+        return jax.lax.scan(body, carry, (jnp.arange(k), micro))[0]
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        gradients, collections, sums = accumulated(state, batch, key)
+        if axis_name is not None:
+            gradients, sums = jax.lax.psum((gradients, sums), axis_name)
+        gradients = jax.tree.map(lambda g: g / sums["count"].astype(g.dtype), gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new = state.replace(step=state.step + 1, params=params, collections=collections, opt_state=opt_state)
+        if state.ema is not None:
+            # The first steps weigh less, so that the average is not one of initial weights.
+            decay = jnp.minimum(config.optimizer.ema, (1.0 + state.step) / (10.0 + state.step))
+            new = new.replace(ema=jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), state.ema, new.variables()))
+        return new, {**sums, "grad_norm": optax.global_norm(gradients)}
+
+    return train_step
+
+
+def make_eval_step(
+    config: Config, model: nn.Module, inputs: ImageInputs, axis_name: str | None = None
+) -> Callable[[Any, Batch], Sums]:
+    """The pure function (variables, batch) -> sums over the batch's examples of weight 1."""
+
+    def eval_step(variables: Any, batch: Batch) -> Sums:
+        x = config.task.model_inputs(inputs, batch, config.augment, None)
+        sums = config.task.sums(model.apply(variables, x), batch, train=False)
+        return sums if axis_name is None else jax.lax.psum(sums, axis_name)
+
+    return eval_step

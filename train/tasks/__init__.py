@@ -1,0 +1,1 @@
+"""What is a loss and what is a metric."""
