@@ -149,7 +149,7 @@ class Trainer:
         with self.phases("checkpoint"):
             self.report.flush()
             if step not in self.checkpoints.steps():
-                extra = {"interval": {"steps": interval.steps, "sums": interval.sums}}
+                extra = {"interval": {"steps": interval.steps, "sums": dict(interval.sums)}}  # written later
                 self.checkpoints.save(self.layout.fetch(state), step, score, extra)
 
     def _evaluate(self, variables: Any, split: Any) -> dict[str, float]:

@@ -63,8 +63,10 @@ def make_train_step(
     are averaged over examples, over all micro-batches and devices, each example alike.
     """
 
-    def sum_gradients(params: Any, collections: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, Sums]:
+    def sum_gradients(state: TrainState, collections: Any, batch: Batch, micro: Any) -> tuple[Any, Any, Sums]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         augment_key, dropout_key = jax.random.split(key)
+        dropout_key = jax.random.fold_in(dropout_key, micro)
         if axis_name is not None:  # each shard draws its own masks
             dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
 
@@ -76,31 +78,29 @@ def make_train_step(
             sums = config.task.sums(logits, batch, train=True)
             return sums["loss"], (dict(changed), sums)
 
-        gradients, (changed, sums) = jax.grad(summed_loss, has_aux=True)(params)
+        gradients, (changed, sums) = jax.grad(summed_loss, has_aux=True)(state.params)
         return gradients, changed, sums
 
-    def accumulated(state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Any, Sums]:
+    def accumulated(state: TrainState, batch: Batch) -> tuple[Any, Any, Sums]:
         """The sums of gradients and metrics over micro-batches, one after the other."""
         k = config.optimizer.accumulate
         if k == 1:
-            return sum_gradients(state.params, state.collections, batch, key)
+            return sum_gradients(state, state.collections, batch, 0)
         # Micro-batch m takes rows m, m + k, ...: each device keeps its own rows.
-        micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, k, *x.shape[1:]), 1, 0), dict(batch))
+        pieces = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, k, *x.shape[1:]), 1, 0), dict(batch))
 
         def body(carry: tuple[Any, Any, Sums], item: tuple[jax.Array, Batch]) -> tuple[Any, None]:
             gradients, collections, sums = carry
-            m, piece = item
-            more, collections, new_sums = sum_gradients(state.params, collections, piece, jax.random.fold_in(key, m))
-            return (jax.tree.map(jnp.add, gradients, more), collections, jax.tree.map(jnp.add, sums, new_sums)), None
+            more, collections, more_sums = sum_gradients(state, collections, item[1], item[0])
+            return (jax.tree.map(jnp.add, gradients, more), collections, jax.tree.map(jnp.add, sums, more_sums)), None
 
-        shapes = jax.eval_shape(sum_gradients, state.params, state.collections, jax.tree.map(lambda x: x[0], micro), key)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        carry = (zeros[0], state.collections, zeros[2])
-        return jax.lax.scan(body, carry, (jnp.arange(k), micro))[0]
+        first = jax.tree.map(lambda x: x[0], pieces)
+        shapes = jax.eval_shape(sum_gradients, state, state.collections, first, 0)
+        gradients, _, sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.scan(body, (gradients, state.collections, sums), (jnp.arange(k), pieces))[0]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        gradients, collections, sums = accumulated(state, batch, key)
+        gradients, collections, sums = accumulated(state, batch)
         if axis_name is not None:
             gradients, sums = jax.lax.psum((gradients, sums), axis_name)
         gradients = jax.tree.map(lambda g: g / sums["count"].astype(g.dtype), gradients)
@@ -111,7 +111,7 @@ def make_train_step(
             # The first steps weigh less, so that the average is not one of initial weights.
             decay = jnp.minimum(config.optimizer.ema, (1.0 + state.step) / (10.0 + state.step))
             new = new.replace(ema=jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), state.ema, new.variables()))
-        return new, {**sums, "grad_norm": optax.global_norm(gradients)}
+        return new, {**sums, "grad_norm": optax.tree.norm(gradients)}
 
     return train_step
 

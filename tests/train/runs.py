@@ -1,0 +1,42 @@
+"""Runs of `python -m train` in processes of their own, and what they leave behind."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = ["--model.args", "widths=(4,)", "hidden_size=16", "--steps", "120", "--eval-every", "10", "--log.every", "7"]
+TINY += ["--batch-size", "16", "--log.no-tensorboard"]
+
+
+def command(*args):
+    return [sys.executable, "-m", "train", *map(str, args)]
+
+
+def environment(devices=1):
+    return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONPATH": str(ROOT)}
+
+
+def start(*args, devices=1):
+    """A run in the background, its output in pipes."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command(*args), env=environment(devices), **pipes)
+
+
+def finish(*args, devices=1, status=0):
+    """A run to its end; asserts its exit status and returns the finished process."""
+    done = subprocess.run(command(*args), env=environment(devices), capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+def fingerprint(workdir):
+    """All that must be the same after a kill: every array's digest, the metrics, the exported weights."""
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+    metas = {step: json.loads((workdir / "checkpoints" / str(step) / "meta" / "metadata").read_text()) for step in steps}
+    result = json.loads((workdir / "result.json").read_text())
+    del result["seconds"]
+    export = (workdir / "export" / "model.safetensors").read_bytes()
+    return metas, (workdir / "metrics.jsonl").read_text(), result, export
