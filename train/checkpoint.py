@@ -6,13 +6,13 @@ and the one before is taken.
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from train.step import TrainState
 from zoo import run as run_folder
@@ -59,10 +59,6 @@ class Checkpoints:
         """Steps of the whole checkpoints, ascending."""
         return sorted(run_folder.step_folders(self.folder))
 
-    def best(self) -> int | None:
-        """The step of the best score among the checkpoints that are there."""
-        return best_step(self.scores, self.steps())
-
     def save(self, state: TrainState, step: int, score: float | None, extra: dict[str, Any]) -> None:
         """Begins to save plain host arrays; returns before they are on disk. `score` is finite or None."""
         items = _items(state)
@@ -81,32 +77,41 @@ class Checkpoints:
         with self._disk_errors():
             self._manager.wait_until_finished()
 
-    def restore(self, template: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest whole checkpoint (or `step`) as host arrays, with its meta; None where there has been none.
+    def any(self) -> bool:
+        """Whether anything was ever saved here, whole or broken."""
+        return bool(self.steps()) or any(self.folder.glob("*.broken*"))
 
-        A broken one is renamed, with a warning; ZooError where every one is broken.
+    def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The newest whole checkpoint as host arrays, with its meta; a broken one is set aside, with a warning.
+
+        ZooError where every one is broken: a run does not start anew in silence.
         """
-        steps = self.steps() if step is None else [step]
-        for number in reversed(steps):
-            path = self.folder / str(number)
+        for step in reversed(self.steps()):
             try:
-                meta = run_folder.read_meta(path)
-                read = {
-                    name: run_folder.read_arrays(path, name, item, meta) for name, item in _items(template).items()
-                }
+                return self._read(template, step)
             except run_folder.BrokenCheckpoint as error:
-                self._set_aside(number, str(error))
+                self._set_aside(step, str(error))
                 self._manager.reload()
-                continue
-            ema = read.get("ema")
-            collections = {name: value for name, value in read["model"].items() if name != "params"}
-            restored = template.replace(
-                params=read["model"]["params"], collections=collections, ema=ema, **read["optimizer"]
-            )
-            return restored, meta
-        if any(self.folder.glob("*.broken*")):
-            raise ZooError(f"every checkpoint in {str(self.folder)!r} is broken; start anew in another workdir")
-        return None
+        raise ZooError(f"every checkpoint in {str(self.folder)!r} is broken; start anew in another workdir")
+
+    def restore_best(self, last: TrainState, step: int) -> tuple[TrainState, int]:
+        """The state of the best score and its step; `last`, of `step`, where that is it or the best is broken."""
+        best = best_step(self.scores, self.steps())
+        if best is None or best == step:
+            return last, step
+        try:
+            return self._read(last, best)[0], best
+        except run_folder.BrokenCheckpoint as error:
+            self._set_aside(best, str(error))
+            return last, step
+
+    def _read(self, template: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
+        path = self.folder / str(step)
+        meta = run_folder.read_meta(path)
+        read = {name: run_folder.read_arrays(path, name, item, meta) for name, item in _items(template).items()}
+        collections = {name: value for name, value in read["model"].items() if name != "params"}
+        parts = {"params": read["model"]["params"], "collections": collections, "ema": read.get("ema")}
+        return dataclasses.replace(template, **parts, **read["optimizer"]), meta
 
     def close(self) -> None:
         """Waits for saves under way and ends Orbax's threads."""

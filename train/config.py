@@ -91,12 +91,12 @@ class Config:
     eval_every: int = 1000  # steps between evaluations on validation data, each followed by a checkpoint
     keep: int = 2  # newest checkpoints kept, besides the best
     profile: str | None = None  # START:STOP, steps to trace for TensorBoard's profiler
-    model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
-    augment: AugmentConfig = AugmentConfig()
-    task: Classification = Classification()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    log: LogConfig = LogConfig()
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    task: Classification = dataclasses.field(default_factory=Classification)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
     def check(self) -> None:
         """ZooError for a value out of range; what needs the data or the devices is checked where they are known."""

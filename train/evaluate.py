@@ -17,7 +17,9 @@ from zoo.errors import ZooError
 from zoo.run import read_config
 
 
-def evaluate(eval_step: Any, layout: Layout, variables: Any, split: Split, batch_size: int, task: Any) -> dict[str, float]:
+def evaluate(
+    eval_step: Any, layout: Layout, variables: Any, split: Split, batch_size: int, task: Any
+) -> dict[str, float]:
     """The task's metrics of placed `variables` over the whole split."""
     totals: dict[str, float] = {}
     waiting: list[Any] = []
@@ -45,7 +47,7 @@ class EvaluateConfig:
     split: Literal["test", "validation", "train"] = "test"  # the split to read
     batch_size: int = 256  # examples at a time, over all devices
     parallel: Literal["auto", "jit", "mesh", "pmap"] = "auto"  # as in training
-    data: DataConfig = DataConfig()
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
 
 
 def evaluate_command(args: list[str]) -> None:
@@ -55,9 +57,7 @@ def evaluate_command(args: list[str]) -> None:
     stored = read_config(folder) if folder else {}
     if "config" in stored:
         data = from_json(stored["config"]).data
-    config = tyro.cli(
-        EvaluateConfig, args=args, default=EvaluateConfig("", data=data), prog="python -m train evaluate"
-    )
+    config = tyro.cli(EvaluateConfig, args=args, default=EvaluateConfig("", data=data), prog="python -m train evaluate")
     metrics = evaluate_target(config)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     print(f"{config.target} on {config.data.path or config.data.name} {config.split}: {shown}")

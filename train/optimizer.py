@@ -11,10 +11,31 @@ import optax
 from train.config import OptimizerConfig
 from zoo.errors import ZooError, unknown
 
+# Those that take a schedule.
 NAMES = (
-    "adabelief adadelta adagrad adam adamax adamaxw adamw adan amsgrad fromage lamb lars lion nadam nadamw novograd "
-    "optimistic_adam_v2 radam rmsprop sgd sign_sgd yogi"
-).split()
+    "adabelief",
+    "adadelta",
+    "adagrad",
+    "adam",
+    "adamax",
+    "adamaxw",
+    "adamw",
+    "adan",
+    "amsgrad",
+    "fromage",
+    "lamb",
+    "lars",
+    "lion",
+    "nadam",
+    "nadamw",
+    "novograd",
+    "optimistic_adam_v2",
+    "radam",
+    "rmsprop",
+    "sgd",
+    "sign_sgd",
+    "yogi",
+)
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -60,8 +81,9 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         args |= {"weight_decay": config.weight_decay, mask: decay_mask}
     elif config.weight_decay:
         chain.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask))
+    schedule = make_schedule(config, steps)
     try:
-        chain.append(constructor(learning_rate=make_schedule(config, steps), **args))
+        chain.append(constructor(learning_rate=schedule, **args))
     except (TypeError, ValueError) as error:
         raise ZooError(f"{config.name} does not take {config.args}: {error}") from None
     return optax.chain(*chain)

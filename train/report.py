@@ -13,7 +13,7 @@ from train.config import Config
 
 
 class Report:
-    """The records of a run folder. `metrics.jsonl` holds only what the settings determine; timings go to TensorBoard."""
+    """The records of a run folder. `metrics.jsonl` holds what the settings determine; timings go to TensorBoard."""
 
     def __init__(self, workdir: pathlib.Path, config: Config, step: int):
         self.path, self.steps, self.batch_size = workdir / "metrics.jsonl", config.steps, config.batch_size

@@ -4,6 +4,7 @@ Written once, for one device's view of the batch. Under jit and on a mesh the ba
 global by themselves; under pmap `axis_name` names the mapped axis over which they are added up.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -106,11 +107,14 @@ def make_train_step(
         gradients = jax.tree.map(lambda g: g / sums["count"].astype(g.dtype), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        new = state.replace(step=state.step + 1, params=params, collections=collections, opt_state=opt_state)
-        if state.ema is not None:
+        changed = {"params": params, "collections": collections, "opt_state": opt_state}
+        new = dataclasses.replace(state, step=state.step + 1, **changed)
+        if config.optimizer.ema is not None:
             # The first steps weigh less, so that the average is not one of initial weights.
             decay = jnp.minimum(config.optimizer.ema, (1.0 + state.step) / (10.0 + state.step))
-            new = new.replace(ema=jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), state.ema, new.variables()))
+            new = dataclasses.replace(
+                new, ema=jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), state.ema, new.variables())
+            )
         return new, {**sums, "grad_norm": optax.tree.norm(gradients)}
 
     return train_step
@@ -123,7 +127,7 @@ def make_eval_step(
 
     def eval_step(variables: Any, batch: Batch) -> Sums:
         x = config.task.model_inputs(inputs, batch, config.augment, None)
-        sums = config.task.sums(model.apply(variables, x), batch, train=False)
+        sums = config.task.sums(jnp.asarray(model.apply(variables, x)), batch, train=False)
         return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
     return eval_step

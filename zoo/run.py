@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import pathlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -162,6 +163,7 @@ def _candidates(checkpoints: Mapping[int, pathlib.Path], step: str | int) -> lis
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps Orbax's warnings and pages of tracebacks off the terminal; what matters is raised."""
+    _ignore_late_reads()
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -169,6 +171,20 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _ignore_late_reads() -> None:
+    """When one read fails Orbax closes its event loop, and every other read then complains of that, a page each."""
+    before = sys.unraisablehook
+    if getattr(before, "ignores_late_reads", False):
+        return
+
+    def hook(args: Any) -> None:
+        if not (isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == "Event loop is closed"):
+            before(args)
+
+    hook.ignores_late_reads = True  # type: ignore[attr-defined]
+    sys.unraisablehook = hook
 
 
 def _line(error: Exception) -> str:

@@ -35,7 +35,9 @@ def finish(*args, devices=1, status=0):
 def fingerprint(workdir):
     """All that must be the same after a kill: every array's digest, the metrics, the exported weights."""
     steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
-    metas = {step: json.loads((workdir / "checkpoints" / str(step) / "meta" / "metadata").read_text()) for step in steps}
+    metas = {
+        step: json.loads((workdir / "checkpoints" / str(step) / "meta" / "metadata").read_text()) for step in steps
+    }
     result = json.loads((workdir / "result.json").read_text())
     del result["seconds"]
     export = (workdir / "export" / "model.safetensors").read_bytes()

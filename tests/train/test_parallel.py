@@ -8,8 +8,8 @@ import pytest
 
 import zoo
 from train import AugmentConfig, Classification, Config, ModelConfig, OptimizerConfig
-from train.data.dataset import ArraySplit, Dataset
 from train.data import Batches
+from train.data.dataset import ArraySplit, Dataset
 from train.loop import make_model
 from train.optimizer import make_optimizer
 from train.sharding import make_layout
@@ -38,11 +38,17 @@ def config(model="resnet8", args=None, **changes):
     return dataclasses.replace(base, **changes)
 
 
+def mapped(config, dataset, layout):
+    """The model as the loop gives it to a layout's step."""
+    _, model = make_model(config, dataset)
+    return model.clone(axis_name=layout.axis_name) if hasattr(model, "axis_name") else model
+
+
 def steps(config, parallel, n=5):
     """Host state and per-step metrics after n steps; the compiled step's traces are counted by the caller."""
     dataset = small_dataset()
     layout = make_layout(parallel, config.batch_size, config.optimizer.accumulate)
-    _, model = make_model(config, dataset, layout)
+    model = mapped(config, dataset, layout)
     optimizer = make_optimizer(config.optimizer, config.steps)
     plain = zoo.create_model(config.model.name, num_classes=10, **config.model.args)
     variables = plain.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
@@ -117,7 +123,9 @@ def test_gradients_average_over_examples_not_batches():
     batch = Batches(small_dataset().train, 16, 0)(0)
     half = {name: array[:8] for name, array in batch.items()}
     masked = {**batch, "weight": np.repeat(np.float32([1, 0]), 8)}
-    assert_close(step(init_state(variables, optimizer, False), half), step(init_state(variables, optimizer, False), masked))
+    assert_close(
+        step(init_state(variables, optimizer, True), half), step(init_state(variables, optimizer, True), masked)
+    )
 
 
 @pytest.mark.parametrize("parallel", ["jit", "mesh", "pmap"])
@@ -128,7 +136,7 @@ def test_nothing_compiles_after_the_first_step(parallel):
     )
     c, dataset = config(), small_dataset()
     layout = make_layout(parallel, 16, 1)
-    _, model = make_model(c, dataset, layout)
+    model = mapped(c, dataset, layout)
     optimizer = make_optimizer(c.optimizer, 10)
     plain = zoo.create_model("resnet8", num_classes=10, width=4)
     variables = plain.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
@@ -148,10 +156,10 @@ def test_nothing_compiles_after_the_first_step(parallel):
 def test_the_step_makes_no_host_transfer():
     c, dataset = config(), small_dataset()
     layout = make_layout("jit", 16, 1)
-    _, model = make_model(c, dataset, layout)
+    model = mapped(c, dataset, layout)
     optimizer = make_optimizer(c.optimizer, 10)
     variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
-    state = layout.put_state(init_state(variables, optimizer, False))
+    state = layout.put_state(init_state(variables, optimizer, True))
     step = layout.compile_train(make_train_step(c, model, INPUTS, optimizer))
     batch = layout.put_batch(Batches(dataset.train, 16, 0)(0))
     with jax.transfer_guard("disallow"):
@@ -162,10 +170,14 @@ def test_the_step_makes_no_host_transfer():
 def test_state_is_donated():
     c, dataset = config(), small_dataset()
     layout = make_layout("jit", 16, 1)
-    _, model = make_model(c, dataset, layout)
+    model = mapped(c, dataset, layout)
     optimizer = make_optimizer(c.optimizer, 10)
-    state = layout.put_state(init_state(model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32)), optimizer, True))
-    layout.compile_train(make_train_step(c, model, INPUTS, optimizer))(state, layout.put_batch(Batches(dataset.train, 16, 0)(0)))
+    state = layout.put_state(
+        init_state(model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32)), optimizer, True)
+    )
+    layout.compile_train(make_train_step(c, model, INPUTS, optimizer))(
+        state, layout.put_batch(Batches(dataset.train, 16, 0)(0))
+    )
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
@@ -189,4 +201,6 @@ def test_label_smoothing_moves_only_the_training_loss():
     smooth = Classification(label_smoothing=0.3)
     p = np.log(np.exp(logits) / np.exp(logits).sum())[0]
     assert smooth.sums(logits, batch, train=False)["loss"] == pytest.approx(-p[0], abs=1e-6)
-    assert smooth.sums(logits, batch, train=True)["loss"] == pytest.approx(-(0.8 * p[0] + 0.1 * p[1] + 0.1 * p[2]), abs=1e-6)
+    assert smooth.sums(logits, batch, train=True)["loss"] == pytest.approx(
+        -(0.8 * p[0] + 0.1 * p[1] + 0.1 * p[2]), abs=1e-6
+    )

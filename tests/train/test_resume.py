@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+
 from runs import TINY, fingerprint, finish, start
 
 MODES = {"jit": 1, "mesh": 2}
@@ -143,7 +144,9 @@ def test_a_run_goes_on_in_another_layout(undisturbed, tmp_path):
         shutil.copytree(undisturbed("jit"), workdir)
         shutil.rmtree(workdir / "checkpoints" / "120")
         finish("cnn", "--workdir", workdir, "--resume", "--parallel", mode, devices=2)
-        rows = [[json.loads(line) for line in (folder / "metrics.jsonl").open()] for folder in (workdir, undisturbed("jit"))]
+        rows = [
+            [json.loads(line) for line in (folder / "metrics.jsonl").open()] for folder in (workdir, undisturbed("jit"))
+        ]
         assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
         for ours, theirs in zip(*rows, strict=True):
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)

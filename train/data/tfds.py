@@ -22,7 +22,8 @@ def load(
     """
     builder = _builder(name, data_dir)
     features = dict(builder.info.features.items()) if hasattr(builder.info.features, "items") else {}
-    image, label = features.get("image"), features.get("label")
+    image: Any = features.get("image")
+    label: Any = features.get("label")
     if image is None or not hasattr(label, "num_classes"):
         has = ", ".join(features) or "neither"
         raise ZooError(f"{name} is no labelled image set: it needs features image and label (a class), it has {has}")
@@ -52,7 +53,7 @@ def _split(builder: Any, split: str, shape: tuple[int, ...]) -> ArraySplit | Laz
 
     if len(source) * math.prod(shape) >= IN_MEMORY_BYTES:
         return LazySplit(len(source), decode)
-    arrays = {"image": np.empty((len(source), *shape), np.uint8), "label": np.empty(len(source), np.int32)}
+    arrays: Arrays = {"image": np.empty((len(source), *shape), np.uint8), "label": np.empty(len(source), np.int32)}
     for start in range(0, len(source), 1024):
         piece = decode(list(range(start, min(start + 1024, len(source)))))
         for key, array in arrays.items():

@@ -18,8 +18,7 @@ Batch = Mapping[str, jax.Array]
 class Classification:
     label_smoothing: float = 0.0  # probability mass spread evenly over all classes, in training
 
-    metric: ClassVar[str] = "accuracy"  # what "best" means; higher is better
-    higher_is_better: ClassVar[bool] = True
+    metric: ClassVar[str] = "accuracy"  # drawn beside the loss, and what "best" means
 
     def check(self) -> None:
         """ZooError for a value out of range."""
@@ -50,3 +49,7 @@ class Classification:
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Means over examples, of summed sums."""
         return {name: sums[name] / sums["count"] for name in ("loss", "accuracy")}
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """What the best checkpoint has the most of."""
+        return metrics["accuracy"]

@@ -1,0 +1,94 @@
+"""The run folder's own files: its settings, what is exported for others. (Checkpoints: checkpoint.py.)"""
+
+import dataclasses
+import json
+import pathlib
+import platform
+import warnings
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import optax
+
+import zoo
+from train.config import Config, differences, from_json, to_json
+from train.data import Dataset
+from train.report import write_text
+from zoo.errors import ZooError
+from zoo.run import read_config
+from zoo.weights import save_native
+
+# What may differ from the folder's settings when a run is taken up again.
+MAY_CHANGE = ("workdir", "steps", "parallel", "resume", "profile", "keep", "data.dir", "log.every", "log.tensorboard")
+
+
+def take(config: Config) -> tuple[Config, pathlib.Path]:
+    """The settings to run with and the run folder: the folder's own settings where a run is taken up again.
+
+    ZooError for a folder that is not empty without `resume`, that is no run's, or whose settings differ.
+    """
+    try:
+        config = from_json(json.loads(json.dumps(to_json(config))))  # as a folder holds them: lists, no tuples
+    except TypeError as error:
+        raise ZooError(f"settings must be plain values (a dtype is a string): {error}") from None
+    config.check()
+    workdir = pathlib.Path(config.workdir).expanduser().absolute()
+    if workdir.exists() and not workdir.is_dir():
+        raise ZooError(f"workdir {config.workdir!r} is a file")
+    if not workdir.exists() or not any(path.name[0] != "." for path in workdir.iterdir()):
+        return _with_decay_steps(config, config), workdir
+    if not config.resume:
+        raise ZooError(f"workdir {config.workdir!r} is not empty: --resume goes on there, --workdir DIR elsewhere")
+    stored = from_json(read_config(workdir).get("config"))
+    config = _with_decay_steps(config, stored)
+    changed = {name: pair for name, pair in differences(stored, config).items() if name not in MAY_CHANGE}
+    if changed:
+        listed = "; ".join(f"{name} was {was!r}, not {now!r}" for name, (was, now) in changed.items())
+        raise ZooError(f"on resume only {', '.join(MAY_CHANGE)} may change: {listed}")
+    end = config.optimizer.decay_steps
+    if config.optimizer.schedule != "constant" and end and config.steps > max(end, stored.steps):
+        warnings.warn(f"the learning rate is 0 after step {end}, where its schedule ends", stacklevel=2)
+    return config, workdir
+
+
+def _with_decay_steps(config: Config, source: Config) -> Config:
+    """The settings with the end of the schedule written down, so that a later change of `steps` does not move it."""
+    if config.optimizer.decay_steps is not None:
+        return config
+    end = source.optimizer.decay_steps or source.steps
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, decay_steps=end))
+
+
+def describe(config: Config, workdir: pathlib.Path, model_args: dict[str, Any], dataset: Dataset) -> None:
+    """Writes config.json: what anyone needs to load or to resume the run."""
+    versions = {"python": platform.python_version(), "flaxzoo": zoo.__version__}
+    versions |= {module.__name__: module.__version__ for module in (jax, flax, optax, np)}
+    about = {
+        "model": {"name": config.model.name, "args": model_args},
+        "inputs": dataset.inputs.to_json(),
+        "config": to_json(config),
+        "versions": versions,
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_text(workdir / "config.json", json.dumps(about, indent=2) + "\n")
+
+
+def export(workdir: pathlib.Path, variables: Any, **about: Any) -> None:
+    """Writes export/: config.json with the model, its inputs and `about`, and model.safetensors."""
+    config = read_config(workdir)
+    folder = workdir / "export"
+    folder.mkdir(exist_ok=True)
+    save_native(variables, folder / "model.safetensors", overwrite=True)
+    about = {"model": config["model"], "inputs": config["inputs"], **about}
+    write_text(folder / "config.json", json.dumps(about, indent=2) + "\n")
+
+
+def write_example(workdir: pathlib.Path, dataset: Dataset) -> None:
+    """example.png: the first held-out image, for the command that a run ends with."""
+    from PIL import Image
+
+    split = dataset.test or dataset.validation or dataset.train
+    image = split.read(np.arange(1))["image"][0]
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(workdir / "example.png")
