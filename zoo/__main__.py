@@ -65,6 +65,8 @@ def show(name: str) -> None:
     if info.paper:
         print(f"paper: {info.paper}")
     print("fields: " + ", ".join(f"{key}={_plain(value)}" for key, value in info.fields.items()))
+    shapes = (f"{key} [{', '.join(map(str, shape))}]" for key, shape in info.features.items())
+    print("features: " + ", ".join(shapes))
     tabulate = nn.tabulate(model, jax.random.key(0), depth=2, console_kwargs={"width": 120, "force_terminal": False})
     print(tabulate(jax.numpy.zeros(info.example().shape, info.input_dtype)))
 
@@ -78,7 +80,8 @@ def predict(folder: str, images: list[str], top: int = 3) -> None:
         raise ZooError(f"--top must be at least 1, not {top}")
     model, variables, inputs = zoo.load(folder)
     batch = np.stack([inputs.encode(image) for image in images])
-    probabilities = np.asarray(jax.nn.softmax(model.apply(variables, batch).astype("float32")))
+    logits = np.asarray(model.apply(variables, batch), np.float32)
+    probabilities = np.asarray(jax.nn.softmax(logits))
     for image, row in zip(images, probabilities, strict=True):
         best = np.argsort(-row)[:top]
         print(f"{image}: " + ", ".join(f"{inputs.labels[i]} {row[i]:.1%}" for i in best))

@@ -5,7 +5,7 @@ loop's body once, and what it counts changes with the compiler; this count depen
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -26,19 +26,23 @@ def _jaxpr_flops(jaxpr: core.Jaxpr) -> int:
 
 def _equation_flops(equation: core.JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
+    shape, out = _shapes(equation.invars), _shapes(equation.outvars)
     if name == "dot_general":
         (contracting, _), _ = params["dimension_numbers"]
-        lhs = equation.invars[0].aval.shape
-        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(lhs[axis] for axis in contracting)
+        return 2 * math.prod(out[0]) * math.prod(shape[0][axis] for axis in contracting)
     if name == "conv_general_dilated":
-        kernel, kernel_axes = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
-        per_output = math.prod(kernel[axis] for axis in kernel_axes[1:])  # input features of a group, window
+        axes = params["dimension_numbers"].rhs_spec[1:]  # a group's input features, the window
+        per_output = math.prod(shape[1][axis] for axis in axes)
         # A dilated input (the gradient of a strided convolution) is mostly zeros that nobody has to multiply.
-        return 2 * math.prod(equation.outvars[0].aval.shape) * per_output // math.prod(params["lhs_dilation"])
+        return 2 * math.prod(out[0]) * per_output // math.prod(params["lhs_dilation"])
     inner = [_jaxpr_flops(jaxpr) for jaxpr in _inner_jaxprs(params)]
     if name == "cond":
         return max(inner)
     return sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+def _shapes(variables: Sequence[Any]) -> list[tuple[int, ...]]:
+    return [getattr(variable.aval, "shape", ()) for variable in variables]
 
 
 def _inner_jaxprs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:

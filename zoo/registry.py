@@ -37,7 +37,7 @@ class ModelInfo:
 
     @property
     def module_class(self) -> type[nn.Module]:
-        return getattr(self.constructor, "func", self.constructor)
+        return getattr(self.constructor, "func", None) or typing.cast(type[nn.Module], self.constructor)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -57,6 +57,17 @@ class ModelInfo:
     def flops(self) -> int:
         model = self.constructor()
         return count_flops(model.apply, abstract_variables(model, self.example()), self.example())
+
+    @functools.cached_property
+    def features(self) -> dict[str, tuple[int, ...]]:
+        """The hidden features that `mutable=["features"]` gives, by name, with their shapes for one example."""
+        model, example = self.constructor(), self.example()
+        apply = functools.partial(model.apply, mutable=["features"])
+        _, changed = jax.eval_shape(apply, abstract_variables(model, example), example)
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape[1:]
+            for path, leaf in jax.tree_util.tree_leaves_with_path(changed.get("features", {}))
+        }
 
     def example(self, batch_size: int = 1) -> jax.ShapeDtypeStruct:
         """The abstract input of a batch."""
@@ -126,10 +137,9 @@ def _checked(where: str, key: str, value: Any, hint: Any) -> Any:
         value = tuple(value)
     if not _fits(value, hint):
         raise ZooError(f"{where} must be {_type_name(hint)}, not {value!r}")
-    sizes = value if isinstance(value, tuple) else (value,)
-    if key.startswith("num_") or key.endswith(("width", "size", "sizes")):
-        if any(isinstance(size, int) and size < 1 for size in sizes):
-            raise ZooError(f"{where} must be at least 1, not {value!r}")
+    counts = key.startswith("num_") or key.endswith(("width", "widths", "size", "sizes"))
+    if counts and any(size < 1 for size in (value if isinstance(value, tuple) else (value,))):
+        raise ZooError(f"{where} must be at least 1, not {value!r}")
     if key.endswith("_rate") and not 0 <= value < 1:
         raise ZooError(f"{where} must be in [0, 1), not {value!r}")
     return value

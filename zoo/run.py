@@ -136,7 +136,7 @@ def digests(tree: Any) -> dict[str, str]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
         digest = hashlib.sha256(f"{array.dtype.name}{np.shape(leaf)}".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(array.tobytes())
         result[jax.tree_util.keystr(path, simple=True, separator="/")] = digest.hexdigest()[:32]
     return result
 

@@ -20,7 +20,7 @@ def check_images(model: nn.Module, x: jax.Array, least: int = 1) -> None:
 
 
 def conv(width: int, kernel_size: int, strides: int, dtype: Any, param_dtype: Any, name: str) -> nn.Conv:
-    """A square convolution without bias, padded by (k - 1) / 2 on both sides as torch does (`SAME` is not, striding)."""
+    """A square convolution without bias, padded by (k - 1) / 2 on both sides as in torch (striding, `SAME` differs)."""
     pad = (kernel_size - 1) // 2
     return nn.Conv(
         width,

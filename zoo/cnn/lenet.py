@@ -23,7 +23,7 @@ from zoo.registry import register
     paper="LeCun et al. 1998, Gradient-based learning applied to document recognition",
 )
 class LeNet5(nn.Module):
-    """Images [B, H, W, C] to logits [B, num_classes]; H and W at least 16. Features: conv1, conv2, fc1, fc2."""
+    """Images [B, H, W, C], at least 16 x 16, to logits [B, num_classes]. Features: stage1, stage2, hidden1, hidden2."""
 
     num_classes: int = 10
     dtype: Any = jnp.float32
@@ -37,7 +37,7 @@ class LeNet5(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         for i, width in enumerate((6, 16), start=1):
             x = nn.tanh(nn.Conv(width, (5, 5), padding="VALID", **dtypes, name=f"conv{i}")(x))
-            x = sow(self, f"conv{i}", nn.avg_pool(x, (2, 2), (2, 2)))  # 28 -> 14, then 10 -> 5
-        x = sow(self, "fc1", nn.tanh(nn.DenseGeneral(120, axis=(-3, -2, -1), **dtypes, name="fc1")(x)))
-        x = sow(self, "fc2", nn.tanh(nn.Dense(84, **dtypes, name="fc2")(x)))
+            x = sow(self, f"stage{i}", nn.avg_pool(x, (2, 2), (2, 2)))  # 28 -> 14, then 10 -> 5
+        x = sow(self, "hidden1", nn.tanh(nn.DenseGeneral(120, axis=(-3, -2, -1), **dtypes, name="fc1")(x)))
+        x = sow(self, "hidden2", nn.tanh(nn.Dense(84, **dtypes, name="fc2")(x)))
         return nn.Dense(self.num_classes, **dtypes, name="fc3")(x)

@@ -56,8 +56,9 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """Images [B, H, W, C] to logits [B, num_classes].
 
-    Features: stem, layer1, layer2, ... (the stages' outputs), pooled. `axis_name` is the mapped axis over which batch
-    statistics are averaged under pmap; under jit and on a mesh they are global without it.
+    Features: stem, stage1, stage2, ... (their outputs, at strides 4, 8, 16, 32 with the imagenet stem), pooled.
+    `axis_name` is the mapped axis over which batch statistics are averaged under pmap; under jit and on a mesh they are
+    global without it.
     """
 
     stage_sizes: tuple[int, ...]
@@ -76,7 +77,7 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         check_images(self, x)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        new_conv = partial(conv, **dtypes)
+        new_conv: Layer = partial(conv, **dtypes)
         norm = partial(batch_norm, train=train, axis_name=self.axis_name, **dtypes)
 
         size, strides = (7, 2) if self.stem == "imagenet" else (3, 1)
@@ -96,16 +97,16 @@ class ResNet(nn.Module):
                     norm,
                     name=f"layer{stage + 1}_{i}",
                 )(x)
-            sow(self, f"layer{stage + 1}", x)
+            sow(self, f"stage{stage + 1}", x)
         x = sow(self, "pooled", global_mean(x))  # [B, C]
         return nn.Dense(self.num_classes, **dtypes, name="fc")(x)
 
 
-IMAGENET = {
+IMAGENET: dict[str, dict[str, Any]] = {
     "resnet18": {"stage_sizes": (2, 2, 2, 2)},
     "resnet50": {"stage_sizes": (3, 4, 6, 3), "block": "bottleneck"},
 }
-CIFAR = {  # depth 6 n + 2
+CIFAR: dict[str, dict[str, Any]] = {  # depth 6 n + 2
     "resnet8": {"stage_sizes": (1, 1, 1)},
     "resnet20": {"stage_sizes": (3, 3, 3)},
     "resnet56": {"stage_sizes": (9, 9, 9)},

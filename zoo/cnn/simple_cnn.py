@@ -18,7 +18,7 @@ from zoo.registry import register
 
 @register("simple_cnn", family="cnn", input_shape=(32, 32, 3))
 class SimpleCNN(nn.Module):
-    """Images [B, H, W, C] to logits [B, num_classes]; H and W at least 4. Features: conv1, conv2, fc1."""
+    """Images [B, H, W, C] to logits [B, num_classes]; H and W at least 4. Features: stage1, stage2, hidden."""
 
     num_classes: int = 10
     widths: tuple[int, ...] = (32, 64)
@@ -35,8 +35,8 @@ class SimpleCNN(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         for i, width in enumerate(self.widths, start=1):
             x = nn.Conv(width, (3, 3), kernel_init=nn.initializers.he_normal(), **dtypes, name=f"conv{i}")(x)
-            x = sow(self, f"conv{i}", max_pool(nn.relu(x), 2, 2))  # [B, H / 2^i, W / 2^i, width]
+            x = sow(self, f"stage{i}", max_pool(nn.relu(x), 2, 2))  # [B, H / 2^i, W / 2^i, width]
         x = nn.DenseGeneral(self.hidden_size, axis=(-3, -2, -1), **dtypes, name="fc1")(x)
-        x = sow(self, "fc1", nn.relu(x))
+        x = sow(self, "hidden", nn.relu(x))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes, **dtypes, name="fc2")(x)

@@ -41,8 +41,10 @@ def load_weights(
             leaves[keys] = layout.from_file(tensors[name], leaf)
         except ValueError as error:
             misfits[name] = keys, str(error)
-    head = getattr(module, "head", None)
-    other_head = bool(misfits) and all(keys[:2] == ("params", head) for keys, _ in misfits.values())
+    head = ("params", getattr(module, "head", ""))
+    other_head = {keys for keys, _ in misfits.values()} == {
+        keys for keys, _ in expected.values() if keys[:2] == head
+    } and all(layout.differs_in_classes(tensors[name], expected[name][1]) for name in misfits)
     wrong = [] if other_head else [f"{name} ({why})" for name, (_, why) in sorted(misfits.items())]
     problems = {"missing": missing, "unexpected": unexpected, "misshapen": wrong}
     if any(problems.values()):
@@ -51,9 +53,9 @@ def load_weights(
     if other_head:
         classes = getattr(module, "num_classes", "other")
         warnings.warn(
-            f"{path} has another number of classes; the head {head!r} ({classes}) is drawn anew", stacklevel=2
+            f"{path} has another number of classes; the head {head[1]!r} ({classes}) is drawn anew", stacklevel=2
         )
-        for keys, leaf in _initial_head(module, example, head).items():
+        for keys, leaf in _initial_head(module, example, head[1]).items():
             leaves[keys] = leaf
     return nested(leaves, template)
 

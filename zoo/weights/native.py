@@ -31,5 +31,10 @@ def from_file(tensor: np.ndarray, leaf: Any) -> np.ndarray:
     return tensor
 
 
+def differs_in_classes(tensor: np.ndarray, leaf: Any) -> bool:
+    """Whether a head's tensor is our leaf but for the number of classes."""
+    return tensor.shape[:-1] == leaf.shape[:-1] and tensor.dtype == leaf.dtype
+
+
 def to_file(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, (_, leaf) in names(variables).items()}

@@ -42,6 +42,11 @@ def from_file(tensor: np.ndarray, leaf: Any) -> np.ndarray:
     return np.ascontiguousarray(np.transpose(tensor, _TO_OURS[tensor.ndim])).astype(leaf.dtype)
 
 
+def differs_in_classes(tensor: np.ndarray, leaf: Any) -> bool:
+    """Whether a head's tensor is our leaf but for the number of classes."""
+    return tensor.shape[1:] == _torch_shape(leaf.shape)[1:]
+
+
 def to_file(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The state dict of variables."""
     tensors = {}

@@ -1,0 +1,84 @@
+"""From files to what a model was trained on, and back."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import zoo
+from zoo.inputs import inputs_from_json
+from zoo.inputs.image import ImageInputs
+
+RGB = ImageInputs((8, 6, 3), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), ("cat", "dog"))
+GREY = ImageInputs((8, 8, 1), (0.3,), (0.4,), ("0", "1"))
+
+
+@pytest.mark.parametrize("inputs", [RGB, GREY])
+def test_decode_inverts_encode(inputs):
+    pixels = np.random.default_rng(0).integers(0, 256, inputs.shape, np.uint8)
+    array = inputs.encode(pixels)
+    assert (array.shape, array.dtype) == (inputs.shape, np.float32)
+    np.testing.assert_array_equal(inputs.decode(array), pixels)
+
+
+def test_normalisation_is_that_of_the_training_set():
+    pixels = np.full(RGB.shape, 255, np.uint8)
+    np.testing.assert_allclose(RGB.encode(pixels)[0, 0], [0.5 / 0.2, 0.6 / 0.3, 0.7 / 0.4], rtol=1e-6)
+
+
+def test_normalize_inside_jit_is_the_same():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *RGB.shape), np.uint8)
+    np.testing.assert_allclose(jax.jit(RGB.normalize)(pixels), RGB.normalize(pixels), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "LA", "1", "CMYK"])
+@pytest.mark.parametrize("inputs", [RGB, GREY])
+def test_files_of_any_mode_become_what_the_model_takes(mode, inputs, tmp_path):
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    Image.new(mode, (20, 30)).save(path)
+    assert inputs.encode(path).shape == inputs.shape
+
+
+def test_other_sizes_are_scaled_and_cut_at_the_centre():
+    wide = np.zeros((8, 40), np.uint8)
+    wide[:, 16:24] = 255
+    np.testing.assert_array_equal(GREY.pixels(wide)[..., 0], 255)
+    tall = np.repeat(np.uint8([[0], [100], [200]]), 8, 0).repeat(8, 1)  # 24 x 8, three bands
+    np.testing.assert_array_equal(GREY.pixels(tall)[..., 0], 100)
+
+
+def test_a_float_array_or_wrong_object_is_refused():
+    for raw in (np.zeros((8, 8)), np.zeros((8, 8, 2), np.uint8), 3):
+        with pytest.raises(zoo.ZooError, match="an image"):
+            GREY.encode(raw)
+
+
+def test_files_that_are_no_images_are_refused_by_name(tmp_path):
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("not an image")
+    good = tmp_path / "good.png"
+    Image.new("RGB", (64, 64), (200, 10, 30)).save(good)
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:60])
+    for name in ("empty.png", "text.png", "cut.png", "."):
+        with pytest.raises(zoo.ZooError, match="is not an image that can be read"):
+            GREY.encode(tmp_path / name)
+    with pytest.raises(zoo.ZooError, match="no image file"):
+        GREY.encode(tmp_path / "absent.png")
+
+
+def test_json_round_trip():
+    assert inputs_from_json(RGB.to_json()) == RGB
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "must be an object"),
+        ({"kind": "imag"}, "did you mean image"),
+        ({"kind": "image", "shape": [1]}, "do not fit"),
+        ({"kind": "image", "shape": [8, 8, 3], "mean": [1], "std": [1], "labels": []}, "one a channel"),
+    ],
+)
+def test_wrong_descriptions_are_refused(data, message):
+    with pytest.raises(zoo.ZooError, match=message):
+        inputs_from_json(data)
