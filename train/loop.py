@@ -76,8 +76,8 @@ class Trainer:
         self.report.close()
         self.checkpoints.close()
 
-    def train(self, stop: Stop) -> None:
-        """Steps until the last, or until a signal, after which SystemExit.
+    def train(self, stop: Stop, until: int | None = None) -> None:
+        """Steps to `until` (the last by default), or until a signal, after which SystemExit.
 
         The order within a step: dispatch it; fetch the next batch while it runs; wait for the step before; read metrics
         (which ends a run gone to infinity) before anything is evaluated or saved; records before checkpoints.
@@ -86,7 +86,7 @@ class Trainer:
         first, profile = self.step, config.profile_steps()
         process, processes = jax.process_index(), jax.process_count()
         batches = Batches(self.dataset.train, config.batch_size, config.seed, process, processes)
-        coming = map(layout.put_batch, batches.from_step(self.step, config.steps))
+        coming = map(layout.put_batch, batches.from_step(self.step, until or config.steps))
         batch = next(coming, None)
         clock = Clock(self.step)
         while batch is not None:
@@ -103,8 +103,9 @@ class Trainer:
             if profile and self.step == profile[1]:
                 jax.block_until_ready(metrics)
                 jax.profiler.stop_trace()
-            logs = self.step % config.log.every == 0 or batch is None
-            evaluates = self.step % config.eval_every == 0 or batch is None
+            last = self.step == config.steps
+            logs = self.step % config.log.every == 0 or last
+            evaluates = self.step % config.eval_every == 0 or last
             if logs or evaluates or stop.signal:
                 with self.phases("train"):
                     interval.read()

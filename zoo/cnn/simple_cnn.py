@@ -1,7 +1,6 @@
 """Two convolutions and two dense layers: the network that framework tutorials train on CIFAR-10.
 
-3x3 conv 32, ReLU, 2x2 max-pool, 3x3 conv 64, ReLU, 2x2 max-pool, dense 1024, ReLU, dense `num_classes`. The first dense
-layer contracts height, width and channels at once, so its kernel is [H, W, C, 1024] and keeps its geometry.
+3x3 conv 32, ReLU, 2x2 max-pool, 3x3 conv 64, ReLU, 2x2 max-pool, dense 1024, ReLU, dense `num_classes`.
 """
 
 from typing import Any
@@ -10,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.cnn.layers import check_images
+from zoo.cnn.layers import DenseOverMap, check_images
 from zoo.features import sow
 from zoo.ops.pooling import max_pool
 from zoo.registry import register
@@ -36,7 +35,7 @@ class SimpleCNN(nn.Module):
         for i, width in enumerate(self.widths, start=1):
             x = nn.Conv(width, (3, 3), kernel_init=nn.initializers.he_normal(), **dtypes, name=f"conv{i}")(x)
             x = sow(self, f"stage{i}", max_pool(nn.relu(x), 2, 2))  # [B, H / 2^i, W / 2^i, width]
-        x = nn.DenseGeneral(self.hidden_size, axis=(-3, -2, -1), **dtypes, name="fc1")(x)
+        x = DenseOverMap(self.hidden_size, **dtypes, name="fc1")(x)
         x = sow(self, "hidden", nn.relu(x))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes, **dtypes, name="fc2")(x)

@@ -1,0 +1,40 @@
+"""python -m benchmarks list | train-step | loop"""
+
+import sys
+from typing import Any
+
+from zoo.errors import ZooError, unknown
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one benchmark; 0, or 2 for a user's mistake."""
+    args = sys.argv[1:] if argv is None else argv
+    try:
+        _run(args)
+    except (ZooError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(args: list[str]) -> None:
+    import tyro
+
+    from benchmarks import loop, train_step
+
+    benchmarks: dict[str, tuple[Any, Any]] = {
+        "train-step": (train_step.TrainStepConfig, train_step.run),
+        "loop": (loop.LoopConfig, loop.run),
+    }
+    if not args or args[0] in ("list", "-h", "--help"):
+        for name, (config, _) in benchmarks.items():
+            print(f"python -m benchmarks {name:<12} {config.__doc__}")
+        return
+    if args[0] not in benchmarks:
+        raise unknown("benchmark", args[0], [*benchmarks, "list"])
+    config, run = benchmarks[args[0]]
+    run(tyro.cli(config, args=args[1:], prog=f"python -m benchmarks {args[0]}"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
