@@ -1,4 +1,4 @@
-"""python -m benchmarks list | train-step | loop"""
+"""python -m benchmarks list | train-step | loop | quality"""
 
 import sys
 from typing import Any
@@ -20,11 +20,12 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: list[str]) -> None:
     import tyro
 
-    from benchmarks import loop, train_step
+    from benchmarks import loop, quality, train_step
 
     benchmarks: dict[str, tuple[Any, Any]] = {
         "train-step": (train_step.TrainStepConfig, train_step.run),
         "loop": (loop.LoopConfig, loop.run),
+        "quality": (quality.QualityConfig, quality.run),
     }
     if not args or args[0] in ("list", "-h", "--help"):
         for name, (config, _) in benchmarks.items():

@@ -40,7 +40,8 @@ def augment(config: AugmentConfig, key: jax.Array, images: jax.Array, rows: jax.
 def _augment_one(config: AugmentConfig, key: jax.Array, image: jax.Array) -> jax.Array:
     affine_key, shift_key, flip_key = jax.random.split(key, 3)
     if config.rotate or config.scale:
-        image = _affine(config, affine_key, image)
+        angle, size = jax.random.uniform(affine_key, (2,), minval=-1, maxval=1)
+        image = affine(image, jnp.deg2rad(config.rotate) * angle, 1 + config.scale * size)
     if config.shift:
         start = jax.random.randint(shift_key, (2,), 0, 2 * config.shift + 1)
         pad = (config.shift, config.shift)
@@ -51,10 +52,11 @@ def _augment_one(config: AugmentConfig, key: jax.Array, image: jax.Array) -> jax
     return image
 
 
-def _affine(config: AugmentConfig, key: jax.Array, image: jax.Array) -> jax.Array:
-    """Rotation and scaling about the centre, sampled bilinearly; zeros come in from outside."""
-    angle, size = jax.random.uniform(key, (2,), minval=-1, maxval=1)
-    angle, size = jnp.deg2rad(config.rotate) * angle, 1 + config.scale * size
+def affine(image: jax.Array, angle: jax.Array | float, size: jax.Array | float) -> jax.Array:
+    """An image [H, W, C] turned by `angle` radians and scaled by `size` about its centre, sampled bilinearly.
+
+    Zeros come in from outside.
+    """
     height, width, _ = image.shape
     y = jnp.arange(height)[:, None] - (height - 1) / 2
     x = jnp.arange(width)[None, :] - (width - 1) / 2

@@ -69,7 +69,8 @@ def _fitted(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _builder(name: str, data_dir: str) -> Any:
     """The prepared builder of a set; looks at the folder before TFDS does, whose own errors are long."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for noisy in ("absl", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     import tensorflow_datasets as tfds
 
     base = name.split("/")[0].split(":")[0]

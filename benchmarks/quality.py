@@ -1,0 +1,137 @@
+"""A recipe from seed to figure, its wall time beside the machine's speed; and the same recipe in PyTorch."""
+
+import dataclasses
+import pathlib
+import shutil
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+
+import zoo
+from benchmarks.timer import RESULTS, append_row, circumstances, matmul_gflops
+from train import folder
+from train.__main__ import load_recipe, use_compilation_cache
+from train.config import Config
+from train.data import Batches, Dataset, eval_batches, load_dataset
+from train.interrupt import Stop
+from train.loop import Trainer
+from train.report import Phases
+from zoo.errors import ZooError
+from zoo.weights import torchvision
+
+NOMINAL_GFLOPS = 150.0  # the matrix-product rate at which a nominal minute is a wall minute
+
+
+@dataclasses.dataclass(frozen=True)
+class QualityConfig:
+    """Trains a recipe and appends its figures to a CSV; with --peer, the same recipe in PyTorch after it."""
+
+    recipe: str = "cnn"  # a recipe: python -m train list
+    seed: int = 0  # of weights, data order, augmentation and dropout
+    peer: bool = False  # train the PyTorch peer too, from the same weights on the same batches
+    output: str = str(RESULTS / "quality.csv")  # the CSV to append to
+
+
+def run(config: QualityConfig) -> list[dict[str, Any]]:
+    """Trains, prints and appends a row for ours and one for the peer; returns them."""
+    use_compilation_cache()
+    workdir = pathlib.Path("runs") / f"quality-{config.recipe}-{config.seed}"
+    shutil.rmtree(workdir, ignore_errors=True)
+    settings = dataclasses.replace(load_recipe(config.recipe).config(), workdir=str(workdir), seed=config.seed)
+    rates, phases = [matmul_gflops()], Phases()
+    settings, path = folder.take(settings)
+    with phases("data"):
+        dataset = load_dataset(settings.data, zoo.model_info(settings.model.name).input_shape)
+    with phases("setup"):
+        trainer = Trainer(settings, path, dataset, phases)
+    variables = trainer.layout.fetch(trainer.state.variables())
+    batch = trainer.layout.put_batch(Batches(dataset.train, settings.batch_size, settings.seed)(0))
+    flops = settings.steps * zoo.count_flops(trainer.train_step, trainer.state, batch)
+    with trainer, Stop() as stop:
+        trainer.train(stop, until=settings.steps // 2)
+        with phases("rate"):
+            rates.append(matmul_gflops())
+        trainer.train(stop)
+        result = trainer.finish()
+    rates.append(matmul_gflops())
+    seconds = result["seconds"]["total"] - result["seconds"]["rate"]
+    rows = [_row(config, settings, "flaxzoo", result.get("test", {}), flops, seconds, rates)]
+    if config.peer:
+        rates = [matmul_gflops()]
+        start = time.perf_counter()
+        metrics = train_peer(settings, dataset, variables, rates)
+        rates.append(matmul_gflops())
+        rows.append(_row(config, settings, "torch", metrics, flops, time.perf_counter() - start, rates))
+    for row in rows:
+        append_row(pathlib.Path(config.output), row)
+        print(
+            f"{row['framework']} {row['recipe']} seed {row['seed']}: test accuracy {row['accuracy']:.4f}, "
+            f"{row['seconds']:.0f} s, {row['nominal_minutes']:.2f} nominal minutes"
+        )
+    return rows
+
+
+def _row(
+    config: QualityConfig,
+    settings: Config,
+    framework: str,
+    metrics: dict[str, float],
+    flops: int,
+    seconds: float,
+    rates: list[float],
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"recipe": config.recipe, "framework": framework, "seed": config.seed}
+    row |= {"steps": settings.steps, **metrics, "training_flops": float(flops), "seconds": round(seconds, 1)}
+    row["nominal_minutes"] = seconds / 60 * statistics.median(rates) / NOMINAL_GFLOPS
+    row |= dict(zip(("gflops_before", "gflops_halfway", "gflops_after"), rates, strict=True))
+    return {**row, **circumstances()}
+
+
+def train_peer(settings: Config, dataset: Dataset, variables: Any, rates: list[float]) -> dict[str, float]:
+    """The last weights' metrics on test after the recipe in PyTorch: same weights, batches, normalisation, optimizer.
+
+    ZooError for a recipe that uses more than a constant Adam without augmentation.
+    """
+    import torch
+
+    from benchmarks.peers import torch_model
+
+    optimizer_settings = settings.optimizer
+    plain = dataclasses.replace(type(optimizer_settings)(), name="adam", schedule="constant")
+    plain = dataclasses.replace(
+        plain, learning_rate=optimizer_settings.learning_rate, decay_steps=optimizer_settings.decay_steps
+    )
+    if optimizer_settings != plain or settings.augment != type(settings.augment)() or dataset.test is None:
+        raise ZooError("the PyTorch peer trains recipes with Adam at a constant rate, without augmentation")
+    torch.manual_seed(settings.seed)
+    inputs = dataset.inputs
+    peer = torch_model(settings.model.name, inputs.shape, num_classes=len(inputs.labels), **settings.model.args)
+    peer.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in torchvision.to_file(variables).items()})
+    peer = peer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(peer.parameters(), lr=optimizer_settings.learning_rate)
+
+    def images(batch: dict[str, np.ndarray]) -> Any:
+        array = np.asarray(inputs.normalize(batch["image"])).transpose(0, 3, 1, 2)
+        return torch.from_numpy(np.ascontiguousarray(array)).contiguous(memory_format=torch.channels_last)
+
+    batches = Batches(dataset.train, settings.batch_size, settings.seed)
+    for k, batch in enumerate(batches.from_step(0, settings.steps)):
+        if k == settings.steps // 2:
+            rates.append(matmul_gflops())
+        optimizer.zero_grad(set_to_none=True)
+        target = torch.from_numpy(batch["label"].astype(np.int64))
+        torch.nn.functional.cross_entropy(peer(images(batch)), target).backward()
+        optimizer.step()
+    sums = {"loss": 0.0, "accuracy": 0.0, "count": 0.0}
+    peer.eval()
+    with torch.no_grad():
+        for batch in eval_batches(dataset.test, settings.batch_size):
+            weight, labels = torch.from_numpy(batch["weight"]), torch.from_numpy(batch["label"].astype(np.int64))
+            logits = peer(images(batch))
+            losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+            sums["loss"] += float((losses * weight).sum())
+            sums["accuracy"] += float(((logits.argmax(1) == labels) * weight).sum())
+            sums["count"] += float(weight.sum())
+    return settings.task.metrics(sums)

@@ -1,0 +1,186 @@
+"""batch(k) is a pure function of seed and k; evaluation counts every example once; data sets and their mistakes."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import train.data.dataset
+from train.config import DataConfig
+from train.data import Batches, eval_batches, load_dataset
+from train.data.dataset import ArraySplit, LazySplit, hold_out, statistics
+from zoo import ZooError
+
+SHAPE = (8, 8, 1)
+
+
+def numbered(size):
+    images = np.arange(size, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
+    return ArraySplit({"image": images, "label": np.arange(size, dtype=np.int32)})
+
+
+def test_each_epoch_reads_every_example_once_in_a_new_order():
+    batches = Batches(numbered(10), 4, seed=0)
+    labels = np.concatenate([batches(k)["label"] for k in range(10)]).reshape(4, 10)  # four epochs of ten
+    assert [sorted(epoch) for epoch in labels.tolist()] == [list(range(10))] * 4
+    assert len({tuple(epoch) for epoch in labels.tolist()}) == 4
+
+
+def test_a_batch_is_a_function_of_seed_and_step_alone():
+    split = numbered(10)
+    far, again = Batches(split, 4, seed=3), Batches(split, 4, seed=3)
+    for k in range(7):
+        again(k)
+    np.testing.assert_array_equal(far(7)["label"], again(7)["label"])
+    assert any((Batches(split, 4, seed=4)(k)["label"] != far(k)["label"]).any() for k in range(3))
+
+
+def test_a_batch_larger_than_the_set_spans_epochs():
+    labels = Batches(numbered(3), 8, seed=0)(0)["label"]
+    assert sorted(labels[:3]) == sorted(labels[3:6]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_read_their_rows_of_the_same_batch(processes):
+    split = numbered(10)
+    whole = Batches(split, 8, seed=0)(5)
+    parts = [Batches(split, 8, 0, process, processes)(5) for process in range(processes)]
+    for name in whole:
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9])
+def test_evaluation_counts_every_example_once(size):
+    batches = list(eval_batches(numbered(size), 4))
+    assert {len(batch["label"]) for batch in batches} == {4}
+    seen = np.concatenate([batch["label"][batch["weight"] == 1] for batch in batches])
+    np.testing.assert_array_equal(seen, np.arange(size))
+
+
+def test_sets_read_from_files_give_the_same_batches_as_in_memory():
+    split = numbered(20)
+    lazy = LazySplit(20, lambda indices: split.read(np.array(indices)))
+    ours, theirs = (Batches(s, 6, 1).from_step(2, 9) for s in (split, lazy))
+    for a, b in zip(ours, theirs, strict=True):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.mark.parametrize("make", [lambda s: s, lambda s: LazySplit(20, lambda i: s.read(np.array(i)))])
+def test_validation_is_the_end_of_train_in_index_order(make):
+    train, validation = hold_out(make(numbered(20)), 0.1)
+    assert (train.size, validation.size) == (18, 2)
+    np.testing.assert_array_equal(validation.read(np.arange(2))["label"], [18, 19])
+    assert hold_out(numbered(5), 0.1)[1] is None
+
+
+def test_statistics_are_those_of_the_pixels():
+    images = np.random.default_rng(0).integers(0, 256, (50, 4, 5, 3), np.uint8)
+    shape, mean, std = statistics(ArraySplit({"image": images, "label": np.zeros(50, np.int32)}))
+    assert shape == (4, 5, 3)
+    np.testing.assert_allclose(mean, images.reshape(-1, 3).mean(0) / 255, atol=1e-6)
+    np.testing.assert_allclose(std, images.reshape(-1, 3).std(0) / 255, atol=1e-6)
+
+
+def test_digits_keep_the_last_360_for_test():
+    dataset = load_dataset(DataConfig("digits"), SHAPE)
+    assert (dataset.train.size, dataset.validation.size, dataset.test.size) == (1437 - 143, 143, 360)
+    assert dataset.inputs.shape == (8, 8, 1)
+    assert load_dataset(DataConfig("digits", validation_fraction=0), SHAPE).validation is None
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for label, colour in (("cat", (250, 0, 0)), ("dog", (0, 0, 250))):
+        (tmp_path / label).mkdir()
+        for i in range(10):
+            Image.new("RGB", (10 + i, 20), colour).save(tmp_path / label / f"{i}.png")
+    return tmp_path
+
+
+def test_a_folder_of_class_folders(photos):
+    dataset = load_dataset(DataConfig(path=str(photos), image_size=8), (32, 32, 3))
+    assert dataset.inputs.labels == ("cat", "dog")
+    assert (dataset.train.size, dataset.validation.size, dataset.test) == (18, 2, None)
+    examples = dataset.train.read(np.arange(18))
+    assert examples["image"].shape == (18, 8, 8, 3)
+    np.testing.assert_array_equal(examples["image"][:, 4, 4, 0] == 250, examples["label"] == 0)
+    assert 3 < examples["label"][:10].sum() < 8  # mixed, not sorted by class
+
+
+def test_large_folders_are_read_batch_by_batch(photos, monkeypatch):
+    config = DataConfig(path=str(photos), image_size=8)
+    whole = load_dataset(config, (32, 32, 3)).train
+    monkeypatch.setattr("train.data.folder.IN_MEMORY_BYTES", 100)
+    lazy = load_dataset(config, (32, 32, 3)).train
+    assert (whole.in_memory, lazy.in_memory) == (True, False)
+    for a, b in zip(Batches(whole, 4, 0).from_step(0, 6), Batches(lazy, 4, 0).from_step(0, 6), strict=True):
+        np.testing.assert_array_equal(a["image"], b["image"])
+
+
+def test_split_folders(photos):
+    for split in ("train", "val", "test"):
+        (photos / split).mkdir()
+        for label in ("cat", "dog"):
+            (photos / split / label).mkdir()
+            Image.new("L", (9, 9)).save(photos / split / label / "a.png")
+    dataset = load_dataset(DataConfig(path=str(photos), image_size=8), (32, 32, 3))
+    assert (dataset.train.size, dataset.validation.size, dataset.test.size) == (2, 2, 2)
+    (photos / "test" / "bird").mkdir()
+    Image.new("L", (9, 9)).save(photos / "test" / "bird" / "a.png")
+    with pytest.raises(ZooError, match="classes that train does not have: bird"):
+        load_dataset(DataConfig(path=str(photos), image_size=8), (32, 32, 3))
+
+
+def test_wrong_folders_say_what_they_need(tmp_path):
+    with pytest.raises(ZooError, match="is not a folder"):
+        load_dataset(DataConfig(path=str(tmp_path / "absent")), SHAPE)
+    with pytest.raises(ZooError, match="needs at least two folders of images"):
+        load_dataset(DataConfig(path=str(tmp_path)), SHAPE)
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "empty.png").touch()
+    with pytest.raises(ZooError, match=r"empty.png' is not an image"):
+        load_dataset(DataConfig(path=str(tmp_path)), SHAPE)
+
+
+def test_an_unknown_set_gives_the_nearest_names(tmp_path):
+    with pytest.raises(ZooError, match="unknown data set 'cifar_10'; did you mean cifar10") as error:
+        load_dataset(DataConfig("cifar_10", dir=str(tmp_path)), SHAPE)
+    assert len(str(error.value)) < 200
+
+
+def test_a_set_that_cannot_be_prepared_says_why(tmp_path):
+    with pytest.raises(ZooError, match=r"imagenet2012 is not prepared in .* and could not be: "):
+        load_dataset(DataConfig("imagenet2012", dir=str(tmp_path)), SHAPE)
+
+
+PREPARED = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+
+
+def prepared(name):
+    reason = f"needs the TFDS set {name} in $TFDS_DATA_DIR"
+    return pytest.mark.skipif(not (PREPARED / name).is_dir(), reason=reason)
+
+
+@prepared("mnist")
+def test_a_tfds_set_is_read_without_tensorflow():
+    import sys
+
+    dataset = load_dataset(DataConfig("mnist"), SHAPE)
+    assert (dataset.train.size, dataset.validation.size, dataset.test.size) == (54_000, 6_000, 10_000)
+    assert dataset.inputs.shape == (28, 28, 1)
+    assert np.bincount(dataset.test.read(np.arange(10_000))["label"])[:2].tolist() == [980, 1135]  # as published
+    assert "tensorflow" not in sys.modules
+
+
+@prepared("sst2")
+def test_a_set_without_images_is_refused_by_its_features():
+    with pytest.raises(ZooError, match=r"sst2 is no labelled image set: .* it has sentence, label"):
+        load_dataset(DataConfig("sst2"), SHAPE)
+
+
+def test_the_limit_of_memory_is_two_gigabytes():
+    assert train.data.dataset.IN_MEMORY_BYTES == 2 * 1024**3
