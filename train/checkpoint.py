@@ -41,6 +41,7 @@ class Checkpoints:
     """The checkpoints of one run folder; close it, or the last save is lost."""
 
     def __init__(self, workdir: pathlib.Path, keep: int):
+        run_folder.quiet_orbax()
         self.folder = (workdir / "checkpoints").absolute()
         self.scores: dict[int, float] = {}
         for step, path in run_folder.step_folders(self.folder).items():

@@ -8,13 +8,14 @@ The folder may belong to a finished, a running or a killed run; it is only read.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import math
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -99,8 +100,9 @@ def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
     """The item `meta`: `score` (higher is better, or None), `digests` by item and path."""
     import orbax.checkpoint as ocp
 
+    quiet_orbax()
     try:
-        with _quiet(), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             meta = reader.restore(checkpoint / "meta", args=ocp.args.JsonRestore())
         if not isinstance(meta["digests"]["model"], dict):
             raise TypeError("no digests")
@@ -110,34 +112,50 @@ def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
 
 
 def read_arrays(checkpoint: pathlib.Path, item: str, template: Any, meta: Mapping[str, Any]) -> Any:
-    """An item as NumPy arrays in the structure of `template`; BrokenCheckpoint unless every digest agrees.
+    """An item as NumPy arrays in the structure of `template`.
 
-    The template's shapes and dtypes must be the file's: Orbax would cast another dtype in silence, the digest does not.
+    BrokenCheckpoint unless every digest agrees (Orbax casts to another dtype in silence; the digest then differs),
+    ZooError where the checkpoint is of another model.
     """
     import orbax.checkpoint as ocp
 
+    quiet_orbax()
+    template_leaves, expected = named_leaves(template), meta["digests"].get(item, {})
+    strangers = set(template_leaves) ^ set(expected)
+    if strangers:
+        raise ZooError(f"{str(checkpoint)!r} is of another model: {item} differs in {min(strangers)}")
     wanted = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), template)
     try:
-        with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             path = (checkpoint / item).absolute()
             arrays = reader.restore(path, args=ocp.args.PyTreeRestore(item=template, restore_args=wanted))
     except Exception as error:
         raise BrokenCheckpoint(f"its {item} is unreadable ({_line(error)})") from None
-    found, expected = digests(arrays), meta["digests"].get(item)
-    if found != expected:
-        names = [name for name in {**found, **(expected or {})} if found.get(name) != (expected or {}).get(name)]
-        raise BrokenCheckpoint(f"its {item} is not what was saved, first in {names[0] if names else 'its structure'}")
+    for name, leaf in named_leaves(arrays).items():
+        if np.shape(leaf) != template_leaves[name].shape:
+            shapes = f"{np.shape(leaf)}, not {template_leaves[name].shape}"
+            raise ZooError(f"{str(checkpoint)!r} is of another model: {name} is {shapes}")
+    found = digests(arrays)
+    changed = [name for name, digest in expected.items() if found[name] != digest]
+    if changed:
+        raise BrokenCheckpoint(f"its {item} is not what was saved, first in {changed[0]}")
     return arrays
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by path, `params/conv1/kernel`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def digests(tree: Any) -> dict[str, str]:
     """A SHA-256 of every array's dtype, shape and bytes, by path."""
     result = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for name, leaf in named_leaves(tree).items():
         array = np.ascontiguousarray(leaf)
         digest = hashlib.sha256(f"{array.dtype.name}{np.shape(leaf)}".encode())
         digest.update(array.tobytes())
-        result[jax.tree_util.keystr(path, simple=True, separator="/")] = digest.hexdigest()[:32]
+        result[name] = digest.hexdigest()[:32]
     return result
 
 
@@ -160,30 +178,17 @@ def _candidates(checkpoints: Mapping[int, pathlib.Path], step: str | int) -> lis
     return sorted(newest_first, key=lambda number: (scores.get(number, -math.inf), number), reverse=True)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Orbax's warnings and pages of tracebacks off the terminal; what matters is raised."""
-    _ignore_late_reads()
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _ignore_late_reads() -> None:
-    """When one read fails Orbax closes its event loop, and every other read then complains of that, a page each."""
+@functools.cache
+def quiet_orbax() -> None:
+    """Keeps Orbax's pages of tracebacks off the terminal, from here on; what matters is raised."""
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     before = sys.unraisablehook
-    if getattr(before, "ignores_late_reads", False):
-        return
 
     def hook(args: Any) -> None:
+        # When one read fails Orbax closes its event loop, and every other read then complains of that.
         if not (isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == "Event loop is closed"):
             before(args)
 
-    hook.ignores_late_reads = True  # type: ignore[attr-defined]
     sys.unraisablehook = hook
 
 

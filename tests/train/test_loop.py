@@ -1,0 +1,218 @@
+"""A run from settings to result: what it writes, what stops it, and that nothing is lost when it is stopped."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+
+import train
+import zoo
+from runs import TINY, command, environment, finish
+from train import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig
+from zoo import ZooError
+
+
+def tiny(workdir, **changes):
+    config = Config(
+        workdir=str(workdir),
+        steps=30,
+        batch_size=16,
+        parallel="jit",
+        eval_every=10,
+        model=ModelConfig("simple_cnn", {"widths": (4,), "hidden_size": 16}),
+        augment=AugmentConfig(shift=1),
+        optimizer=OptimizerConfig("adam", 3e-3, ema=0.9),
+        log=LogConfig(every=5),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").open()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    return workdir, train.run(tiny(workdir))
+
+
+def test_a_run_folder_has_all_that_was_promised(finished):
+    workdir, result = finished
+    names = {path.name for path in workdir.iterdir()}
+    expected = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "export", "result.json", "curves.png"}
+    assert names == expected | {"example.png"}
+    assert list((workdir / "tensorboard").iterdir())
+    assert sorted(path.name for path in (workdir / "export").iterdir()) == ["config.json", "model.safetensors"]
+    assert json.loads((workdir / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert {"data", "setup", "compile", "train", "evaluate", "checkpoint", "total"} <= result["seconds"].keys()
+
+
+def test_metrics_have_a_line_a_log_and_a_line_an_evaluation(finished):
+    workdir, result = finished
+    rows = lines(workdir)
+    assert [row["step"] for row in rows if row["split"] == "train"] == [5, 10, 15, 20, 25, 30]
+    assert [row["step"] for row in rows if row["split"] == "validation"] == [10, 20, 30]
+    assert {"loss", "accuracy", "grad_norm"} <= rows[0].keys()
+    best = max((row for row in rows if row["split"] == "validation"), key=lambda row: (row["accuracy"], row["step"]))
+    assert result["best_step"] == best["step"]
+    assert result["validation"] == {name: best[name] for name in ("loss", "accuracy")}
+
+
+def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
+    result = train.run(tiny(tmp_path / "run", keep=1, steps=60))
+    kept = {int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept == {60, result["best_step"]}
+
+
+def test_zoo_load_gives_the_model_that_was_tested(finished):
+    workdir, result = finished
+    from sklearn.datasets import load_digits
+
+    for folder in (workdir, workdir / "export"):
+        model, variables, inputs = zoo.load(folder)
+        digits = load_digits()
+        pixels = np.rint(digits.images[-360:] * (255 / 16)).astype(np.uint8)[..., None]
+        images = np.stack([inputs.encode(image) for image in pixels])
+        right = np.asarray(model.apply(variables, images)).argmax(-1) == digits.target[-360:]
+        assert right.mean() == pytest.approx(result["test"]["accuracy"], abs=1e-9)
+        assert inputs.labels == tuple("0123456789")
+
+
+def test_zoo_load_by_step_and_by_kind_of_weights(finished):
+    workdir, result = finished
+    best, last = zoo.load(workdir).variables, zoo.load(workdir, step="last").variables
+    numbered = zoo.load(workdir, step=30).variables
+    jax.tree.map(np.testing.assert_array_equal, last, numbered)
+    averaged, plain = zoo.load(workdir, step=30, ema=True).variables, zoo.load(workdir, step=30, ema=False).variables
+    jax.tree.map(np.testing.assert_array_equal, averaged, numbered)
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (averaged, plain)), strict=True))
+    exported = zoo.load(workdir / "export", step=result["best_step"]).variables
+    jax.tree.map(np.testing.assert_array_equal, best, exported)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"step": 7}, "no checkpoint of step 7; there are "),
+        ({"step": "newest"}, 'step must be "best", "last" or a number'),
+    ],
+)
+def test_zoo_load_of_what_is_not_there(args, message, finished):
+    with pytest.raises(ZooError, match=message):
+        zoo.load(finished[0], **args)
+
+
+def test_zoo_load_refuses_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(ZooError, match="is not a run folder"):
+        zoo.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"model": 3}')
+    with pytest.raises(ZooError, match="describes no run"):
+        zoo.load(tmp_path)
+    about = {"model": {"name": "lenet5", "args": {}}, "inputs": {"kind": "image", "shape": [32, 32, 1]}}
+    about["inputs"] |= {"mean": [0.5], "std": [0.5], "labels": []}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    with pytest.raises(ZooError, match="has no checkpoint yet"):
+        zoo.load(tmp_path)
+
+
+def test_a_run_made_with_another_model_is_refused(finished, tmp_path):
+    import shutil
+
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    about = json.loads((workdir / "config.json").read_text())
+    about["model"]["args"]["hidden_size"] = 17
+    (workdir / "config.json").write_text(json.dumps(about))
+    with pytest.raises(ZooError, match=r"is of another model: params/fc1/bias is \(16,\), not \(17,\)"):
+        zoo.load(workdir)
+
+
+def test_a_folder_that_is_not_empty_needs_resume(finished):
+    with pytest.raises(ZooError, match="is not empty: --resume goes on there"):
+        train.run(tiny(finished[0]))
+
+
+def test_resume_refuses_other_settings_and_allows_more_steps(finished, tmp_path):
+    import shutil
+
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    with pytest.raises(ZooError, match=r"on resume only .* may change: seed was 0, not 5"):
+        train.run(tiny(workdir, resume=True, seed=5))
+    with pytest.raises(ZooError, match="is at step 30 already, beyond steps 20"):
+        train.run(tiny(workdir, resume=True, steps=20))
+    with pytest.warns(UserWarning, match="the learning rate is 0 after step 30"):
+        result = train.run(tiny(workdir, resume=True, steps=40))
+    assert result["steps"] == 40
+    assert [row["step"] for row in lines(workdir) if row["split"] == "validation"] == [10, 20, 30, 40]
+
+
+def test_an_infinite_loss_stops_at_its_step_and_keeps_the_checkpoints(tmp_path):
+    """A rate that leaps to infinity after the warm-up: the loss of the step that follows is not finite."""
+    optimizer = OptimizerConfig("sgd", 1e30, schedule="constant", warmup_steps=29)
+    config = tiny(tmp_path / "run", optimizer=dataclasses.replace(optimizer, learning_rate=1e38), eval_every=1)
+    with pytest.raises(ZooError, match=r"(loss|grad_norm) is (nan|inf) at step [23]: stopped"):
+        train.run(config)
+    assert np.isfinite(jax.tree.leaves(zoo.load(tmp_path / "run").variables)[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": ModelConfig("simple_cn")}, "unknown model 'simple_cn'; did you mean simple_cnn"),
+        ({"model": ModelConfig("simple_cnn", {"width": 3})}, "no field 'width'; did you mean widths"),
+        ({"model": ModelConfig("simple_cnn", {"num_classes": 3})}, "num_classes=3, but digits has 10 classes"),
+        ({"model": ModelConfig("simple_cnn", {"dtype": np.float32})}, "a dtype is a string"),
+        ({"model": ModelConfig("lenet5")}, "LeNet5 takes images .* of 16 pixels or more"),
+        ({"model": ModelConfig("simple_cnn", weights="absent.safetensors")}, "no weights file"),
+        ({"data": DataConfig("digit")}, "unknown data set 'digit'; did you mean digits"),
+        ({"optimizer": OptimizerConfig("adamm")}, "unknown optimizer 'adamm'; did you mean"),
+        ({"batch_size": 20, "parallel": "mesh"}, "16 or 24 does"),
+        ({"steps": 0}, "steps must be at least 1"),
+    ],
+)
+def test_a_users_mistake_leaves_no_folder(changes, message, tmp_path):
+    with pytest.raises(ZooError, match=message):
+        train.run(tiny(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_starts_from_given_weights(finished, tmp_path):
+    weights = str(finished[0] / "export" / "model.safetensors")
+    model = ModelConfig("simple_cnn", {"widths": (4,), "hidden_size": 16}, weights)
+    optimizer = OptimizerConfig("sgd", 0.0, schedule="constant")
+    result = train.run(tiny(tmp_path / "run", steps=1, model=model, optimizer=optimizer))
+    assert result["test"]["accuracy"] == finished[1]["test"]["accuracy"]
+
+
+def test_a_full_disk_while_saving_leaves_the_checkpoints_intact(tmp_path):
+    """The largest file a process may write stands in for the end of the disk: a wider model no longer fits."""
+    workdir = tmp_path / "run"
+    finish("cnn", "--workdir", workdir, *TINY)
+    before = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    limited = ["bash", "-c", "trap '' XFSZ; ulimit -f 4; exec \"$@\"", "bash"]
+    args = [*limited, *command("cnn", "--workdir", workdir, "--resume", "--steps", "200")]
+    env = {**environment(), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(args, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in (workdir / "checkpoints").glob("[0-9]*[0-9]")) == before
+    zoo.load(workdir)
+
+
+def test_a_trace_is_written_where_it_was_asked_for(tmp_path):
+    train.run(tiny(tmp_path / "run", steps=10, profile="3:5"))
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+def test_settings_without_validation_take_the_last_step(tmp_path):
+    result = train.run(tiny(tmp_path / "run", data=DataConfig(validation_fraction=0.0)))
+    assert result["best_step"] == 30
+    assert "validation" not in result
+    assert result["test"]["accuracy"] > 0.1

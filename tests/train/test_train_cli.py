@@ -1,0 +1,142 @@
+"""python -m train as a newcomer meets it, mistakes included."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+import zoo.__main__
+from runs import ROOT, TINY, finish
+from train.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("cli") / "run"
+    return workdir, finish("cnn", "--workdir", workdir, *TINY)
+
+
+def test_the_last_line_is_a_command_that_works(run_folder, capsys):
+    workdir, done = run_folder
+    last = done.stdout.strip().splitlines()[-1]
+    assert last == f"use it: python -m zoo predict {workdir} {workdir}/example.png"
+    assert zoo.__main__.main(last.split()[5:]) == 0
+    assert capsys.readouterr().out.startswith(f"{workdir}/example.png: ")
+
+
+def test_progress_has_step_loss_accuracy_rate_and_time_left(run_folder):
+    line = next(line for line in run_folder[1].stdout.splitlines() if line.startswith("step 7/120"))
+    for part in ("loss ", "accuracy ", "examples/s", "left"):
+        assert part in line
+
+
+def test_help_lists_every_setting(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["cnn", "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for flag in ("--workdir", "--steps", "--model.name", "--optimizer.learning-rate", "--augment.shift", "--profile"):
+        assert flag in out
+
+
+def test_resume_keeps_the_folders_settings_when_flags_are_left_out(run_folder):
+    workdir, _ = run_folder
+    done = finish("cnn", "--workdir", workdir, "--resume")
+    assert "resumed at step 120" in done.stdout
+    assert json.loads((workdir / "config.json").read_text())["config"]["steps"] == 120
+    done = finish("cnn", "--workdir", workdir, "--resume", "--seed", "4", status=2)
+    assert "seed was 0, not 4" in done.stderr
+
+
+def test_evaluate_a_run_and_a_name_with_weights(run_folder, capsys):
+    workdir, _ = run_folder
+    expected = json.loads((workdir / "result.json").read_text())
+    for split in ("test", "validation"):
+        assert main(["evaluate", str(workdir), "--split", split, "--batch-size", "64"]) == 0
+        assert f"accuracy {expected[split]['accuracy']:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_evaluation_is_the_same_in_every_layout_and_batch_size(run_folder, parallel, capsys):
+    """360 test images in batches of 112: the last is padded, and none counts twice."""
+    workdir, _ = run_folder
+    expected = json.loads((workdir / "result.json").read_text())["test"]["accuracy"]
+    assert main(["evaluate", str(workdir), "--batch-size", "112", "--parallel", parallel]) == 0
+    assert f"accuracy {expected:.4f}" in capsys.readouterr().out
+
+
+def test_a_recipe_of_ones_own(tmp_path):
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(
+        "import flax.linen as nn, zoo, train\n"
+        "@zoo.register('mine', family='cnn', input_shape=(8, 8, 1))\n"
+        "class Mine(nn.Module):\n"
+        "    num_classes: int = 10\n"
+        "    @nn.compact\n"
+        "    def __call__(self, x, train=False):\n"
+        "        return nn.Dense(self.num_classes)(x.reshape(len(x), -1))\n"
+        "def config():\n"
+        f"    return train.Config('{tmp_path}/run', 20, 16, model=train.ModelConfig('mine'))\n"
+    )
+    done = finish(recipe, "--steps", "10")
+    assert "test loss" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["cn"], "error: unknown recipe 'cn'; did you mean cnn"),
+        (["./absent.py"], "error: no recipe file './absent.py'"),
+        (["cnn", "--model.name", "resnet_8"], "error: unknown model 'resnet_8'; did you mean resnet8"),
+        (["cnn", "--model.args", "hidden_size=0"], "error: simple_cnn: hidden_size must be at least 1, not 0"),
+        (["cnn", "--model.args", "hidden=3"], "error: simple_cnn has no field 'hidden'; did you mean hidden_size"),
+        (["cnn", "--data.name", "digitz"], "error: unknown data set 'digitz'; did you mean digits"),
+        (["cnn", "--batch-size", "0"], "error: batch-size must be at least 1, not 0"),
+        (["evaluate", "resnet18"], "error: resnet18 is a model's name; add --weights FILE"),
+        (["evaluate", "no-such-model"], "error: unknown model 'no-such-model'"),
+    ],
+)
+def test_mistakes_get_one_line_and_status_2(args, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(args) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(message), err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["cnn", "--stepz", "3"],
+        ["cnn", "--steps", "many"],
+        ["cnn", "--model.args", "width"],
+        ["cnn", "--parallel", "tpu"],
+    ],
+)
+def test_flags_that_do_not_parse_get_status_2(args, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 2
+
+
+def test_a_missing_extra_is_named():
+    code = "import runpy, sys; sys.modules['tyro'] = None; sys.argv = ['train', 'cnn']; "
+    code += "runpy.run_module('train', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert "pip install 'flaxzoo[train]'" in done.stderr
+
+
+def test_predict_refuses_what_is_no_image_before_it_classifies_any(run_folder, tmp_path, capsys):
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    Image.new("RGB", (30, 20)).save(good)
+    bad.write_text("no image")
+    assert zoo.__main__.main(["predict", str(run_folder[0]), str(good), str(bad)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "bad.png' is not an image" in err
+    assert zoo.__main__.main(["predict", str(run_folder[0]), str(good), "--top", "2"]) == 0
+    assert capsys.readouterr().out.count("%") == 2
