@@ -13,6 +13,7 @@ import zoo
 from benchmarks.timer import RESULTS, append_row, circumstances, in_turn
 from train import folder
 from train.__main__ import load_recipe
+from train.config import at_least
 from train.data import Batches, load_dataset
 from train.interrupt import Stop
 from train.loop import Trainer
@@ -24,43 +25,46 @@ class LoopConfig:
     """Times a recipe's loop, logging on, against its bare step on one batch that is already on the device."""
 
     recipe: str = "cnn"  # a recipe: python -m train list
-    steps: int = 100  # steps a block, with the recipe's own log lines and no evaluation
+    steps: int = 300  # steps a block, without evaluation; rounded up to end with one of the recipe's log lines
     rounds: int = 10  # turns of each
     output: str = str(RESULTS / "loop.csv")  # the CSV to append to
 
 
 def run(config: LoopConfig) -> dict[str, Any]:
-    """Measures, prints and appends one row; returns it."""
+    """Measures, prints and appends one row; returns it. The ratio is the loop's rate over the bare step's."""
+    at_least("steps", config.steps, 1)
     never = 10**9
     with tempfile.TemporaryDirectory() as workdir:
         settings = dataclasses.replace(
             load_recipe(config.recipe).config(), workdir=workdir + "/run", steps=never, eval_every=never
         )
         settings, path = folder.take(settings)
+        steps = -(-config.steps // settings.log.every) * settings.log.every
         dataset = load_dataset(settings.data, zoo.model_info(settings.model.name).input_shape)
         with Trainer(settings, path, dataset, Phases()) as trainer, Stop() as stop:
             batch = trainer.layout.put_batch(Batches(dataset.train, settings.batch_size, settings.seed)(0))
 
             def bare() -> None:
-                for _ in range(config.steps):
+                for _ in range(steps):
                     trainer.state, metrics = trainer.train_step(trainer.state, batch)
-                jax.block_until_ready(metrics)
+                jax.block_until_ready((trainer.state, metrics))
 
             def loop() -> None:
                 with contextlib.redirect_stdout(io.StringIO()):
-                    trainer.train(stop, until=trainer.step + config.steps)
+                    trainer.train(stop, until=trainer.step + steps)
+                jax.block_until_ready(trainer.state)
 
-            bare()
             contest = in_turn({"loop": loop, "bare": bare}, config.rounds)
-    examples = config.steps * settings.batch_size
     low, median, high = contest.ratio("bare", "loop")
-    row: dict[str, Any] = {"recipe": config.recipe, "batch_size": settings.batch_size, "steps": config.steps}
-    row |= {f"{name}_examples_per_s": examples / contest.percentiles(name)[1] for name in ("loop", "bare")}
-    row |= {"ratio": median, "ratio_p10": low, "ratio_p90": high, "rounds": config.rounds, "seed": settings.seed}
-    row |= dict(zip(("gflops_before", "gflops_halfway", "gflops_after"), contest.gflops, strict=True))
-    append_row(pathlib.Path(config.output), {**row, **circumstances()})
+    row: dict[str, Any] = {"recipe": config.recipe, "batch_size": settings.batch_size, "steps": steps}
+    for name in contest.seconds:
+        fastest, typical, slowest = (steps * settings.batch_size / value for value in contest.percentiles(name))
+        row |= {f"{name}_examples_per_s": typical, f"{name}_p10": slowest, f"{name}_p90": fastest}
+    row |= {"ratio": median, "ratio_p10": low, "ratio_p90": high, **contest.machine()}
+    row |= {"rounds": config.rounds, "seed": settings.seed, **circumstances()}
     print(
         f"{config.recipe}: the loop does {row['loop_examples_per_s']:,.0f} examples/s, the bare step "
-        f"{row['bare_examples_per_s']:,.0f}; ratio {median:.3f} ({low:.3f} to {high:.3f})"
+        f"{row['bare_examples_per_s']:,.0f}; ratio {median:.3f} ({low:.3f} to {high:.3f}); {contest.remark()}"
     )
+    append_row(pathlib.Path(config.output), row)
     return row

@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -24,10 +25,11 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 @dataclasses.dataclass(frozen=True)
 class Contest:
-    """Seconds a call of each contestant, one number a round, and the machine's rate in GFLOP/s beside them."""
+    """Seconds a call of each contestant, one number a round, and how the machine did meanwhile."""
 
     seconds: dict[str, list[float]]
     gflops: tuple[float, float, float]  # float32 matrix product before, halfway, after
+    busy_others: float  # cores that other processes kept busy, on average; nan where the system does not say
 
     def percentiles(self, name: str) -> tuple[float, float, float]:
         """10th percentile, median and 90th percentile of the seconds a call."""
@@ -37,30 +39,53 @@ class Contest:
         """The same of the ratio name / other, round by round."""
         return _percentiles(np.divide(self.seconds[name], self.seconds[other]))
 
+    def machine(self) -> dict[str, Any]:
+        """Columns of a row of results: how fast the machine was, and how much of it others took."""
+        before, halfway, after = self.gflops
+        rates = {"gflops_before": before, "gflops_halfway": halfway, "gflops_after": after}
+        return {**rates, "busy_others": self.busy_others}
+
+    def remark(self) -> str:
+        """The same for a person, with a word where the machine was not quiet."""
+        busy = f"; others kept {self.busy_others:.1f} cores busy, so do not trust it" if self.busy_others > 0.1 else ""
+        return f"{self.gflops[0]:.0f}, {self.gflops[1]:.0f}, {self.gflops[2]:.0f} GFLOP/s of matrix product" + busy
+
 
 def in_turn(contestants: Mapping[str, Callable[[], Any]], rounds: int, least: float = 0.2) -> Contest:
     """Times callables in turn, each round all of them, a block of calls each.
 
-    A callable does its work to the end (it blocks until the result is there). The first call of each is not counted;
-    then a block's calls are chosen so that it lasts at least `least` seconds.
+    A callable does its work to the end (it blocks until the result is there). The calls that warm up, and those that
+    find how many make a block of at least `least` seconds, are not counted. ZooError for fewer than one round.
     """
-    calls = {}
-    for name, work in contestants.items():
-        work()
-        start = time.perf_counter()
-        work()
-        calls[name] = max(1, round(least / max(time.perf_counter() - start, 1e-9)))
-    rates, seconds = [matmul_gflops()], {name: [] for name in contestants}  # type: tuple[list[float], dict[str, list]]
+    if rounds < 1:
+        raise ZooError(f"rounds must be at least 1, not {rounds}")
+    calls = {name: _calls(work, least) for name, work in contestants.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    rates, start, others = [matmul_gflops()], time.perf_counter(), _seconds_of_others()
     for i in range(rounds):
         if i == rounds // 2:
             rates.append(matmul_gflops())
         for name, work in contestants.items():
-            start = time.perf_counter()
-            for _ in range(calls[name]):
-                work()
-            seconds[name].append((time.perf_counter() - start) / calls[name])
+            seconds[name].append(_block(work, calls[name]) / calls[name])
+    busy = (_seconds_of_others() - others) / (time.perf_counter() - start)
     before, halfway, after = *rates, matmul_gflops()
-    return Contest(seconds, (before, halfway, after))
+    return Contest(seconds, (before, halfway, after), float(np.maximum(busy, 0)))
+
+
+def _calls(work: Callable[[], Any], least: float) -> int:
+    """Calls in a block: doubled until the block lasts `least` seconds, after one call to warm up."""
+    work()
+    calls = 1
+    while _block(work, calls) < least:
+        calls *= 2
+    return calls
+
+
+def _block(work: Callable[[], Any], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        work()
+    return time.perf_counter() - start
 
 
 def matmul_gflops(n: int = 1024, seconds: float = 0.3) -> float:
@@ -81,18 +106,17 @@ def _product() -> Callable[[jax.Array], jax.Array]:
     return jax.jit(lambda a: a @ a)
 
 
-def timed_first_call(work: Callable[[], Any]) -> float:
-    """Seconds of a first call: what compiling costs, with one run."""
+def first_call(work: Callable[[], Any]) -> tuple[Any, float]:
+    """A first call's result and its seconds: what compiling costs, with one run."""
     start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    return work(), time.perf_counter() - start
 
 
 def circumstances() -> dict[str, str]:
     """Date, machine, versions, commit and command, for a row of results."""
     row = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {jax.default_backend()}",
+        "machine": f"{_processor()}, {cores()} cores, {platform.system()}, {jax.devices()[0].device_kind}",
         "python": platform.python_version(),
     }
     for package in ("jax", "flax", "torch"):
@@ -102,14 +126,13 @@ def circumstances() -> dict[str, str]:
             row[package] = ""
     commit = _git("rev-parse", "--short", "HEAD")
     dirty = "+" if _git("status", "--porcelain", "--untracked-files=no", ":!benchmarks/results") else ""
-    words = [word if " " not in word else f"'{word}'" for word in sys.argv[1:]]
-    return {**row, "commit": commit + dirty, "command": " ".join(["python -m benchmarks", *words])}
+    return {**row, "commit": commit + dirty, "command": f"python -m benchmarks {shlex.join(sys.argv[1:])}"}
 
 
 def append_row(path: pathlib.Path, row: Mapping[str, Any]) -> None:
     """Appends a row to a CSV, with its header where the file is new; ZooError where the file has another header."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
+    new = not path.exists() or not path.stat().st_size
     if not new:
         with path.open(newline="") as file:
             header = next(csv.reader(file), [])
@@ -135,6 +158,24 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _seconds_of_others() -> float:
+    """Core-seconds since some moment that were neither idle nor this process's; nan without /proc/stat."""
+    try:
+        line = pathlib.Path("/proc/stat").read_text().split("\n")[0]
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, line.split()[1:9])
+    except (OSError, ValueError):
+        return float("nan")
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
 def _git(*args: str) -> str:
-    done = subprocess.run(["git", *args], capture_output=True, text=True, cwd=RESULTS.parent, check=False)
+    try:
+        done = subprocess.run(["git", *args], capture_output=True, text=True, cwd=RESULTS.parent, check=False)
+    except OSError:  # no git here
+        return ""
     return done.stdout.strip()

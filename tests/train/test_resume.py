@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+import zoo
 from runs import TINY, fingerprint, finish, start
 
 MODES = {"jit": 1, "mesh": 2}
@@ -73,6 +74,21 @@ def test_resume_after_kill_is_bit_exact(mode, undisturbed, tmp_path):
 @pytest.mark.parametrize("mode", MODES)
 def test_resume_after_many_kills_is_bit_exact(mode, seed, undisturbed, tmp_path):
     assert_same_after_kills(mode, undisturbed, tmp_path / "run", seed=seed, kills=6)
+
+
+def test_a_running_run_can_be_loaded(undisturbed, tmp_path):
+    """Checkpoints come and go under the reader; it gets a whole one, or is told that there is none yet."""
+    workdir = tmp_path / "run"
+    process = start("cnn", "--workdir", workdir, *TINY)
+    loaded = 0
+    while process.poll() is None:
+        try:
+            loaded += zoo.load(workdir, step="last").inputs.labels == tuple("0123456789")
+        except zoo.ZooError as error:
+            assert "no checkpoint yet" in str(error) or "is not a run folder" in str(error)
+    assert process.returncode == 0, process.communicate()[1]
+    assert loaded
+    assert fingerprint(workdir) == fingerprint(undisturbed("jit"))
 
 
 def truncate(checkpoint):

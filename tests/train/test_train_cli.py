@@ -50,7 +50,7 @@ def test_resume_keeps_the_folders_settings_when_flags_are_left_out(run_folder):
     assert "seed was 0, not 4" in done.stderr
 
 
-def test_evaluate_a_run_and_a_name_with_weights(run_folder, capsys):
+def test_evaluate_gives_the_runs_own_metrics(run_folder, capsys):
     workdir, _ = run_folder
     expected = json.loads((workdir / "result.json").read_text())
     for split in ("test", "validation"):
@@ -65,6 +65,21 @@ def test_evaluation_is_the_same_in_every_layout_and_batch_size(run_folder, paral
     expected = json.loads((workdir / "result.json").read_text())["test"]["accuracy"]
     assert main(["evaluate", str(workdir), "--batch-size", "112", "--parallel", parallel]) == 0
     assert f"accuracy {expected:.4f}" in capsys.readouterr().out
+
+
+def test_evaluation_refuses_images_of_another_shape_or_other_classes(run_folder, tmp_path, capsys):
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        Image.new("L", (9, 9)).save(tmp_path / label / "x.png")
+    assert main(["evaluate", str(run_folder[0]), "--data.path", str(tmp_path), "--split", "train"]) == 2
+    assert "has 2 classes of (8, 8, 3) images" in capsys.readouterr().err
+
+
+def test_evaluate_a_named_model_with_weights(run_folder, tmp_path, capsys):
+    """The run's own weights under the model's name; its fields are the model's defaults, so they do not fit."""
+    weights = run_folder[0] / "export" / "model.safetensors"
+    assert main(["evaluate", "simple_cnn", "--weights", str(weights)]) == 2
+    assert "misshapen: params/conv1/kernel" in capsys.readouterr().err
 
 
 def test_a_recipe_of_ones_own(tmp_path):
