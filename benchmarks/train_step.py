@@ -112,7 +112,7 @@ def prepare(config: TrainStepConfig) -> tuple[ImageInputs, Any, Any, np.ndarray,
 def our_step(
     config: TrainStepConfig, model: Any, inputs: ImageInputs, variables: Any, images: np.ndarray, labels: np.ndarray
 ) -> tuple[Step, int]:
-    """Our step and its FLOPs: those of the loss's gradient, for neither the input nor the update multiplies matrices."""
+    """Our step and its FLOPs, which are the gradient's: neither the input nor the update multiplies matrices."""
     optimizer_config = OptimizerConfig(config.optimizer, config.learning_rate, schedule="constant")
     settings = Config("", 1, config.batch_size, seed=config.seed, optimizer=optimizer_config)
     optimizer = make_optimizer(optimizer_config, 1)
