@@ -4,14 +4,15 @@ from train import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, Opt
 
 
 def config() -> Config:
+    model = {"widths": (16, 32, 64), "hidden_size": 128, "dropout_rate": 0.5}
     return Config(
         workdir="runs/mnist",
-        steps=4000,
+        steps=4200,
         batch_size=128,
         eval_every=1000,
-        model=ModelConfig("simple_cnn", {"hidden_size": 256, "dropout_rate": 0.3}),
+        model=ModelConfig("simple_cnn", model),
         data=DataConfig("mnist"),
-        augment=AugmentConfig(shift=2, rotate=10, scale=0.1),
-        optimizer=OptimizerConfig("adamw", 2e-3, warmup_steps=200, weight_decay=1e-2, ema=0.998),
+        augment=AugmentConfig(shift=2, rotate=15, scale=0.15),
+        optimizer=OptimizerConfig("adamw", 4e-3, warmup_steps=200, weight_decay=1e-2, ema=0.998),
         log=LogConfig(every=100),
     )
