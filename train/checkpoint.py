@@ -31,6 +31,11 @@ class _LatestAndBest:
         return [step in kept for step in steps]
 
 
+def ever_saved(workdir: pathlib.Path) -> bool:
+    """Whether the folder has a checkpoint, whole or broken."""
+    return any(path.name.split(".broken")[0].isdecimal() for path in workdir.glob("checkpoints/*"))
+
+
 def best_step(scores: dict[int, float], steps: list[int]) -> int | None:
     """The step of the highest score, the later one of equals; None where none has a score."""
     scored = [step for step in steps if step in scores]
@@ -77,10 +82,6 @@ class Checkpoints:
         """Returns when what was saved is on disk; ZooError where it could not be written."""
         with self._disk_errors():
             self._manager.wait_until_finished()
-
-    def any(self) -> bool:
-        """Whether anything was ever saved here, whole or broken."""
-        return bool(self.steps()) or any(self.folder.glob("*.broken*"))
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest whole checkpoint as host arrays, with its meta; a broken one is set aside, with a warning.

@@ -132,8 +132,8 @@ class Config:
         if self.profile is None:
             return None
         start, _, stop = self.profile.partition(":")
-        if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
-            raise ZooError(f"profile must be START:STOP, two steps such as 10:20, not {self.profile!r}")
+        if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop) <= self.steps):
+            raise ZooError(f"profile must be START:STOP, two of the {self.steps} steps, not {self.profile!r}")
         return int(start), int(stop)
 
 

@@ -90,7 +90,5 @@ def evaluate_target(config: EvaluateConfig) -> dict[str, float]:
         raise ZooError(f"{dataset.name} has no split {config.split} with labels")
     layout = make_layout(config.parallel, config.batch_size, 1)
     settings = Config("", 1, config.batch_size)
-    if layout.axis_name and hasattr(model, "axis_name"):
-        model = model.clone(axis_name=layout.axis_name)
-    step = layout.compile_eval(make_eval_step(settings, model, inputs, layout.axis_name))
+    step = layout.compile_eval(make_eval_step(settings, layout.adapt(model), inputs, layout.axis_name))
     return evaluate(step, layout, layout.put_state(variables), split, config.batch_size, Classification())

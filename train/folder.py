@@ -17,7 +17,7 @@ from train.config import Config, differences, from_json, to_json
 from train.data import Dataset
 from train.report import write_text
 from zoo.errors import ZooError
-from zoo.run import read_config
+from zoo.run import read_config, step_folders
 from zoo.weights import save_native
 
 # What may differ from the folder's settings when a run is taken up again.
@@ -47,6 +47,9 @@ def take(config: Config) -> tuple[Config, pathlib.Path]:
     if changed:
         listed = "; ".join(f"{name} was {was!r}, not {now!r}" for name, (was, now) in changed.items())
         raise ZooError(f"on resume only {', '.join(MAY_CHANGE)} may change: {listed}")
+    newest = max(step_folders(workdir / "checkpoints"), default=0)
+    if newest > config.steps:
+        raise ZooError(f"{config.workdir!r} is at step {newest} already, beyond steps {config.steps}")
     end = config.optimizer.decay_steps
     if config.optimizer.schedule != "constant" and end and config.steps > max(end, stored.steps):
         warnings.warn(f"the learning rate is 0 after step {end}, where its schedule ends", stacklevel=2)

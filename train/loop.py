@@ -5,6 +5,7 @@ import math
 import pathlib
 import signal
 import time
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -13,13 +14,13 @@ import numpy as np
 
 import zoo
 from train import folder
-from train.checkpoint import Checkpoints
+from train.checkpoint import Checkpoints, ever_saved
 from train.config import Config
 from train.data import Batches, Dataset, Split, load_dataset
 from train.evaluate import evaluate
 from train.interrupt import Stop
 from train.optimizer import make_optimizer
-from train.report import Phases, Report, draw_curves, write_text
+from train.report import Phases, Report, Trace, draw_curves, write_text
 from train.sharding import Layout, make_layout
 from train.step import TrainState, init_state, make_eval_step, make_train_step
 from zoo.errors import ZooError
@@ -51,20 +52,18 @@ class Trainer:
         self.layout = layout = make_layout(config.parallel, config.batch_size, config.optimizer.accumulate)
         model_args, model = make_model(config, dataset)
         optimizer = make_optimizer(config.optimizer, config.steps)
-        state = initial_state(config, model, dataset, optimizer)
+        begin = partial(initial_state, config, model, dataset, optimizer)
         meta: dict[str, Any] = {"step": 0, "interval": {"steps": 0, "sums": {}}}
+        resumes = ever_saved(workdir)
+        state = jax.eval_shape(begin) if resumes else begin(config.model.weights)
         folder.describe(config, workdir, model_args, dataset)  # from here on nothing is the user's mistake
         self.checkpoints = Checkpoints(workdir, config.keep)
-        if self.checkpoints.any():
+        if resumes:
             state, meta = self.checkpoints.restore(state)
             print(f"resumed at step {meta['step']}", flush=True)
         self.state, self.step = layout.put_state(state), meta["step"]
-        if self.step > config.steps:
-            raise ZooError(f"{config.workdir!r} is at step {self.step} already, beyond steps {config.steps}")
         self.interval = Interval(layout, self.step, meta["interval"])
-        if layout.axis_name and hasattr(model, "axis_name"):
-            model = model.clone(axis_name=layout.axis_name)
-        axis = layout.axis_name
+        model, axis = layout.adapt(model), layout.axis_name
         self.train_step = layout.compile_train(make_train_step(config, model, dataset.inputs, optimizer, axis))
         self.eval_step = layout.compile_eval(make_eval_step(config, model, dataset.inputs, axis))
         self.report = Report(workdir, config, self.step)
@@ -83,15 +82,14 @@ class Trainer:
         (which ends a run gone to infinity) before anything is evaluated or saved; records before checkpoints.
         """
         config, layout, interval = self.config, self.layout, self.interval
-        first, profile = self.step, config.profile_steps()
+        first, trace = self.step, Trace(config.profile_steps(), self.workdir / "profile")
         process, processes = jax.process_index(), jax.process_count()
         batches = Batches(self.dataset.train, config.batch_size, config.seed, process, processes)
         coming = map(layout.put_batch, batches.from_step(self.step, until or config.steps))
         batch = next(coming, None)
         clock = Clock(self.step)
         while batch is not None:
-            if profile and self.step == profile[0]:
-                jax.profiler.start_trace(str(self.workdir / "profile"))
+            trace.before(self.step)
             with self.phases("compile" if self.step == first else "train"):
                 self.state, metrics = self.train_step(self.state, batch)
                 self.step += 1
@@ -100,9 +98,7 @@ class Trainer:
                 if self.step == first + 1:
                     jax.block_until_ready(metrics)
                     clock = Clock(self.step)
-            if profile and self.step == profile[1]:
-                jax.block_until_ready(metrics)
-                jax.profiler.stop_trace()
+            trace.after(self.step, metrics)
             last = self.step == config.steps
             logs = self.step % config.log.every == 0 or last
             evaluates = self.step % config.eval_every == 0 or last
@@ -231,10 +227,12 @@ def make_model(config: Config, dataset: Dataset) -> tuple[dict[str, Any], nn.Mod
     return args, zoo.create_model(config.model.name, **args)
 
 
-def initial_state(config: Config, model: nn.Module, dataset: Dataset, optimizer: Any) -> TrainState:
-    """The state before the first step, of drawn or loaded weights; not yet placed on devices."""
-    if config.model.weights is not None:
-        variables = load_weights(model, config.model.weights, dataset.inputs.shape)
+def initial_state(
+    config: Config, model: nn.Module, dataset: Dataset, optimizer: Any, weights: str | None = None
+) -> TrainState:
+    """The state before the first step, of drawn weights or those of a file; not yet placed on devices."""
+    if weights is not None:
+        variables = load_weights(model, weights, dataset.inputs.shape)
     else:
         example = dataset.inputs.example()
         key = jax.random.key(config.seed)

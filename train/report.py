@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+
 from train.config import Config
 
 
@@ -79,6 +81,24 @@ class Phases:
         total = time.perf_counter() - self._start
         rows = {**self.seconds, "other": total - sum(self.seconds.values()), "total": total}
         return {name: round(value, 2) for name, value in rows.items()}
+
+
+class Trace:
+    """A profiler's trace of the steps from the first to before the second of `window`, in TensorBoard's format."""
+
+    def __init__(self, window: tuple[int, int] | None, folder: pathlib.Path):
+        self.window, self.folder, self.on = window, folder, False
+
+    def before(self, step: int) -> None:
+        if self.window and step == self.window[0]:
+            jax.profiler.start_trace(str(self.folder))
+            self.on = True
+
+    def after(self, step: int, metrics: Any) -> None:
+        if self.on and self.window and step == self.window[1]:
+            jax.block_until_ready(metrics)
+            jax.profiler.stop_trace()
+            self.on = False
 
 
 def cut_back(path: pathlib.Path, step: int) -> None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
@@ -41,6 +42,10 @@ class Layout:
     def bounded(self) -> int:
         """Steps that may be in flight. Several virtual CPU devices deadlock in their collectives with more than one."""
         return 1 if len(self.devices) > 1 and self.devices[0].platform == "cpu" else 2
+
+    def adapt(self, model: nn.Module) -> nn.Module:
+        """The model as this layout's step applies it."""
+        return model
 
     def put_state(self, state: Any) -> Any:
         """Plain global arrays, host or device, to the layout. Always copies: the step donates what it is given."""
@@ -78,6 +83,10 @@ class PmapLayout(Layout):
                 f"parallel pmap: {batch_size // len(self.devices)} examples a device are not divisible by "
                 f"optimizer.accumulate {accumulate}; use mesh"
             )
+
+    def adapt(self, model: nn.Module) -> nn.Module:
+        """With the name of the mapped axis, where it has batch statistics to average over it."""
+        return model.clone(axis_name=AXIS) if hasattr(model, "axis_name") else model
 
     def put_state(self, state: Any) -> Any:
         n = len(self.devices)

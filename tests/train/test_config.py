@@ -72,6 +72,7 @@ def test_list_prints_every_recipe(capsys):
         ("task.label_smoothing", 1.0, r"task.label-smoothing must be in \[0, 1\)"),
         ("profile", "5", "profile must be START:STOP"),
         ("profile", "9:5", "profile must be START:STOP"),
+        ("profile", "5:11", "two of the 10 steps, not '5:11'"),
         ("log.every", 0, "log.every must be at least 1"),
         ("keep", 0, "keep must be at least 1"),
     ],

@@ -144,8 +144,10 @@ def test_resume_refuses_other_settings_and_allows_more_steps(finished, tmp_path)
     shutil.copytree(finished[0], workdir)
     with pytest.raises(ZooError, match=r"on resume only .* may change: seed was 0, not 5"):
         train.run(tiny(workdir, resume=True, seed=5))
+    before = (workdir / "config.json").read_text()
     with pytest.raises(ZooError, match="is at step 30 already, beyond steps 20"):
         train.run(tiny(workdir, resume=True, steps=20))
+    assert (workdir / "config.json").read_text() == before
     with pytest.warns(UserWarning, match="the learning rate is 0 after step 30"):
         result = train.run(tiny(workdir, resume=True, steps=40))
     assert result["steps"] == 40

@@ -40,8 +40,7 @@ def config(model="resnet8", args=None, **changes):
 
 def mapped(config, dataset, layout):
     """The model as the loop gives it to a layout's step."""
-    _, model = make_model(config, dataset)
-    return model.clone(axis_name=layout.axis_name) if hasattr(model, "axis_name") else model
+    return layout.adapt(make_model(config, dataset)[1])
 
 
 def steps(config, parallel, n=5):
