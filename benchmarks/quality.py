@@ -55,20 +55,22 @@ def run(config: QualityConfig) -> list[dict[str, Any]]:
             rates.append(matmul_gflops())
         trainer.train(stop)
         result = trainer.finish()
+        last = trainer.evaluate(trainer.state.eval_variables(), dataset.test) if dataset.test else {}
     rates.append(matmul_gflops())
     seconds = result["seconds"]["total"] - result["seconds"]["rate"]
-    rows = [_row(config, settings, "flaxzoo", result.get("test", {}), flops, seconds, rates)]
+    rows = [_row(config, settings, "flaxzoo", result.get("test", {}), last, flops, seconds, rates)]
     if config.peer:
         rates = [matmul_gflops()]
         start = time.perf_counter()
         metrics = train_peer(settings, dataset, variables, rates)
         rates.append(matmul_gflops())
-        rows.append(_row(config, settings, "torch", metrics, flops, time.perf_counter() - start, rates))
+        rows.append(_row(config, settings, "torch", {}, metrics, flops, time.perf_counter() - start, rates))
     for row in rows:
         append_row(pathlib.Path(config.output), row)
         print(
-            f"{row['framework']} {row['recipe']} seed {row['seed']}: test accuracy {row['accuracy']:.4f}, "
-            f"{row['seconds']:.0f} s, {row['nominal_minutes']:.2f} nominal minutes"
+            f"{row['framework']} {row['recipe']} seed {row['seed']}: test accuracy {_percent(row['accuracy'])}, "
+            f"after the last step {_percent(row['last_accuracy'])}; {row['seconds']:.0f} s, "
+            f"{row['nominal_minutes']:.2f} nominal minutes"
         )
     return rows
 
@@ -77,13 +79,22 @@ def _row(
     config: QualityConfig,
     settings: Config,
     framework: str,
-    metrics: dict[str, float],
+    best: dict[str, float],
+    last: dict[str, float],
     flops: int,
     seconds: float,
     rates: list[float],
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"recipe": config.recipe, "framework": framework, "seed": config.seed}
-    row |= {"steps": settings.steps, **metrics, "training_flops": float(flops), "seconds": round(seconds, 1)}
+    """A row: test metrics of the weights that the recipe exports (the best on validation), and of the last ones."""
+    row: dict[str, Any] = {
+        "recipe": config.recipe,
+        "framework": framework,
+        "seed": config.seed,
+        "steps": settings.steps,
+    }
+    row |= {name: best.get(name, "") for name in ("loss", "accuracy")}
+    row |= {f"last_{name}": last.get(name, "") for name in ("loss", "accuracy")}
+    row |= {"training_flops": float(flops), "seconds": round(seconds, 1)}
     row["nominal_minutes"] = seconds / 60 * statistics.median(rates) / NOMINAL_GFLOPS
     row |= dict(zip(("gflops_before", "gflops_halfway", "gflops_after"), rates, strict=True))
     return {**row, **circumstances()}
@@ -135,3 +146,7 @@ def train_peer(settings: Config, dataset: Dataset, variables: Any, rates: list[f
             sums["accuracy"] += float(((logits.argmax(1) == labels) * weight).sum())
             sums["count"] += float(weight.sum())
     return settings.task.metrics(sums)
+
+
+def _percent(value: float | str) -> str:
+    return f"{value:.2%}" if isinstance(value, float) else "-"

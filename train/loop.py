@@ -125,7 +125,7 @@ class Trainer:
     def _evaluate_and_save(self, evaluates: bool) -> None:
         score = None
         if evaluates and self.dataset.validation is not None:
-            metrics = self._evaluate(self.state.eval_variables(), self.dataset.validation)
+            metrics = self.evaluate(self.state.eval_variables(), self.dataset.validation)
             self.report.write(self.step, "validation", metrics)
             self.report.say(f"step {self.step}: validation {_shown(metrics)}")
             score = self.config.task.score(metrics)
@@ -134,7 +134,8 @@ class Trainer:
             extra = {"interval": self.interval.to_json()}
             self.checkpoints.save(self.layout.fetch(self.state), self.step, score, extra)
 
-    def _evaluate(self, variables: Any, split: Split) -> dict[str, float]:
+    def evaluate(self, variables: Any, split: Split) -> dict[str, float]:
+        """The task's metrics of placed `variables` on a split."""
         with self.phases("evaluate"):
             return evaluate(self.eval_step, self.layout, variables, split, self.config.batch_size, self.config.task)
 
@@ -155,7 +156,7 @@ class Trainer:
         metrics = {}
         for split, examples in (("validation", dataset.validation), ("test", dataset.test)):
             if examples is not None:
-                metrics[split] = self._evaluate(placed, examples)
+                metrics[split] = self.evaluate(placed, examples)
                 self.report.say(f"best step {best}: {split} {_shown(metrics[split])} ({examples.size:,} examples)")
         with self.phases("report"):
             folder.export(self.workdir, variables, step=best, ema=state.ema is not None, metrics=metrics)
