@@ -1,8 +1,9 @@
-"""PyTorch modules of the registered architectures, the same arithmetic under torchvision's names.
+"""PyTorch modules of the registered architectures: torchvision's own, and those that it lacks under names like its own.
 
 They are what parity is tested against and what is timed beside ours. Images are [B, C, H, W].
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -123,7 +124,155 @@ class ResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-PEERS: dict[str, type[nn.Module]] = {"SimpleCNN": SimpleCNN, "LeNet5": LeNet5, "ResNet": ResNet}
+class PreActivationBlock(nn.Module):
+    def __init__(self, before: int, width: int, strides: int, dropout_rate: float):
+        super().__init__()
+        self.bn1, self.bn2 = nn.BatchNorm2d(before), nn.BatchNorm2d(width)
+        self.conv1 = nn.Conv2d(before, width, 3, strides, 1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.dropout = nn.Dropout(dropout_rate)
+        self.downsample: nn.Module | None = None
+        if before != width or strides > 1:
+            self.downsample = nn.Conv2d(before, width, 1, strides, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.bn1(x))
+        if self.downsample is not None:
+            x = self.downsample(y)
+        return x + self.conv2(self.dropout(F.relu(self.bn2(self.conv1(y)))))
+
+
+class WideResNet(nn.Module):
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        stage_sizes: tuple[int, ...],
+        width: int,
+        num_classes: int,
+        dropout_rate: float,
+    ):
+        super().__init__()
+        self.stages, before = len(stage_sizes), 16
+        self.conv1 = nn.Conv2d(input_shape[-1], before, 3, 1, 1, bias=False)
+        for stage, blocks in enumerate(stage_sizes):
+            layer = nn.Sequential()
+            for i in range(blocks):
+                strides = 2 if stage > 0 and i == 0 else 1
+                layer.append(PreActivationBlock(before, width * 2**stage, strides, dropout_rate))
+                before = width * 2**stage
+            self.add_module(f"layer{stage + 1}", layer)
+        self.bn1, self.fc = nn.BatchNorm2d(before), nn.Linear(before, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv1(x)
+        for stage in range(self.stages):
+            x = self.get_submodule(f"layer{stage + 1}")(x)
+        return self.fc(F.relu(self.bn1(x)).mean((2, 3)))
+
+
+def torchvision_models() -> Any:
+    """torchvision.models, also where its compiled operators, which classifiers do not use, do not load."""
+    import importlib
+
+    try:
+        return importlib.import_module("torchvision.models")
+    except RuntimeError:  # its build for CUDA beside a torch for CPU: give the names that it looks up on import
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        torchvision_models.library = library  # type: ignore[attr-defined]  # it lives as long as its operators
+        return importlib.import_module("torchvision.models")
+
+
+def alexnet(input_shape: tuple[int, ...], num_classes: int, hidden_size: int, dropout_rate: float) -> nn.Module:
+    peer = torchvision_models().alexnet(num_classes=num_classes, dropout=dropout_rate)
+    peer.classifier[1] = nn.Linear(256 * 6 * 6, hidden_size)
+    peer.classifier[4] = nn.Linear(hidden_size, hidden_size)
+    peer.classifier[6] = nn.Linear(hidden_size, num_classes)
+    return peer
+
+
+def vgg(
+    input_shape: tuple[int, ...],
+    stage_sizes: tuple[int, ...],
+    batch_norm: bool,
+    num_classes: int,
+    hidden_size: int,
+    dropout_rate: float,
+) -> nn.Module:
+    module = torchvision_models().vgg
+    column: list[Any] = []
+    for width, convs in zip((64, 128, 256, 512, 512), stage_sizes, strict=True):
+        column += [width] * convs + ["M"]
+    peer = module.VGG(module.make_layers(column, batch_norm), num_classes, init_weights=False, dropout=dropout_rate)
+    peer.classifier[0] = nn.Linear(512 * 7 * 7, hidden_size)
+    peer.classifier[3] = nn.Linear(hidden_size, hidden_size)
+    peer.classifier[6] = nn.Linear(hidden_size, num_classes)
+    return peer
+
+
+def densenet(
+    input_shape: tuple[int, ...], stage_sizes: tuple[int, ...], growth_width: int, width: int, num_classes: int
+) -> nn.Module:
+    return torchvision_models().DenseNet(growth_width, stage_sizes, width, num_classes=num_classes)
+
+
+def mobilenet_v2(input_shape: tuple[int, ...], multiplier: float, num_classes: int, dropout_rate: float) -> nn.Module:
+    return torchvision_models().MobileNetV2(num_classes, multiplier, dropout=dropout_rate)
+
+
+def mobilenet_v3(
+    input_shape: tuple[int, ...], variant: str, hidden_size: int, num_classes: int, dropout_rate: float
+) -> nn.Module:
+    build = getattr(torchvision_models(), f"mobilenet_v3_{variant}")
+    return build(num_classes=num_classes, dropout=dropout_rate)
+
+
+def efficientnet(
+    input_shape: tuple[int, ...],
+    squeeze: bool,
+    activation: str,
+    num_classes: int,
+    dropout_rate: float,
+    drop_path_rate: float,
+) -> nn.Module:
+    build = torchvision_models().efficientnet_b0
+    peer = build(num_classes=num_classes, dropout=dropout_rate, stochastic_depth_prob=drop_path_rate)
+    for module in list(peer.modules()):
+        if isinstance(module, nn.Sequential):
+            for i in reversed(range(len(module))):
+                if not squeeze and type(module[i]).__name__ == "SqueezeExcitation":
+                    del module[i]
+                elif activation == "relu6" and isinstance(module[i], nn.SiLU):
+                    module[i] = nn.ReLU6()
+    return peer
+
+
+def convnext(
+    input_shape: tuple[int, ...], stage_sizes: tuple[int, ...], width: int, drop_path_rate: float, num_classes: int
+) -> nn.Module:
+    module = torchvision_models().convnext
+    last = len(stage_sizes) - 1
+    setting = [
+        module.CNBlockConfig(width * 2**i, width * 2 ** (i + 1) if i < last else None, blocks)
+        for i, blocks in enumerate(stage_sizes)
+    ]
+    return module.ConvNeXt(setting, drop_path_rate, num_classes=num_classes)
+
+
+PEERS: dict[str, Callable[..., nn.Module]] = {
+    "SimpleCNN": SimpleCNN,
+    "LeNet5": LeNet5,
+    "ResNet": ResNet,
+    "WideResNet": WideResNet,
+    "AlexNet": alexnet,
+    "VGG": vgg,
+    "DenseNet": densenet,
+    "MobileNetV2": mobilenet_v2,
+    "MobileNetV3": mobilenet_v3,
+    "EfficientNet": efficientnet,
+    "ConvNeXt": convnext,
+}
 
 
 def torch_model(name: str, input_shape: tuple[int, ...] | None = None, **fields: Any) -> nn.Module:

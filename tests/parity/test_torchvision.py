@@ -15,17 +15,41 @@ from zoo.__main__ import main  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
+
+def stages(pattern, places):
+    return {f"stage{i}": pattern.format(place) for i, place in enumerate(places, start=1)}
+
+
 CASES = {  # name: (fields, input shape, features by the torch module that makes them)
     "simple_cnn": ({"num_classes": 7, "hidden_size": 32}, (32, 24, 3), {}),
     "lenet5": ({}, (32, 32, 1), {}),
-    "resnet18": ({"width": 8, "num_classes": 7}, (64, 64, 3), {f"stage{i}": f"layer{i}" for i in range(1, 5)}),
-    "resnet50": (
-        {"width": 8, "stage_sizes": (1, 2, 1, 1)},
+    "resnet18": ({"width": 8, "num_classes": 7}, (64, 64, 3), stages("layer{}", range(1, 5))),
+    "resnet50": ({"width": 8, "stage_sizes": (1, 2, 1, 1)}, (64, 64, 3), stages("layer{}", range(1, 5))),
+    "resnet8": ({}, (32, 32, 3), stages("layer{}", range(1, 4))),
+    "resnet20": ({"width": 4}, (32, 32, 3), stages("layer{}", range(1, 4))),
+    "wide_resnet28_10": ({"width": 8, "stage_sizes": (1, 2, 2)}, (32, 32, 3), stages("layer{}", range(1, 4))),
+    "alexnet": ({"hidden_size": 16, "dropout_rate": 0.0}, (95, 120, 3), stages("features.{}", (1, 4, 11, 12))),
+    "vgg11": ({"hidden_size": 16, "dropout_rate": 0.0}, (64, 80, 3), stages("features.{}", (9, 14, 19, 20))),
+    "vgg13_bn": ({"hidden_size": 16, "dropout_rate": 0.0}, (64, 64, 3), stages("features.{}", (19, 26, 33, 34))),
+    "densenet121": (
+        {"stage_sizes": (2, 3, 2, 2), "growth_width": 8, "width": 16},
         (64, 64, 3),
-        {f"stage{i}": f"layer{i}" for i in range(1, 5)},
+        stages("features.denseblock{}", range(1, 4)),
     ),
-    "resnet8": ({}, (32, 32, 3), {f"stage{i}": f"layer{i}" for i in range(1, 4)}),
-    "resnet20": ({"width": 4}, (32, 32, 3), {f"stage{i}": f"layer{i}" for i in range(1, 4)}),
+    "mobilenet_v2": ({"dropout_rate": 0.0, "multiplier": 0.4}, (64, 64, 3), stages("features.{}", (3, 6, 13, 17))),
+    "mobilenet_v3_small": ({"dropout_rate": 0.0}, (64, 64, 3), stages("features.{}", (1, 3, 8, 11))),
+    "mobilenet_v3_large": ({"dropout_rate": 0.0, "num_classes": 7}, (64, 64, 3), {}),
+    "efficientnet_b0": (
+        {"dropout_rate": 0.0, "drop_path_rate": 0.0},
+        (64, 64, 3),
+        stages("features.{}", (2, 3, 5, 7)),
+    ),
+    "efficientnet_lite0": ({"dropout_rate": 0.0, "drop_path_rate": 0.0, "num_classes": 7}, (64, 64, 3), {}),
+    "convnext_tiny": (
+        {"stage_sizes": (1, 2, 2, 1), "width": 16, "drop_path_rate": 0.0},
+        (64, 64, 3),
+        stages("features.{}", (1, 3, 5, 7)),
+    ),
 }
 
 
@@ -51,10 +75,15 @@ def case(request, tmp_path):
             torch.nn.init.normal_(module.bias, std=0.3)
             torch.nn.init.normal_(module.running_mean, std=0.3)
             torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+        elif isinstance(module, torch.nn.LayerNorm):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+            torch.nn.init.normal_(module.bias, std=0.3)
         elif isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
             torch.nn.init.kaiming_normal_(module.weight)
             if module.bias is not None:
                 torch.nn.init.normal_(module.bias, std=0.3)
+        elif hasattr(module, "layer_scale"):
+            torch.nn.init.uniform_(module.layer_scale, 0.5, 1.0)
     torch.save(peer.state_dict(), tmp_path / "model.pth")
     assert main(["convert", str(tmp_path / "model.pth"), str(tmp_path / "model.safetensors")]) == 0
     model = zoo.create_model(name, **fields)
@@ -92,21 +121,20 @@ def test_training_mode_agrees_with_batch_statistics(case):
     rows = {}  # values a channel that each norm saw, n
     for key, module in peer.named_modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            before = module.running_var.clone()
+            kept = (1 - module.momentum) * module.running_var.numpy()  # of the old average
             module.register_forward_hook(
-                lambda _, inputs, __, key=key, before=before: rows.update(
-                    {key: (inputs[0].numel() / inputs[0].shape[1], before)}
+                lambda _, inputs, __, key=key, kept=kept: rows.update(
+                    {key: (inputs[0].numel() / inputs[0].shape[1], kept)}
                 )
             )
     assert_close(logits, peer(to_torch(images)))
-    names = zoo.weights.torchvision.names(changed)
+    names = zoo.weights.torchvision.names({"batch_stats": changed.get("batch_stats", {})})
     assert len(names) == 2 * len(rows)
     state = peer.state_dict()
-    for key, (n, before) in rows.items():
+    for key, (n, kept) in rows.items():
         assert_close(names[f"{key}.running_mean"][1], state[f"{key}.running_mean"])
-        # Flax keeps the biased variance of the batch, torch n / (n - 1) times it; both add a tenth to the old one.
-        old = 0.9 * before.numpy()
-        unbiased = old + (np.asarray(names[f"{key}.running_var"][1]) - old) * n / (n - 1)
+        # Flax adds a part of the batch's biased variance to what it keeps of the old one, torch n / (n - 1) times that.
+        unbiased = kept + (np.asarray(names[f"{key}.running_var"][1]) - kept) * n / (n - 1)
         assert_close(unbiased, state[f"{key}.running_var"])
 
 

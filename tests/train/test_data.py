@@ -178,7 +178,7 @@ def test_a_tfds_set_is_read_without_tensorflow():
 
 @prepared("sst2")
 def test_a_set_without_images_is_refused_by_its_features():
-    with pytest.raises(ZooError, match=r"sst2 is no labelled image set: .* it has sentence, label"):
+    with pytest.raises(ZooError, match=r"sst2 is no labelled image set: .* it has label, sentence"):
         load_dataset(DataConfig("sst2"), SHAPE)
 
 

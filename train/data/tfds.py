@@ -25,7 +25,7 @@ def load(
     image: Any = features.get("image")
     label: Any = features.get("label")
     if image is None or not hasattr(label, "num_classes"):
-        has = ", ".join(features) or "neither"
+        has = ", ".join(sorted(features)) or "neither"
         raise ZooError(f"{name} is no labelled image set: it needs features image and label (a class), it has {has}")
     labels = [str(label_name) for label_name in label.names]
     shape = tuple(image.shape)

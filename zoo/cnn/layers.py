@@ -1,5 +1,6 @@
 """What the convolutional models share."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from zoo.errors import ZooError
+
+Layer = Callable[..., Any]
 
 # Kaiming normal over the fan out: the variance of the gradient, not of the activation, stays constant.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -19,15 +22,25 @@ def check_images(model: nn.Module, x: jax.Array, least: int = 1) -> None:
         raise ZooError(f"{name} takes images [batch, height, width, channels] of {least} pixels or more, not {x.shape}")
 
 
-def conv(width: int, kernel_size: int, strides: int, dtype: Any, param_dtype: Any, name: str) -> nn.Conv:
-    """A square convolution without bias, padded by (k - 1) / 2 on both sides as in torch (striding, `SAME` differs)."""
+def conv(
+    width: int,
+    kernel_size: int,
+    strides: int,
+    dtype: Any,
+    param_dtype: Any,
+    name: str,
+    groups: int = 1,
+    use_bias: bool = False,
+) -> nn.Conv:
+    """A square convolution, padded by (k - 1) / 2 on both sides as in torch (striding, `SAME` differs)."""
     pad = (kernel_size - 1) // 2
     return nn.Conv(
         width,
         (kernel_size, kernel_size),
         strides=strides,
         padding=((pad, pad), (pad, pad)),
-        use_bias=False,
+        feature_group_count=groups,
+        use_bias=use_bias,
         kernel_init=he_normal_fan_out,
         dtype=dtype,
         param_dtype=param_dtype,
@@ -35,15 +48,24 @@ def conv(width: int, kernel_size: int, strides: int, dtype: Any, param_dtype: An
     )
 
 
-def batch_norm(train: bool, axis_name: str | None, dtype: Any, param_dtype: Any, name: str) -> nn.BatchNorm:
-    """Batch normalisation with torch's epsilon and momentum; statistics in float32.
+def batch_norm(
+    train: bool,
+    axis_name: str | None,
+    dtype: Any,
+    param_dtype: Any,
+    name: str,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+) -> nn.BatchNorm:
+    """Batch normalisation, by default with torch's epsilon and momentum; statistics in float32.
 
-    The running variance is the biased one; torch keeps n / (n - 1) times that.
+    `momentum` is what the old running average keeps. The running variance is the biased one; torch keeps n / (n - 1)
+    times that.
     """
     return nn.BatchNorm(
         use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
+        momentum=momentum,
+        epsilon=epsilon,
         axis_name=axis_name if train else None,
         dtype=dtype,
         param_dtype=param_dtype,
@@ -51,9 +73,28 @@ def batch_norm(train: bool, axis_name: str | None, dtype: Any, param_dtype: Any,
     )
 
 
+def drop_path(x: jax.Array, rate: float, train: bool) -> jax.Array:
+    """Stochastic depth (Huang et al. 2016): in training drops a branch's output, example by example, with `rate`.
+
+    What is kept is divided by 1 - rate. Needs an rng `dropout` where it drops.
+    """
+    return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not train)(x)
+
+
 def global_mean(x: jax.Array) -> jax.Array:
     """[B, H, W, C] to [B, C], summed in float32."""
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
+
+
+def adaptive_mean(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """[B, H, W, C] to [B, *size, C]; cell i of n is the mean over rows floor(i H / n) to ceil((i + 1) H / n)."""
+    for axis, cells in enumerate(size, start=1):
+        side = x.shape[axis]
+        if side != cells:
+            spans = [(i * side // cells, -(-(i + 1) * side // cells)) for i in range(cells)]
+            means = [jnp.mean(jax.lax.slice_in_dim(x, *span, axis=axis), axis=axis) for span in spans]
+            x = jnp.stack(means, axis=axis)
+    return x
 
 
 class DenseOverMap(nn.Module):
@@ -74,3 +115,9 @@ class DenseOverMap(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return x.reshape(len(x), -1) @ kernel.reshape(-1, self.features) + bias
+
+
+def round_width(width: float) -> int:
+    """The multiple of 8 nearest to `width`, at least 8 and not below 90 % of it (Sandler et al. 2018, their code)."""
+    rounded = max(8, int(width + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * width else rounded

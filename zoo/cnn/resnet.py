@@ -6,7 +6,6 @@ convolution, three stages, and `shortcut="pad"`, option A: every second pixel, a
 shortcuts have no parameters. (The paper does not say where the zero channels go; here half on each side.)
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -14,12 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.cnn.layers import batch_norm, check_images, conv, global_mean
+from zoo.cnn.layers import Layer, batch_norm, check_images, conv, global_mean
 from zoo.features import sow
 from zoo.ops.pooling import max_pool
 from zoo.registry import register
-
-Layer = Callable[..., Any]
 
 
 class ResidualBlock(nn.Module):
@@ -104,12 +101,18 @@ class ResNet(nn.Module):
 
 IMAGENET: dict[str, dict[str, Any]] = {
     "resnet18": {"stage_sizes": (2, 2, 2, 2)},
+    "resnet34": {"stage_sizes": (3, 4, 6, 3)},
     "resnet50": {"stage_sizes": (3, 4, 6, 3), "block": "bottleneck"},
+    "resnet101": {"stage_sizes": (3, 4, 23, 3), "block": "bottleneck"},
+    "resnet152": {"stage_sizes": (3, 8, 36, 3), "block": "bottleneck"},
 }
 CIFAR: dict[str, dict[str, Any]] = {  # depth 6 n + 2
     "resnet8": {"stage_sizes": (1, 1, 1)},
     "resnet20": {"stage_sizes": (3, 3, 3)},
+    "resnet32": {"stage_sizes": (5, 5, 5)},
+    "resnet44": {"stage_sizes": (7, 7, 7)},
     "resnet56": {"stage_sizes": (9, 9, 9)},
+    "resnet110": {"stage_sizes": (18, 18, 18)},
 }
 PAPER = "He et al. 2016, Deep residual learning for image recognition, arXiv:1512.03385"
 

@@ -37,5 +37,10 @@ def max_pool_slices(x: jax.Array, window: int, strides: int, padding: int = 0) -
         pad = (padding, padding)
         x = jnp.pad(x, ((0, 0), pad, pad, (0, 0)), constant_values=-jnp.inf)
     rows, columns = ((side - window) // strides * strides + 1 for side in x.shape[1:3])
-    pieces = [x[:, i : i + rows : strides, j : j + columns : strides] for i in range(window) for j in range(window)]
+
+    def piece(i: int, j: int) -> jax.Array:
+        # lax.slice, since JAX's oldest supported release makes a gather of x[::2], whose gradient is a scatter.
+        return lax.slice(x, (0, i, j, 0), (len(x), i + rows, j + columns, x.shape[3]), (1, strides, strides, 1))
+
+    pieces = [piece(i, j) for i in range(window) for j in range(window)]
     return functools.reduce(lambda best, piece: jnp.where(best >= piece, best, piece), pieces)

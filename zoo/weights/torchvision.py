@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-_LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_LEAF = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _DENSE = ("fc", "classifier", "head")  # top-level modules that are dense layers
 
 
@@ -58,8 +58,8 @@ def to_file(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return tensors
 
 
-_TO_TORCH = {0: (), 1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
-_TO_OURS = {0: (), 1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
+_TO_TORCH = {0: (), 1: (0,), 2: (1, 0), 3: (2, 0, 1), 4: (3, 2, 0, 1)}
+_TO_OURS = {0: (), 1: (0,), 2: (1, 0), 3: (1, 2, 0), 4: (2, 3, 1, 0)}
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -68,4 +68,4 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _name(path: tuple[str, ...]) -> str:
     modules = [re.sub(r"_(\d+)", r".\1", module) for module in path[1:-1]]
-    return ".".join([*modules, _LEAF[path[-1]]])
+    return ".".join([*modules, _LEAF.get(path[-1], path[-1])])

@@ -1,0 +1,89 @@
+"""ConvNeXt: Liu et al. 2022, "A ConvNet for the 2020s", section 2, as torchvision has it.
+
+Stages of blocks: depthwise 7x7 convolution, layer norm, a dense layer to four times the width, GELU, a dense layer
+back, a scale per channel that begins at 1e-6. Stochastic depth grows linearly with depth.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo.cnn.layers import check_images, drop_path, global_mean
+from zoo.features import sow
+from zoo.registry import register
+
+truncated_normal = nn.initializers.truncated_normal(0.02)
+
+
+class ConvNeXtBlock(nn.Module):
+    drop_rate: float
+    train: bool
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width, dtypes = x.shape[-1], {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        init = {"kernel_init": truncated_normal, **dtypes}
+        y = nn.Conv(width, (7, 7), padding=3, feature_group_count=width, **init, name="block_0")(x)
+        y = nn.LayerNorm(epsilon=1e-6, **dtypes, name="block_2")(y)
+        y = nn.gelu(nn.Dense(4 * width, **init, name="block_3")(y), approximate=False)
+        y = nn.Dense(width, **init, name="block_5")(y)
+        scale = self.param("layer_scale", nn.initializers.constant(1e-6), (1, 1, width), self.param_dtype)
+        return x + drop_path(y * scale.astype(y.dtype), self.drop_rate, self.train).astype(x.dtype)
+
+
+class ConvNeXt(nn.Module):
+    """Images [B, H, W, C], at least 32 x 32, to logits [B, num_classes].
+
+    Features: stage1, stage2, stage3, stage4 (at strides 4, 8, 16, 32), pooled. Block i of n is dropped with
+    i / (n - 1) of `drop_path_rate`; above 0 it needs an rng `dropout` to train.
+    """
+
+    stage_sizes: tuple[int, ...]
+    width: int = 96
+    drop_path_rate: float = 0.1
+    num_classes: int = 1000
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    head = "classifier_2"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        check_images(self, x, least=32)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        init = {"kernel_init": truncated_normal, **dtypes}
+        norm = partial(nn.LayerNorm, epsilon=1e-6, **dtypes)
+        x = nn.Conv(self.width, (4, 4), strides=4, padding="VALID", **init, name="features_0_0")(x)
+        x, done, last = norm(name="features_0_1")(x), 0, max(sum(self.stage_sizes) - 1, 1)
+        for stage, blocks in enumerate(self.stage_sizes):
+            if stage:
+                x = norm(name=f"features_{2 * stage}_0")(x)
+                conv = nn.Conv(
+                    self.width * 2**stage, (2, 2), strides=2, padding="VALID", **init, name=f"features_{2 * stage}_1"
+                )
+                x = conv(x)
+            for i in range(blocks):
+                rate, name = self.drop_path_rate * done / last, f"features_{2 * stage + 1}_{i}"
+                x, done = ConvNeXtBlock(rate, train, **dtypes, name=name)(x), done + 1
+            sow(self, f"stage{stage + 1}", x)
+        x = sow(self, "pooled", norm(name="classifier_0")(global_mean(x)))
+        return nn.Dense(self.num_classes, **init, name="classifier_2")(x)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "convnext_tiny": {"stage_sizes": (3, 3, 9, 3)},
+    "convnext_small": {"stage_sizes": (3, 3, 27, 3), "drop_path_rate": 0.4},
+    "convnext_base": {"stage_sizes": (3, 3, 27, 3), "width": 128, "drop_path_rate": 0.5},
+}
+for _name, _row in VARIANTS.items():
+    register(
+        _name,
+        family="cnn",
+        input_shape=(224, 224, 3),
+        paper="Liu et al. 2022, A ConvNet for the 2020s, arXiv:2201.03545",
+    )(partial(ConvNeXt, **_row))
