@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import math
 import os
 import typing
 from typing import Annotated, Any, Literal
@@ -17,7 +18,7 @@ def _parse_pairs(items: list[str]) -> dict[str, Any]:
     pairs = {}
     for item in items:
         key, equals, text = item.partition("=")
-        if not (key.isidentifier() and equals):
+        if not (key and equals):
             raise ValueError(f"{item!r} is not of the form name=value")
         try:
             pairs[key] = ast.literal_eval(text)
@@ -69,6 +70,8 @@ class OptimizerConfig:
     clip_norm: float | None = None  # the gradient's largest global norm
     ema: float | None = None  # decay of averaged weights, which are then the ones evaluated and exported
     accumulate: int = 1  # micro-batches a step; with BatchNorm each normalises by itself
+    rates: Arguments = dataclasses.field(default_factory=dict)  # factors of the rate by pattern: fc=10 'layer[12]*'=0.1
+    freeze: list[str] = dataclasses.field(default_factory=list)  # patterns of parameters that stay: conv1 'layer[12]*'
     args: Arguments = dataclasses.field(default_factory=dict)  # more of Optax's arguments, e.g. b2=0.95 nesterov=True
 
 
@@ -111,6 +114,11 @@ class Config:
         at_least("optimizer.weight-decay", optimizer.weight_decay, 0)
         at_least("optimizer.accumulate", optimizer.accumulate, 1)
         at_least("optimizer.learning-rate", optimizer.learning_rate, 0)
+        for pattern, factor in optimizer.rates.items():
+            if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):
+                raise ZooError(f"optimizer.rates {pattern} must be a number of at least 0, not {factor!r}")
+        if self.parallel == "pmap" and self.augment.mixes:
+            raise ZooError("parallel pmap: mixup and cutmix pair examples across devices; use mesh")
         if optimizer.clip_norm is not None and not optimizer.clip_norm > 0:
             raise ZooError(f"optimizer.clip-norm must be above 0, not {optimizer.clip_norm}")
         if optimizer.ema is not None and not 0 < optimizer.ema < 1:

@@ -19,12 +19,14 @@ from train.config import Config
 from train.data import Batches, Dataset, Split, load_dataset
 from train.evaluate import evaluate
 from train.interrupt import Stop
-from train.optimizer import make_optimizer
+from train.optimizer import check_patterns, make_optimizer
 from train.report import Phases, Report, Trace, draw_curves, write_text
 from train.sharding import Layout, make_layout
 from train.step import TrainState, init_state, make_eval_step, make_train_step
 from zoo.errors import ZooError
 from zoo.weights import load_weights
+
+CALIBRATION_IMAGES = 5000  # what a model's `calibrate` sees, where it has one
 
 
 def run(config: Config, seconds_before: float = 0.0) -> dict[str, Any]:
@@ -238,6 +240,10 @@ def initial_state(
         example = dataset.inputs.example()
         key = jax.random.key(config.seed)
         variables = jax.jit(model.init)(key, np.zeros(example.shape, example.dtype))
+        if hasattr(model, "calibrate"):
+            images = dataset.train.read(np.arange(min(CALIBRATION_IMAGES, dataset.train.size)))["image"]
+            variables = model.calibrate(variables, dataset.inputs.normalize(images))
+    check_patterns(config.optimizer, variables["params"])
     return init_state(variables, optimizer, config.optimizer.ema is not None)
 
 

@@ -1,15 +1,20 @@
 """Optax by name: clipping, the optimizer, weight decay that spares norms and biases, the schedule."""
 
 import difflib
+import fnmatch
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import optax
+import optax.contrib
 
 from train.config import OptimizerConfig
 from zoo.errors import ZooError, unknown
+from zoo.run import named_leaves
 
 # Those that take a schedule.
 NAMES = (
@@ -26,6 +31,7 @@ NAMES = (
     "lamb",
     "lars",
     "lion",
+    "muon",
     "nadam",
     "nadamw",
     "novograd",
@@ -55,6 +61,48 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, fall], [config.warmup_steps])
 
 
+def matches(path: str, pattern: str) -> bool:
+    """Whether a shell pattern names a parameter (`layer1_0/conv1/kernel`) or a module above it (`layer1*`)."""
+    return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"{pattern}/*")
+
+
+def check_patterns(config: OptimizerConfig, params: Any) -> None:
+    """ZooError for a pattern of `rates` or `freeze` that names no parameter, and where nothing is left to train."""
+    paths = list(named_leaves(params))
+    for setting, patterns in (("rates", config.rates), ("freeze", config.freeze)):
+        for pattern in patterns:
+            if not any(matches(path, pattern) for path in paths):
+                raise unknown(f"pattern in optimizer.{setting}", pattern, {path.split("/")[0] for path in paths})
+    if all(any(matches(path, pattern) for pattern in config.freeze) for path in paths):
+        raise ZooError(f"optimizer.freeze {config.freeze} leaves no parameter to train")
+
+
+def stop_frozen(config: OptimizerConfig, params: Any) -> Any:
+    """The parameters, those that `freeze` names cut off from the gradient, which then is not computed for them."""
+    if not config.freeze:
+        return params
+    frozen = _by_path(params, lambda path: any(matches(path, pattern) for pattern in config.freeze))
+    return jax.tree.map(lambda stop, leaf: jax.lax.stop_gradient(leaf) if stop else leaf, frozen, params)
+
+
+def _by_path(params: Any, value: Callable[[str], Any]) -> Any:
+    """A tree like `params` of the values of its leaves' paths."""
+    keystr = partial(jax.tree_util.keystr, simple=True, separator="/")
+    return jax.tree_util.tree_map_with_path(lambda path, _: value(keystr(path)), params)
+
+
+def scale_by_pattern(rates: Mapping[str, float]) -> optax.GradientTransformation:
+    """Updates times the factors of all patterns that name their parameter."""
+
+    def factor(path: str) -> float:
+        return math.prod(rate for pattern, rate in rates.items() if matches(path, pattern))
+
+    def update(updates: Any, params: Any) -> Any:
+        return jax.tree.map(lambda rate, leaf: rate * leaf, _by_path(updates, factor), updates)
+
+    return optax.stateless(update)
+
+
 def decay_mask(params: Any) -> Any:
     """True where weight decay applies: everywhere but in leaves whose name ends in bias or scale."""
     return jax.tree_util.tree_map_with_path(lambda path, _: not path[-1].key.endswith(("bias", "scale")), params)
@@ -65,15 +113,17 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
     ZooError for an optimizer or argument that Optax does not have, with the nearest ones.
     """
-    if config.name not in NAMES or not hasattr(optax, config.name):
-        raise unknown("optimizer", config.name, [name for name in NAMES if hasattr(optax, name)])
-    constructor = getattr(optax, config.name)
+    constructor = optax.contrib.muon if config.name == "muon" else getattr(optax, config.name, None)
+    if config.name not in NAMES or constructor is None:
+        raise unknown("optimizer", config.name, [name for name in NAMES if name == "muon" or hasattr(optax, name)])
     takes = inspect.signature(constructor).parameters
     for key in config.args:
         if key not in takes or key in ("learning_rate", "weight_decay", "mask", "weight_decay_mask"):
             near = difflib.get_close_matches(key, takes, n=3, cutoff=0.5) or list(takes)
             raise ZooError(f"{config.name} takes no argument {key!r} here; it takes {', '.join(near)}")
     args, chain = dict(config.args), []
+    if config.name == "muon":
+        args = {"muon_weight_dimension_numbers": muon_dimensions, "adam_weight_decay": 0.0, **args}
     if config.clip_norm is not None:
         chain.append(optax.clip_by_global_norm(config.clip_norm))
     mask = next((name for name in ("mask", "weight_decay_mask") if name in takes), None)
@@ -86,4 +136,27 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         chain.append(constructor(learning_rate=schedule, **args))
     except (TypeError, ValueError) as error:
         raise ZooError(f"{config.name} does not take {config.args}: {error}") from None
-    return optax.chain(*chain)
+    if config.rates:
+        chain.append(scale_by_pattern(config.rates))
+    optimizer = optax.chain(*chain)
+    if not config.freeze:
+        return optimizer
+
+    def labels(params: Any) -> Any:
+        return _by_path(params, lambda path: any(matches(path, pattern) for pattern in config.freeze))
+
+    return optax.partition({True: optax.set_to_zero(), False: optimizer}, labels)
+
+
+def muon_dimensions(params: Any) -> Any:
+    """Which parameters Muon orthogonalises: kernels of two or more axes, as matrices from all inputs to the outputs.
+
+    The rest, and embeddings, are Adam's.
+    """
+
+    def spec(path: Any, leaf: Any) -> Any:
+        if path[-1].key != "kernel" or leaf.ndim < 2:
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(spec, params)

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import optax
 
 from train.config import Config
+from train.optimizer import stop_frozen
 from zoo.inputs.image import ImageInputs
+from zoo.ops.convolution import fast_kernel_gradients
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
@@ -64,18 +66,21 @@ def make_train_step(
     are averaged over examples, over all micro-batches and devices, each example alike.
     """
 
+    def keys(state: TrainState) -> jax.Array:
+        """For augmentation and for dropout."""
+        return jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
+
     def sum_gradients(state: TrainState, collections: Any, batch: Batch, micro: Any) -> tuple[Any, Any, Sums]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        augment_key, dropout_key = jax.random.split(key)
-        dropout_key = jax.random.fold_in(dropout_key, micro)
+        dropout_key = jax.random.fold_in(keys(state)[1], micro)
         if axis_name is not None:  # each shard draws its own masks
             dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
 
         def summed_loss(params: Any) -> tuple[jax.Array, tuple[Any, Sums]]:
-            x = config.task.model_inputs(inputs, batch, config.augment, augment_key)
-            variables = {"params": params, **collections}
+            variables = {"params": stop_frozen(config.optimizer, params), **collections}
             rngs, mutable = {"dropout": dropout_key}, list(collections)
-            logits, changed = model.apply(variables, x, train=True, rngs=rngs, mutable=mutable)
+            x = inputs.normalize(batch["image"])
+            with fast_kernel_gradients():
+                logits, changed = model.apply(variables, x, train=True, rngs=rngs, mutable=mutable)
             sums = config.task.sums(logits, batch, train=True)
             return sums["loss"], (dict(changed), sums)
 
@@ -101,6 +106,7 @@ def make_train_step(
         return jax.lax.scan(body, (gradients, state.collections, sums), (jnp.arange(k), pieces))[0]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        batch = config.task.augmented(batch, config.augment, keys(state)[0])
         gradients, collections, sums = accumulated(state, batch)
         if axis_name is not None:
             gradients, sums = jax.lax.psum((gradients, sums), axis_name)
@@ -126,8 +132,8 @@ def make_eval_step(
     """The pure function (variables, batch) -> sums over the batch's examples of weight 1."""
 
     def eval_step(variables: Any, batch: Batch) -> Sums:
-        x = config.task.model_inputs(inputs, batch, config.augment, None)
-        sums = config.task.sums(jnp.asarray(model.apply(variables, x)), batch, train=False)
+        logits = config.task.logits(model, variables, inputs.normalize(batch["image"]))
+        sums = config.task.sums(logits, batch, train=False)
         return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
     return eval_step

@@ -4,7 +4,9 @@ import dataclasses
 import difflib
 import fnmatch
 import functools
+import json
 import math
+import pathlib
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 from zoo.errors import ZooError, unknown
 from zoo.flops import count_flops
 
+PRETRAINED = pathlib.Path(__file__).parent / "pretrained"  # a folder a model, as a run exports it, with a card
 _MODELS: dict[str, "ModelInfo"] = {}
 
 
@@ -48,6 +51,12 @@ class ModelInfo:
             for f in dataclasses.fields(self.module_class)
             if f.name not in ("parent", "name")
         }
+
+    @property
+    def pretrained(self) -> dict[str, str] | None:
+        """Of the weights that come with the zoo: data, accuracy, command, seed, licence; None where it has none."""
+        config = PRETRAINED / self.name / "config.json"
+        return json.loads(config.read_text())["card"] if config.is_file() else None
 
     @functools.cached_property
     def parameters(self) -> int:
@@ -108,12 +117,19 @@ def model_info(name: str) -> ModelInfo:
     return _MODELS[name]
 
 
-def create_model(name: str, **overrides: Any) -> nn.Module:
+def create_model(name: str, pretrained: bool = False, **overrides: Any) -> nn.Module:
     """The model `name` as a Linen module, its fields overridden by `overrides`.
 
-    dtypes may be given as strings. ZooError for an unknown model or field (with the nearest ones) and for a value of
-    the wrong type or range.
+    With `pretrained`, the module is bound to the weights that come with the zoo: `model(images)` gives logits, and
+    `model.unbind()` module and variables (`zoo.load(name)` gives the preprocessing too). dtypes may be strings.
+    ZooError for an unknown model or field (with the nearest ones), for a value of the wrong type or range, and where
+    the zoo has no weights.
     """
+    if pretrained:
+        from zoo.run import load_pretrained
+
+        run = load_pretrained(name, overrides)
+        return run.model.bind(run.variables)
     info = model_info(name)
     hints = typing.get_type_hints(info.module_class)
     fields: dict[str, Any] = {}

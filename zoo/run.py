@@ -25,7 +25,7 @@ import numpy as np
 from zoo.errors import ZooError
 from zoo.inputs import inputs_from_json
 from zoo.inputs.image import ImageInputs
-from zoo.registry import abstract_variables, create_model
+from zoo.registry import PRETRAINED, abstract_variables, create_model, list_models, model_info
 from zoo.weights import load_weights
 
 
@@ -41,13 +41,29 @@ class BrokenCheckpoint(Exception):
     """A checkpoint that cannot be read back as it was written; the message says why, in a line."""
 
 
+def load_pretrained(name: str, overrides: Mapping[str, Any]) -> Run:
+    """The weights that come with the zoo under a model's name; ZooError, with the names that have some, if none do."""
+    folder = PRETRAINED / name
+    model_info(name)
+    if not folder.is_dir():
+        there = ", ".join(sorted(path.name for path in PRETRAINED.glob("*") if path.is_dir()))
+        raise ZooError(f"the zoo has no weights of {name}; it has some of {there}")
+    config = read_config(folder)
+    model, inputs = create_model(name, **{**config["model"]["args"], **overrides}), inputs_from_json(config["inputs"])
+    return Run(model, load_weights(model, folder / "model.safetensors", inputs.shape), inputs)
+
+
 def load(folder: str | pathlib.Path, step: str | int = "best", ema: bool | None = None) -> Run:
-    """Model, variables and inputs of a run folder, or of an `export/` folder alone.
+    """Model, variables and inputs of a run folder, of an `export/` folder alone, or of a model's name.
+
+    A name (where no folder is called so) stands for the weights that come with the zoo.
 
     `step` is "best" (by the run's validation metric), "last", or a number. `ema` asks for the averaged weights or the
     plain ones; None takes the averaged where the run kept them. ZooError where the folder is no run, holds no such
     step, or its checkpoint is damaged (for "best" and "last": every one is).
     """
+    if not pathlib.Path(folder).exists() and str(folder) in list_models():
+        return load_pretrained(str(folder), {})
     folder = pathlib.Path(folder)
     config = read_config(folder)
     model = create_model(config["model"]["name"], **config["model"]["args"])

@@ -8,7 +8,7 @@ import pytest
 
 import zoo
 from train.config import OptimizerConfig
-from train.optimizer import NAMES, decay_mask, make_optimizer, make_schedule
+from train.optimizer import NAMES, check_patterns, decay_mask, make_optimizer, make_schedule, stop_frozen
 from zoo import ZooError
 from zoo.registry import abstract_variables
 
@@ -84,3 +84,52 @@ def test_arguments_go_to_optax():
 def test_wrong_names_say_what_would_be_right(config, message):
     with pytest.raises(ZooError, match=message):
         make_optimizer(config, 10)
+
+
+def test_rates_scale_the_updates_that_their_patterns_name():
+    plain, scaled = (
+        make_optimizer(OptimizerConfig("adamw", 0.1, weight_decay=0.1, rates=rates), 10)
+        for rates in ({}, {"conv": 10, "*/bias": 0.5, "bn*": 0})
+    )
+    gradients = jax.tree.map(jnp.ones_like, PARAMS)
+    before, _ = plain.update(gradients, plain.init(PARAMS), PARAMS)
+    after, _ = scaled.update(gradients, scaled.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(after["conv"]["kernel"], 10 * before["conv"]["kernel"], rtol=1e-6)
+    np.testing.assert_allclose(after["conv"]["bias"], 5 * before["conv"]["bias"], rtol=1e-6)
+    assert not after["bn"]["scale"].any()
+
+
+def test_what_is_frozen_stays_and_has_no_gradient_and_no_moments():
+    config = OptimizerConfig("adamw", 0.1, weight_decay=0.1, freeze=["conv"])
+    optimizer = make_optimizer(config, 10)
+    state = optimizer.init(PARAMS)
+    loss = jax.grad(lambda params: sum(jnp.sum(x**2) for x in jax.tree.leaves(stop_frozen(config, params))))
+    gradients = loss(PARAMS)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(gradients["conv"]))
+    updates, _ = optimizer.update(gradients, state, PARAMS)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(updates["conv"]))
+    assert updates["bn"]["scale"].all()
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < sum(leaf.size for leaf in jax.tree.leaves(PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"freeze": ["con"]}, "unknown pattern in optimizer.freeze 'con'; did you mean conv"),
+        ({"rates": {"fc": 2}}, "unknown pattern in optimizer.rates 'fc'; there are"),
+        ({"freeze": ["*"]}, "leaves no parameter to train"),
+    ],
+)
+def test_patterns_that_name_nothing_are_refused(settings, message):
+    with pytest.raises(ZooError, match=message.replace("*", ".*")):
+        check_patterns(OptimizerConfig(**settings), PARAMS)
+
+
+def test_muons_updates_of_a_convolution_are_near_orthogonal():
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 4, 8))
+    params = {"conv": {"kernel": kernel, "bias": jnp.ones(8)}}
+    optimizer = make_optimizer(OptimizerConfig("muon", 1.0, schedule="constant"), 10)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    singular = np.linalg.svd(np.asarray(updates["conv"]["kernel"]).reshape(36, 8), compute_uv=False)
+    assert singular.max() / singular.min() < 2  # five Newton-Schulz steps; of the gradient itself it is 3
+    np.testing.assert_allclose(updates["conv"]["bias"], -1.0, rtol=1e-3)  # Adam's first step

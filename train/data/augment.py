@@ -1,7 +1,7 @@
 """Augmentation of images inside the step: pure functions, one key an example.
 
 An example's key is folded from the step's key and its row in the global batch, so that the picture it becomes does not
-depend on how the batch lies on devices.
+depend on how the batch lies on devices. Only mixing looks at two examples: each with the one before it in the batch.
 """
 
 import dataclasses
@@ -9,57 +9,114 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.ndimage import map_coordinates
 
+from train.data.randaugment import rand_augment
+from train.data.warp import affine
 from zoo.errors import ZooError
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    shift: int = 0  # pixels, each way: a random crop of the image padded by as many zeros
+    crop_area: float | None = (
+        None  # smallest part of the image that a random crop shows, scaled back; 0.08 for ImageNet
+    )
+    shift: int = 0  # pixels, each way: a random crop of the image padded by `pad`
+    pad: str = "zeros"  # what a shift brings in: zeros, or the image mirrored at its edge (reflect)
     flip: bool = False  # left and right, every second time
     rotate: float = 0.0  # degrees, each way
     scale: float = 0.0  # 0.1: sizes from 90 to 110 %
+    rand_layers: int = 0  # RandAugment: operations an image
+    rand_magnitude: int = 9  # RandAugment: how strong, 0 to 30
+    cutout: int = 0  # side of a square of zeros, in pixels
+    mixup: float = 0.0  # alpha of the beta distribution of the share of the example before it in the batch
+    cutmix: float = 0.0  # the same for a pasted box; with mixup too, each has half of the steps
 
     def check(self) -> None:
         """ZooError for a value out of range."""
-        if self.shift < 0:
-            raise ZooError(f"augment.shift must be at least 0, not {self.shift}")
+        for name in ("shift", "rand_layers", "cutout", "mixup", "cutmix"):
+            if not getattr(self, name) >= 0:
+                raise ZooError(f"augment.{name.replace('_', '-')} must be at least 0, not {getattr(self, name)}")
         if not 0 <= self.rotate <= 180:
             raise ZooError(f"augment.rotate must be between 0 and 180 degrees, not {self.rotate}")
         if not 0 <= self.scale < 1:
             raise ZooError(f"augment.scale must be in [0, 1), not {self.scale}")
+        if not 0 <= self.rand_magnitude <= 30:
+            raise ZooError(f"augment.rand-magnitude must be between 0 and 30, not {self.rand_magnitude}")
+        if self.crop_area is not None and not 0 < self.crop_area <= 1:
+            raise ZooError(f"augment.crop-area must be in (0, 1], not {self.crop_area}")
+        if self.pad not in ("zeros", "reflect"):
+            raise ZooError(f"augment.pad must be zeros or reflect, not {self.pad!r}")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether an example's picture depends on another's."""
+        return self.mixup > 0 or self.cutmix > 0
 
 
 def augment(config: AugmentConfig, key: jax.Array, images: jax.Array, rows: jax.Array) -> jax.Array:
-    """Augments float32 images [B, H, W, C]; `rows` [B] are their places in the global batch."""
+    """Augments float32 images [B, H, W, C] of 0 to 255; `rows` [B] are their places in the global batch."""
     keys = jax.vmap(partial(jax.random.fold_in, key))(rows)
     return jax.vmap(partial(_augment_one, config))(keys, images)
 
 
 def _augment_one(config: AugmentConfig, key: jax.Array, image: jax.Array) -> jax.Array:
-    affine_key, shift_key, flip_key = jax.random.split(key, 3)
+    affine_key, shift_key, flip_key, crop_key, rand_key, cut_key = jax.random.split(key, 6)
+    if config.crop_area is not None:
+        image = random_resized_crop(crop_key, image, config.crop_area)
     if config.rotate or config.scale:
         angle, size = jax.random.uniform(affine_key, (2,), minval=-1, maxval=1)
-        image = affine(image, jnp.deg2rad(config.rotate) * angle, 1 + config.scale * size)
+        angle, size = jnp.deg2rad(config.rotate) * angle, 1 + config.scale * size
+        turn = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
+        image = affine(image, turn / size)
     if config.shift:
         start = jax.random.randint(shift_key, (2,), 0, 2 * config.shift + 1)
         pad = (config.shift, config.shift)
-        padded = jnp.pad(image, (pad, pad, (0, 0)))
+        padded = jnp.pad(image, (pad, pad, (0, 0)), mode="reflect" if config.pad == "reflect" else "constant")
         image = jax.lax.dynamic_slice(padded, (start[0], start[1], 0), image.shape)
     if config.flip:
         image = jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
+    if config.rand_layers:
+        image = rand_augment(rand_key, image, config.rand_layers, config.rand_magnitude)
+    if config.cutout:
+        centre = jax.random.uniform(cut_key, (2,)) * jnp.array(image.shape[:2])
+        image = jnp.where(box(image.shape[:2], centre, jnp.full(2, config.cutout)), 0.0, image)
     return image
 
 
-def affine(image: jax.Array, angle: jax.Array | float, size: jax.Array | float) -> jax.Array:
-    """An image [H, W, C] turned by `angle` radians and scaled by `size` about its centre, sampled bilinearly.
+def random_resized_crop(key: jax.Array, image: jax.Array, least: float) -> jax.Array:
+    """A random part of `least` to all of the area, 3:4 to 4:3, scaled to the image's size (Szegedy et al. 2015)."""
+    area_key, ratio_key, place_key = jax.random.split(key, 3)
+    area = jax.random.uniform(area_key, minval=least, maxval=1.0)
+    ratio = jnp.exp(jax.random.uniform(ratio_key, minval=jnp.log(3 / 4), maxval=jnp.log(4 / 3)))
+    sides = jnp.minimum(jnp.sqrt(area * jnp.array([1 / ratio, ratio])), 1.0)  # of height and width
+    corner = jax.random.uniform(place_key, (2,)) * (1 - sides)
+    shape = jnp.array(image.shape[:2])
+    scale = 1 / sides
+    return jax.image.scale_and_translate(
+        image, image.shape, (0, 1), scale, -corner * shape * scale, method="linear", antialias=True
+    )
 
-    Zeros come in from outside.
+
+def box(shape: tuple[int, ...], centre: jax.Array, sides: jax.Array) -> jax.Array:
+    """True [H, W, 1] in the part of a box of `sides` about `centre` (rows, columns) that lies in the image."""
+    low, high = jnp.round(centre - sides / 2), jnp.round(centre - sides / 2) + sides
+    rows, columns = jnp.arange(shape[0])[:, None, None], jnp.arange(shape[1])[None, :, None]
+    return (rows >= low[0]) & (rows < high[0]) & (columns >= low[1]) & (columns < high[1])
+
+
+def mix(config: AugmentConfig, key: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Each image of the global batch [B, H, W, C] mixed with the one before it, and the share [] that is its own.
+
+    Mixup (Zhang et al. 2018) adds, CutMix (Yun et al. 2019) pastes a box; one draw a step.
     """
-    height, width, _ = image.shape
-    y = jnp.arange(height)[:, None] - (height - 1) / 2
-    x = jnp.arange(width)[None, :] - (width - 1) / 2
-    rows = (jnp.cos(angle) * y - jnp.sin(angle) * x) / size + (height - 1) / 2
-    columns = (jnp.sin(angle) * y + jnp.cos(angle) * x) / size + (width - 1) / 2
-    return jax.vmap(lambda plane: map_coordinates(plane, [rows, columns], order=1), -1, -1)(image)
+    which_key, share_key, place_key = jax.random.split(key, 3)
+    others = jnp.roll(images, 1, axis=0)
+    cuts = config.cutmix > 0 if 0 in (config.mixup, config.cutmix) else jax.random.bernoulli(which_key)
+    alpha = jnp.where(cuts, config.cutmix, config.mixup)
+    share = jax.random.beta(share_key, alpha, alpha)
+    shape = images.shape[1:3]
+    centre = jax.random.uniform(place_key, (2,)) * jnp.array(shape)
+    inside = box(shape, centre, jnp.round(jnp.sqrt(1 - share) * jnp.array(shape)))
+    pasted = jnp.where(inside, others, images)
+    blended = share * images + (1 - share) * others
+    return jnp.where(cuts, pasted, blended), jnp.where(cuts, 1 - jnp.mean(inside), share)

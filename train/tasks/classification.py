@@ -4,19 +4,21 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from train.data.augment import AugmentConfig, augment
+from train.data.augment import AugmentConfig, augment, mix
 from zoo.errors import ZooError
-from zoo.inputs.image import ImageInputs
 
 Batch = Mapping[str, jax.Array]
+MIXING = 2**31 - 1  # folded into the step's key where an example's is its row
 
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
     label_smoothing: float = 0.0  # probability mass spread evenly over all classes, in training
+    test_flip: bool = False  # evaluate on the mean of the logits of an image and its mirror image
 
     metric: ClassVar[str] = "accuracy"  # drawn beside the loss, and what "best" means
 
@@ -25,21 +27,39 @@ class Classification:
         if not 0 <= self.label_smoothing < 1:
             raise ZooError(f"task.label-smoothing must be in [0, 1), not {self.label_smoothing}")
 
-    def model_inputs(self, inputs: ImageInputs, batch: Batch, config: AugmentConfig, key: jax.Array | None) -> Any:
-        """What the model takes: uint8 images [B, H, W, C], augmented where there is a key, normalised to float32."""
-        images = batch["image"].astype(jnp.float32)
-        if key is not None and config != AugmentConfig():
-            images = augment(config, key, images, batch["row"])
-        return inputs.normalize(images)
+    def augmented(self, batch: Batch, config: AugmentConfig, key: jax.Array) -> Batch:
+        """A training batch with `image` augmented, uint8 to float32 of 0 to 255.
+
+        Where examples are mixed, `share` [B] is what is left of an example and `other_label` [B] whose the rest is.
+        """
+        if config == AugmentConfig():
+            return batch
+        images = augment(config, key, batch["image"].astype(jnp.float32), batch["row"])
+        if not config.mixes:
+            return {**batch, "image": images}
+        images, share = mix(config, jax.random.fold_in(key, MIXING), images)
+        others = jnp.roll(batch["label"], 1)
+        return {**batch, "image": images, "other_label": others, "share": jnp.full(others.shape, share)}
+
+    def logits(self, model: nn.Module, variables: Any, x: jax.Array) -> jax.Array:
+        """What is evaluated: float32 [B, classes] of normalised images."""
+        logits = jnp.asarray(model.apply(variables, x), jnp.float32)
+        if self.test_flip:
+            logits = (logits + jnp.asarray(model.apply(variables, x[:, :, ::-1]), jnp.float32)) / 2
+        return logits
 
     def sums(self, logits: jax.Array, batch: Batch, train: bool) -> dict[str, jax.Array]:
         """Sums over examples, in float32: `loss` in nats, `accuracy` (right answers), `count` (examples).
 
-        An example counts with its `weight` [B], 1 or, for the padding of a last batch, 0.
+        An example counts with its `weight` [B], 1 or, for the padding of a last batch, 0. Of a mixed example the loss
+        is shared out between both labels, and the right answer is its own.
         """
         log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
         labels, weight = batch["label"], batch["weight"]
         target = jax.nn.one_hot(labels, logits.shape[-1])
+        if "share" in batch:
+            share = batch["share"][:, None]
+            target = share * target + (1 - share) * jax.nn.one_hot(batch["other_label"], logits.shape[-1])
         if train and self.label_smoothing:
             target = (1 - self.label_smoothing) * target + self.label_smoothing / logits.shape[-1]
         losses = -jnp.sum(target * log_probabilities, axis=-1)

@@ -1,5 +1,6 @@
 """Convolutional networks; importing this package registers them."""
 
+from zoo.cnn import airbench as airbench
 from zoo.cnn import alexnet as alexnet
 from zoo.cnn import convnext as convnext
 from zoo.cnn import densenet as densenet

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.cnn.layers import DenseOverMap, adaptive_mean, check_images
+from zoo.cnn.layers import Conv, DenseOverMap, adaptive_mean, check_images
 from zoo.features import sow
 from zoo.ops.pooling import max_pool
 from zoo.registry import register
@@ -52,7 +52,7 @@ class AlexNet(nn.Module):
         stage = 1
         for place, width, size, strides, pad, pools in LAYERS:
             padding = ((pad, pad), (pad, pad))
-            conv = nn.Conv(width, (size, size), strides, padding, **dtypes, name=f"features_{place}")
+            conv = Conv(width, (size, size), strides, padding, **dtypes, name=f"features_{place}")
             x = nn.relu(conv(x))
             if pools:  # 55 -> 27 -> 13 -> 6
                 sow(self, f"stage{stage}", x)

@@ -1,6 +1,7 @@
 """What the convolutional models share."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -8,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from zoo.errors import ZooError
+from zoo.ops.convolution import conv_general_dilated
 
 Layer = Callable[..., Any]
+Conv = partial(nn.Conv, conv_general_dilated=conv_general_dilated)  # the same, faster to train on a CPU
 
 # Kaiming normal over the fan out: the variance of the gradient, not of the activation, stays constant.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -34,7 +37,7 @@ def conv(
 ) -> nn.Conv:
     """A square convolution, padded by (k - 1) / 2 on both sides as in torch (striding, `SAME` differs)."""
     pad = (kernel_size - 1) // 2
-    return nn.Conv(
+    return Conv(
         width,
         (kernel_size, kernel_size),
         strides=strides,

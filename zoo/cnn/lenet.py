@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.cnn.layers import DenseOverMap, check_images
+from zoo.cnn.layers import Conv, DenseOverMap, check_images
 from zoo.features import sow
 from zoo.registry import register
 
@@ -36,7 +36,7 @@ class LeNet5(nn.Module):
         check_images(self, x, least=16)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         for i, width in enumerate((6, 16), start=1):
-            x = nn.tanh(nn.Conv(width, (5, 5), padding="VALID", **dtypes, name=f"conv{i}")(x))
+            x = nn.tanh(Conv(width, (5, 5), padding="VALID", **dtypes, name=f"conv{i}")(x))
             x = sow(self, f"stage{i}", nn.avg_pool(x, (2, 2), (2, 2)))  # 28 -> 14, then 10 -> 5
         x = sow(self, "hidden1", nn.tanh(DenseOverMap(120, **dtypes, name="fc1")(x)))
         x = sow(self, "hidden2", nn.tanh(nn.Dense(84, **dtypes, name="fc2")(x)))

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.cnn.layers import DenseOverMap, check_images
+from zoo.cnn.layers import Conv, DenseOverMap, check_images
 from zoo.features import sow
 from zoo.ops.pooling import max_pool
 from zoo.registry import register
@@ -33,7 +33,7 @@ class SimpleCNN(nn.Module):
         check_images(self, x, least=2 ** len(self.widths))
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         for i, width in enumerate(self.widths, start=1):
-            x = nn.Conv(width, (3, 3), kernel_init=nn.initializers.he_normal(), **dtypes, name=f"conv{i}")(x)
+            x = Conv(width, (3, 3), kernel_init=nn.initializers.he_normal(), **dtypes, name=f"conv{i}")(x)
             x = sow(self, f"stage{i}", max_pool(nn.relu(x), 2, 2))  # [B, H / 2^i, W / 2^i, width]
         x = DenseOverMap(self.hidden_size, **dtypes, name="fc1")(x)
         x = sow(self, "hidden", nn.relu(x))

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.cnn.layers import DenseOverMap, adaptive_mean, batch_norm, check_images, he_normal_fan_out
+from zoo.cnn.layers import Conv, DenseOverMap, adaptive_mean, batch_norm, check_images, he_normal_fan_out
 from zoo.features import sow
 from zoo.ops.pooling import max_pool
 from zoo.registry import register
@@ -45,7 +45,7 @@ class VGG(nn.Module):
         for stage, (width, convs) in enumerate(zip(WIDTHS, self.stage_sizes, strict=True), start=-1):
             for _ in range(convs):
                 name = f"features_{place}"
-                x = nn.Conv(width, (3, 3), padding=1, kernel_init=he_normal_fan_out, **dtypes, name=name)(x)
+                x = Conv(width, (3, 3), padding=1, kernel_init=he_normal_fan_out, **dtypes, name=name)(x)
                 if self.batch_norm:
                     x = batch_norm(train, self.axis_name, **dtypes, name=f"features_{place + 1}")(x)
                 x = nn.relu(x)
