@@ -170,6 +170,42 @@ class WideResNet(nn.Module):
         return self.fc(F.relu(self.bn1(x)).mean((2, 3)))
 
 
+class BiasNorm(nn.BatchNorm2d):
+    def __init__(self, width: int):
+        super().__init__(width, eps=1e-12, momentum=0.4)
+        self.register_parameter("weight", None)
+
+
+class AirBlock(nn.Module):
+    def __init__(self, before: int, width: int):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(before, width, 3, padding=1, bias=False), BiasNorm(width)
+        self.conv2, self.norm2 = nn.Conv2d(width, width, 3, padding=1, bias=False), BiasNorm(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)), approximate="tanh")
+        return F.gelu(self.norm2(self.conv2(x)), approximate="tanh")
+
+
+class AirBench(nn.Module):
+    def __init__(self, input_shape: tuple[int, ...], widths: tuple[int, ...], num_classes: int, logit_scale: float):
+        super().__init__()
+        before = 8 * input_shape[-1]
+        self.blocks, self.logit_scale = len(widths), logit_scale
+        self.whiten = nn.Conv2d(input_shape[-1], before, 2)
+        self.whiten.weight.requires_grad = False
+        for i, width in enumerate(widths, start=1):
+            self.add_module(f"layer{i}", AirBlock(before, width))
+            before = width
+        self.fc = nn.Linear(before, num_classes, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.gelu(self.whiten(x), approximate="tanh")
+        for i in range(1, self.blocks + 1):
+            x = self.get_submodule(f"layer{i}")(x)
+        return self.logit_scale * self.fc(x.amax((2, 3)))
+
+
 def torchvision_models() -> Any:
     """torchvision.models, also where its compiled operators, which classifiers do not use, do not load."""
     import importlib
@@ -265,6 +301,7 @@ PEERS: dict[str, Callable[..., nn.Module]] = {
     "LeNet5": LeNet5,
     "ResNet": ResNet,
     "WideResNet": WideResNet,
+    "AirBench": AirBench,
     "AlexNet": alexnet,
     "VGG": vgg,
     "DenseNet": densenet,

@@ -1,4 +1,4 @@
-"""python -m train RECIPE | list | evaluate RUN_OR_NAME | ./my_recipe.py"""
+"""python -m train RECIPE | list | evaluate RUN_OR_NAME | report RUN | ./my_recipe.py"""
 
 import time
 
@@ -21,6 +21,7 @@ USAGE = f"""{__doc__}
   python -m train cnn                  run one; --help lists its settings
   python -m train cnn --resume         go on where it was stopped or killed
   python -m train evaluate runs/cnn    metrics of a run, or of a model with --weights, on a data set
+  python -m train report runs/cnn      learning curves, confusion, worst mistakes, Grad-CAM, as one page
   python -m train ./my_recipe.py       a recipe of your own: a file with a function config()"""
 
 
@@ -52,6 +53,11 @@ def _run(args: list[str]) -> None:
 
         use_compilation_cache()
         evaluate_command(args[1:])
+    elif args[0] == "report":
+        from train.pictures import report_command
+
+        use_compilation_cache()
+        report_command(args[1:])
     else:
         train_recipe(args[0], args[1:])
 
@@ -94,7 +100,7 @@ def load_recipe(name: str) -> ModuleType:
         return importlib.import_module(f"train.recipes.{files[name].stem}")
     path = pathlib.Path(name)
     if path.suffix != ".py":
-        raise unknown("recipe", name, [*files, "list", "evaluate"])
+        raise unknown("recipe", name, [*files, "list", "evaluate", "report"])
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise ZooError(f"no recipe file {name!r}")

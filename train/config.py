@@ -44,7 +44,7 @@ Arguments = Annotated[
 class ModelConfig:
     name: str = "simple_cnn"  # a registered model: python -m zoo list
     args: Arguments = dataclasses.field(default_factory=dict)  # fields of the model, e.g. width=32 dtype=bfloat16
-    weights: str | None = None  # a .safetensors file to start from
+    weights: str | None = None  # a .safetensors file to start from, or "pretrained": those that come with the zoo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,7 @@ class DataConfig:
     path: str | None = None  # a folder of class folders, instead of a name
     dir: str | None = None  # where TFDS sets lie or go; default $TFDS_DATA_DIR, else ~/tensorflow_datasets
     image_size: int | None = None  # side in pixels to which images of varying size are brought; default: the model's
+    train_examples: int | None = None  # only so many of train, the first ones; default: all
     validation_fraction: float = 0.1  # the end of train that validates, where a set has no validation split
 
     def tfds_dir(self) -> str:
@@ -125,6 +126,8 @@ class Config:
             raise ZooError(f"optimizer.ema must be between 0 and 1, not {optimizer.ema}")
         if not 0 <= data.validation_fraction < 1:
             raise ZooError(f"data.validation-fraction must be in [0, 1), not {data.validation_fraction}")
+        if data.train_examples is not None:
+            at_least("data.train-examples", data.train_examples, 1)
         if data.image_size is not None:
             at_least("data.image-size", data.image_size, 1)
         if self.batch_size % optimizer.accumulate:

@@ -48,16 +48,18 @@ class EvaluateConfig:
     batch_size: int = 256  # examples at a time, over all devices
     parallel: Literal["auto", "jit", "mesh", "pmap"] = "auto"  # as in training
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    task: Classification = dataclasses.field(default_factory=Classification)
 
 
 def evaluate_command(args: list[str]) -> None:
-    """Prints the metrics of `python -m train evaluate RUN_OR_NAME ...`; the data default to the run's own."""
-    data = DataConfig()
+    """Prints the metrics of `python -m train evaluate RUN_OR_NAME ...`; data and task default to the run's own."""
+    data, task = DataConfig(), Classification()
     folder = next((pathlib.Path(arg) for arg in args if (pathlib.Path(arg) / "config.json").is_file()), None)
     stored = read_config(folder) if folder else {}
     if "config" in stored:
-        data = from_json(stored["config"]).data
-    config = tyro.cli(EvaluateConfig, args=args, default=EvaluateConfig("", data=data), prog="python -m train evaluate")
+        data, task = from_json(stored["config"]).data, from_json(stored["config"]).task
+    default = EvaluateConfig("", data=data, task=task)
+    config = tyro.cli(EvaluateConfig, args=args, default=default, prog="python -m train evaluate")
     metrics = evaluate_target(config)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     print(f"{config.target} on {config.data.path or config.data.name} {config.split}: {shown}")
@@ -74,12 +76,15 @@ def evaluate_target(config: EvaluateConfig) -> dict[str, float]:
         dataset = load_dataset(config.data, inputs.shape)
     else:
         info = zoo.model_info(config.target)
-        if config.weights is None:
+        if config.weights is None and info.pretrained is None:
             raise ZooError(f"{config.target} is a model's name; add --weights FILE, or give a run folder")
         dataset = load_dataset(config.data, info.input_shape)
-        inputs, classes = dataset.inputs, len(dataset.inputs.labels)
-        model = zoo.create_model(config.target, num_classes=classes)
-        variables = zoo.load_weights(model, config.weights, inputs.shape)
+        if config.weights is None:
+            model, variables, inputs = zoo.load(config.target)
+        else:
+            inputs, classes = dataset.inputs, len(dataset.inputs.labels)
+            model = zoo.create_model(config.target, num_classes=classes)
+            variables = zoo.load_weights(model, config.weights, inputs.shape)
     if len(inputs.labels) != len(dataset.inputs.labels) or inputs.shape != dataset.inputs.shape:
         raise ZooError(
             f"{dataset.name} has {len(dataset.inputs.labels)} classes of {dataset.inputs.shape} images; "
@@ -89,6 +94,6 @@ def evaluate_target(config: EvaluateConfig) -> dict[str, float]:
     if split is None:
         raise ZooError(f"{dataset.name} has no split {config.split} with labels")
     layout = make_layout(config.parallel, config.batch_size, 1)
-    settings = Config("", 1, config.batch_size)
+    settings = Config("", 1, config.batch_size, task=config.task)
     step = layout.compile_eval(make_eval_step(settings, layout.adapt(model), inputs, layout.axis_name))
-    return evaluate(step, layout, layout.put_state(variables), split, config.batch_size, Classification())
+    return evaluate(step, layout, layout.put_state(variables), split, config.batch_size, config.task)

@@ -24,6 +24,7 @@ from train.report import Phases, Report, Trace, draw_curves, write_text
 from train.sharding import Layout, make_layout
 from train.step import TrainState, init_state, make_eval_step, make_train_step
 from zoo.errors import ZooError
+from zoo.run import pretrained_file
 from zoo.weights import load_weights
 
 CALIBRATION_IMAGES = 5000  # what a model's `calibrate` sees, where it has one
@@ -234,7 +235,9 @@ def initial_state(
     config: Config, model: nn.Module, dataset: Dataset, optimizer: Any, weights: str | None = None
 ) -> TrainState:
     """The state before the first step, of drawn weights or those of a file; not yet placed on devices."""
-    if weights is not None:
+    if weights == "pretrained":
+        variables = load_weights(model, pretrained_file(config.model.name), dataset.inputs.shape)
+    elif weights is not None:
         variables = load_weights(model, weights, dataset.inputs.shape)
     else:
         example = dataset.inputs.example()

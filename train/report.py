@@ -120,8 +120,8 @@ def write_text(path: pathlib.Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def draw_curves(workdir: pathlib.Path, metric: str) -> pathlib.Path:
-    """curves.png: loss and the task's metric by step, a line a split."""
+def draw_curves(workdir: pathlib.Path, metric: str, path: pathlib.Path | None = None) -> pathlib.Path:
+    """A picture, curves.png by default: loss and the task's metric by step, a line a split."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -139,7 +139,7 @@ def draw_curves(workdir: pathlib.Path, metric: str) -> pathlib.Path:
         axis.legend(title="last value")
     if min(row["loss"] for row in rows) > 0:
         axes[0].set_yscale("log")
-    path = workdir / "curves.png"
+    path = path or workdir / "curves.png"
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path

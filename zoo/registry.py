@@ -70,13 +70,7 @@ class ModelInfo:
     @functools.cached_property
     def features(self) -> dict[str, tuple[int, ...]]:
         """The hidden features that `mutable=["features"]` gives, by name, with their shapes for one example."""
-        model, example = self.constructor(), self.example()
-        apply = functools.partial(model.apply, mutable=["features"])
-        _, changed = jax.eval_shape(apply, abstract_variables(model, example), example)
-        return {
-            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape[1:]
-            for path, leaf in jax.tree_util.tree_leaves_with_path(changed.get("features", {}))
-        }
+        return features_of(self.constructor(), self.example())
 
     def example(self, batch_size: int = 1) -> jax.ShapeDtypeStruct:
         """The abstract input of a batch."""
@@ -191,6 +185,17 @@ def _type_name(hint: Any) -> str:
 def abstract_variables(model: nn.Module, inputs: jax.ShapeDtypeStruct) -> Mapping[str, Any]:
     """The shapes and dtypes of the model's variables; nothing is allocated."""
     return jax.eval_shape(model.init, jax.random.key(0), inputs)
+
+
+def features_of(model: nn.Module, inputs: jax.Array | jax.ShapeDtypeStruct) -> dict[str, tuple[int, ...]]:
+    """The features that the model sows, by name, with their shapes for one example; nothing is computed."""
+    inputs = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
+    apply = functools.partial(model.apply, mutable=["features"])
+    _, changed = jax.eval_shape(apply, abstract_variables(model, inputs), inputs)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape[1:]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(changed.get("features", {}))
+    }
 
 
 def count_parameters(variables: Mapping[str, Any]) -> int:

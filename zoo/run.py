@@ -43,14 +43,20 @@ class BrokenCheckpoint(Exception):
 
 def load_pretrained(name: str, overrides: Mapping[str, Any]) -> Run:
     """The weights that come with the zoo under a model's name; ZooError, with the names that have some, if none do."""
-    folder = PRETRAINED / name
-    model_info(name)
-    if not folder.is_dir():
-        there = ", ".join(sorted(path.name for path in PRETRAINED.glob("*") if path.is_dir()))
-        raise ZooError(f"the zoo has no weights of {name}; it has some of {there}")
-    config = read_config(folder)
+    path = pretrained_file(name)
+    config = read_config(path.parent)
     model, inputs = create_model(name, **{**config["model"]["args"], **overrides}), inputs_from_json(config["inputs"])
-    return Run(model, load_weights(model, folder / "model.safetensors", inputs.shape), inputs)
+    return Run(model, load_weights(model, path, inputs.shape), inputs)
+
+
+def pretrained_file(name: str) -> pathlib.Path:
+    """The `.safetensors` that comes with the zoo for a model's name; its config.json lies beside it."""
+    model_info(name)
+    path = PRETRAINED / name / "model.safetensors"
+    if not path.is_file():
+        there = ", ".join(sorted(found.parent.name for found in PRETRAINED.glob("*/model.safetensors"))) or "none"
+        raise ZooError(f"the zoo has no weights of {name}; it has those of: {there}")
+    return path
 
 
 def load(folder: str | pathlib.Path, step: str | int = "best", ema: bool | None = None) -> Run:

@@ -28,6 +28,7 @@ CASES = {  # name: (fields, input shape, features by the torch module that makes
     "resnet8": ({}, (32, 32, 3), stages("layer{}", range(1, 4))),
     "resnet20": ({"width": 4}, (32, 32, 3), stages("layer{}", range(1, 4))),
     "wide_resnet28_10": ({"width": 8, "stage_sizes": (1, 2, 2)}, (32, 32, 3), stages("layer{}", range(1, 4))),
+    "airbench": ({"widths": (8, 12, 16), "num_classes": 7}, (32, 32, 3), stages("layer{}", range(1, 4))),
     "alexnet": ({"hidden_size": 16, "dropout_rate": 0.0}, (95, 120, 3), stages("features.{}", (1, 4, 11, 12))),
     "vgg11": ({"hidden_size": 16, "dropout_rate": 0.0}, (64, 80, 3), stages("features.{}", (9, 14, 19, 20))),
     "vgg13_bn": ({"hidden_size": 16, "dropout_rate": 0.0}, (64, 64, 3), stages("features.{}", (19, 26, 33, 34))),
@@ -71,7 +72,8 @@ def case(request, tmp_path):
     peer = torch_model(name, shape, **fields).eval()
     for module in peer.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+            if module.weight is not None:
+                torch.nn.init.uniform_(module.weight, 0.5, 1.0)
             torch.nn.init.normal_(module.bias, std=0.3)
             torch.nn.init.normal_(module.running_mean, std=0.3)
             torch.nn.init.uniform_(module.running_var, 0.5, 1.5)

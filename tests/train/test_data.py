@@ -184,3 +184,30 @@ def test_a_set_without_images_is_refused_by_its_features():
 
 def test_the_limit_of_memory_is_two_gigabytes():
     assert train.data.dataset.IN_MEMORY_BYTES == 2 * 1024**3
+
+
+def test_digits_are_scaled_where_asked():
+    dataset = load_dataset(DataConfig(image_size=28), (32, 32, 3))
+    assert dataset.inputs.shape == (28, 28, 1)
+    small = load_dataset(DataConfig(), (32, 32, 3))
+    middle = dataset.test.read(np.arange(5))["image"][:, 1::7, 1::7]  # near the middles of the old rows
+    assert np.corrcoef(middle.ravel(), small.test.read(np.arange(5))["image"][:, ::2, ::2].ravel())[0, 1] > 0.5
+
+
+def test_train_may_be_cut_short_and_the_rest_stays():
+    whole, cut = (load_dataset(DataConfig(train_examples=n), (8, 8, 1)) for n in (None, 100))
+    assert (cut.train.size, cut.validation.size, cut.test.size) == (100, whole.validation.size, whole.test.size)
+    np.testing.assert_array_equal(cut.train.read(np.arange(100))["image"], whole.train.read(np.arange(100))["image"])
+    with pytest.raises(ZooError, match=r"data\.train-examples is 1295, but digits has 1294 to train on"):
+        load_dataset(DataConfig(train_examples=1295), (8, 8, 1))
+
+
+def test_a_class_of_one_image_counts_like_any_other(tmp_path):
+    for name, count in (("rare", 1), ("common", 12)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            Image.new("RGB", (9, 9), (i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    dataset = load_dataset(DataConfig(path=str(tmp_path), validation_fraction=0.0), (8, 8, 3))
+    labels = dataset.train.read(np.arange(dataset.train.size))["label"]
+    assert dataset.inputs.labels == ("common", "rare")
+    assert sorted(labels.tolist()) == [0] * 12 + [1]

@@ -39,6 +39,50 @@ def test_files_of_any_mode_become_what_the_model_takes(mode, inputs, tmp_path):
     assert inputs.encode(path).shape == inputs.shape
 
 
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "16.png")
+    np.testing.assert_array_equal(GREY.pixels(tmp_path / "16.png")[..., 0], ramp >> 8)
+
+
+def test_transparency_lies_over_white(tmp_path):
+    Image.new("RGBA", (6, 8), (10, 20, 30, 0)).save(tmp_path / "clear.png")
+    assert (RGB.pixels(tmp_path / "clear.png") == 255).all()
+    Image.new("RGBA", (6, 8), (10, 20, 30, 255)).save(tmp_path / "solid.png")
+    assert (RGB.pixels(tmp_path / "solid.png") == (10, 20, 30)).all()
+    Image.new("LA", (8, 8), (7, 0)).save(tmp_path / "grey.png")
+    assert (GREY.pixels(tmp_path / "grey.png") == 255).all()
+
+
+def test_of_an_animation_the_first_frame_is_taken(tmp_path):
+    frames = [Image.new("RGB", (6, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert (RGB.pixels(tmp_path / "a.gif") == (255, 0, 0)).all()
+
+
+def test_a_cameras_rotation_is_undone(tmp_path):
+    pixels = np.zeros((6, 8, 3), np.uint8)
+    pixels[:, :4] = 255  # bright on the left; told to be turned by 90 degrees clockwise, bright above
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    upright = RGB.pixels(tmp_path / "a.png")
+    assert upright[0].min() == 255
+    assert upright[-1].max() == 0
+
+
+def test_a_files_content_counts_not_its_name(tmp_path):
+    Image.new("RGB", (6, 8), "red").save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a.jpg")
+    assert (RGB.pixels(tmp_path / "a.jpg") == (255, 0, 0)).all()
+
+
+def test_pixels_of_32_bits_are_refused(tmp_path):
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(zoo.ZooError, match=r"a.tiff' has pixels of 32 bits \(mode F\)"):
+        GREY.encode(tmp_path / "a.tiff")
+
+
 def test_other_sizes_are_scaled_and_cut_at_the_centre():
     wide = np.zeros((8, 40), np.uint8)
     wide[:, 16:24] = 255

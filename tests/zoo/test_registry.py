@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 import zoo
+from zoo.cnn.airbench import whitening_kernel
 from zoo.cnn.layers import adaptive_mean, drop_path
+from zoo.features import adding
 from zoo.registry import abstract_variables
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -59,6 +61,7 @@ TINY = {  # one small model an architecture, run for real
     "resnet18": ({"width": 4}, (33, 40, 3)),
     "resnet50": ({"width": 4, "stage_sizes": (1, 1, 1, 1)}, (32, 32, 3)),
     "wide_resnet28_10": ({"width": 4, "stage_sizes": (1, 1, 1)}, (16, 16, 3)),
+    "airbench": ({"widths": (4, 6, 8)}, (16, 20, 3)),
     "alexnet": ({"hidden_size": 8}, (63, 70, 3)),
     "vgg11_bn": ({"hidden_size": 8}, (32, 32, 3)),
     "densenet121": ({"stage_sizes": (1, 2, 1, 1), "growth_width": 4, "width": 8}, (33, 40, 3)),
@@ -83,6 +86,8 @@ def test_published_parameter_counts_in_millions(name):
 def test_parameter_counts_by_arithmetic():
     conv, dense = 9 * 3 * 32 + 32 + 9 * 32 * 64 + 64, (8 * 8 * 64 + 1) * 1024 + 1025 * 10
     assert zoo.model_info("simple_cnn").parameters == conv + dense
+    blocks = sum(9 * before * width + 9 * width**2 + 2 * width for before, width in ((24, 64), (64, 256), (256, 256)))
+    assert zoo.model_info("airbench").parameters == 24 + blocks + 256 * 10
 
 
 @pytest.mark.parametrize("name", zoo.list_models())
@@ -276,3 +281,31 @@ def test_batch_norm_statistics_stay_float32_in_bfloat16():
     step = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
     _, changed = step(variables, images)
     assert {leaf.dtype for leaf in jax.tree.leaves(changed)} == {jnp.dtype("float32")}
+
+
+def test_whitened_patches_are_uncorrelated_with_variance_one():
+    rng = np.random.default_rng(0)
+    images = np.cumsum(rng.normal(size=(200, 12, 12, 3)), axis=2) @ rng.normal(size=(3, 3))  # neighbours go together
+    model = zoo.create_model("airbench", widths=(4, 4, 4))
+    variables = jax.jit(model.init)(jax.random.key(0), images.astype(np.float32))
+    calibrated = model.calibrate(variables, images.astype(np.float32))
+    assert jax.tree.structure(calibrated) == jax.tree.structure(variables)
+    kernel = np.asarray(calibrated["constants"]["whiten"]["kernel"])
+    np.testing.assert_array_equal(kernel[..., :12], -kernel[..., 12:])
+    windows = np.lib.stride_tricks.sliding_window_view(images, (2, 2), axis=(1, 2))
+    white = np.einsum("nhwcij,ijco->nhwo", windows, whitening_kernel(images, epsilon=0.0))[..., :12].reshape(-1, 12)
+    np.testing.assert_allclose(np.cov(white, rowvar=False), np.eye(12), atol=1e-6)
+
+
+def test_features_can_be_changed_for_a_gradient():
+    model = zoo.create_model("resnet8", width=4)
+    images = jnp.ones((1, 8, 8, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    delta = jnp.full((1, 2, 2, 16), 0.5)
+    before, changed = model.apply(variables, images, mutable=["features"])
+    with adding("stage3", delta):
+        after, moved = model.apply(variables, images, mutable=["features"])
+    np.testing.assert_allclose(moved["features"]["stage3"], changed["features"]["stage3"] + 0.5, rtol=1e-6)
+    expected = before + 0.5 * jnp.sum(variables["params"]["fc"]["kernel"], axis=0)
+    np.testing.assert_allclose(after, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(model.apply(variables, images), before)

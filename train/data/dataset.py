@@ -79,12 +79,16 @@ def load_dataset(config: "DataConfig", model_shape: tuple[int, ...]) -> Dataset:
     if config.path is not None:
         name, splits, labels = folder.load(config.path, size)
     elif config.name == "digits":
-        name, splits, labels = digits.load()
+        name, splits, labels = digits.load(size if side else None)
     else:
         name, splits, labels = tfds.load(config.name, config.tfds_dir(), size, resize=side is not None)
     train, validation = splits["train"], splits.get("validation")
     if validation is None:
         train, validation = hold_out(train, config.validation_fraction)
+    if config.train_examples is not None:
+        if config.train_examples > train.size:
+            raise ZooError(f"data.train-examples is {config.train_examples}, but {name} has {train.size} to train on")
+        train = first(train, config.train_examples)
     shape, mean, std = statistics(train)
     return Dataset(name, train, validation, splits.get("test"), ImageInputs(shape, mean, std, tuple(labels)))
 
@@ -96,9 +100,15 @@ def hold_out(split: Any, fraction: float) -> tuple[Any, Any]:
         return split, None
     cut = split.size - held
     if isinstance(split, ArraySplit):
-        first, last = ({name: array[part] for name, array in split.arrays.items()} for part in (_to(cut), _from(cut)))
-        return ArraySplit(first), ArraySplit(last)
-    return LazySplit(cut, split.decode, split.start), LazySplit(held, split.decode, split.start + cut)
+        return first(split, cut), ArraySplit({name: array[cut:] for name, array in split.arrays.items()})
+    return first(split, cut), LazySplit(held, split.decode, split.start + cut)
+
+
+def first(split: Any, size: int) -> Any:
+    """The first `size` examples of a split."""
+    if isinstance(split, ArraySplit):
+        return ArraySplit({name: array[:size] for name, array in split.arrays.items()})
+    return LazySplit(size, split.decode, split.start)
 
 
 def statistics(split: Split) -> tuple[tuple[int, int, int], tuple[float, ...], tuple[float, ...]]:
@@ -120,11 +130,3 @@ def statistics(split: Split) -> tuple[tuple[int, int, int], tuple[float, ...], t
         mean.append(round(centre, 6))
         std.append(round(max(math.sqrt(float(counts @ (levels - centre) ** 2)), 1e-3), 6))
     return images.shape[1:], tuple(mean), tuple(std)
-
-
-def _to(cut: int) -> slice:
-    return slice(None, cut)
-
-
-def _from(cut: int) -> slice:
-    return slice(cut, None)

@@ -1,4 +1,10 @@
-"""The tutorials' CNN on CIFAR-10."""
+"""The CNN of framework tutorials on CIFAR-10, as they train it: Adam, 10 epochs, no augmentation.
+
+    python -m train cifar10
+
+Costs 8 minutes on two CPU cores. Reaches 69.7 % with the best weights on validation data, 68.6 % with the last ones
+(PyTorch, from the same weights on the same batches: 68.9 %); 45,000 of the 50,000 images are trained on.
+"""
 
 from train import Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig
 

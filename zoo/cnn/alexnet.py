@@ -55,7 +55,7 @@ class AlexNet(nn.Module):
             conv = Conv(width, (size, size), strides, padding, **dtypes, name=f"features_{place}")
             x = nn.relu(conv(x))
             if pools:  # 55 -> 27 -> 13 -> 6
-                sow(self, f"stage{stage}", x)
+                x = sow(self, f"stage{stage}", x)
                 x, stage = max_pool(x, 3, 2), stage + 1
         x = adaptive_mean(sow(self, "stage4", x), (6, 6))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)

@@ -70,7 +70,7 @@ class ConvNeXt(nn.Module):
             for i in range(blocks):
                 rate, name = self.drop_path_rate * done / last, f"features_{2 * stage + 1}_{i}"
                 x, done = ConvNeXtBlock(rate, train, **dtypes, name=name)(x), done + 1
-            sow(self, f"stage{stage + 1}", x)
+            x = sow(self, f"stage{stage + 1}", x)
         x = sow(self, "pooled", norm(name="classifier_0")(global_mean(x)))
         return nn.Dense(self.num_classes, **init, name="classifier_2")(x)
 

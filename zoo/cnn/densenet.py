@@ -100,9 +100,9 @@ class DenseNet(nn.Module):
         new_conv: Layer = partial(conv, **dtypes)
         norm: Layer = partial(batch_norm, train=train, axis_name=self.axis_name, **dtypes)
         stages = DenseFeatures(self.stage_sizes, self.growth_width, self.width, new_conv, norm, name="features")(x)
-        for i, stage in enumerate(stages, start=1):
-            sow(self, f"stage{i}", stage)
-        x = sow(self, "pooled", global_mean(stages[-1]))
+        for i, x in enumerate(stages, start=1):
+            x = sow(self, f"stage{i}", x)
+        x = sow(self, "pooled", global_mean(x))
         return nn.Dense(self.num_classes, **dtypes, name="classifier")(x)
 
 

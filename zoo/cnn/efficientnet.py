@@ -74,8 +74,9 @@ class EfficientNet(nn.Module):
                 )(x)
                 done, stride = done + 1, stride * step
             stages[stride] = x
-        for i, stride in enumerate((4, 8, 16, 32), start=1):
+        for i, stride in enumerate((4, 8, 16), start=1):
             sow(self, f"stage{i}", stages[stride])
+        x = sow(self, "stage4", x)
         x = activation(norm(name="features_8_1")(new_conv(1280, 1, 1, name="features_8_0")(x)))
         x = sow(self, "pooled", global_mean(x))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)

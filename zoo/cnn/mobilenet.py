@@ -102,8 +102,9 @@ class MobileNetV2(nn.Module):
                 x = block(expanded, width_here, strides=step, name=f"features_{place}")(x)
                 place, stride = place + 1, stride * step
             stages[stride] = x
-        for i, stride in enumerate((4, 8, 16, 32), start=1):
+        for i, stride in enumerate((4, 8, 16), start=1):
             sow(self, f"stage{i}", stages[stride])
+        x = sow(self, "stage4", x)
         last = round_width(1280 * max(1.0, self.multiplier))
         x = nn.relu6(norm(name=f"features_{place}_1")(new_conv(last, 1, 1, name=f"features_{place}_0")(x)))
         x = sow(self, "pooled", global_mean(x))
@@ -152,8 +153,9 @@ class MobileNetV3(nn.Module):
             )(x)
             stride *= strides
             stages[stride] = x
-        for i, stride in enumerate((4, 8, 16, 32), start=1):
+        for i, stride in enumerate((4, 8, 16), start=1):
             sow(self, f"stage{i}", stages[stride])
+        x = sow(self, "stage4", x)
         place, last = len(V3[self.variant]) + 1, 6 * x.shape[-1]
         x = nn.hard_swish(norm(name=f"features_{place}_1")(new_conv(last, 1, 1, name=f"features_{place}_0")(x)))
         x = sow(self, "pooled", global_mean(x))

@@ -79,7 +79,7 @@ class ResNet(nn.Module):
 
         size, strides = (7, 2) if self.stem == "imagenet" else (3, 1)
         x = nn.relu(norm(name="bn1")(new_conv(self.width, size, strides, name="conv1")(x)))
-        sow(self, "stem", x)
+        x = sow(self, "stem", x)
         if self.stem == "imagenet":
             x = max_pool(x, 3, 2, padding=1)  # [B, H / 4, W / 4, width]
         for stage, blocks in enumerate(self.stage_sizes):
@@ -94,7 +94,7 @@ class ResNet(nn.Module):
                     norm,
                     name=f"layer{stage + 1}_{i}",
                 )(x)
-            sow(self, f"stage{stage + 1}", x)
+            x = sow(self, f"stage{stage + 1}", x)
         x = sow(self, "pooled", global_mean(x))  # [B, C]
         return nn.Dense(self.num_classes, **dtypes, name="fc")(x)
 

@@ -51,7 +51,7 @@ class VGG(nn.Module):
                 x = nn.relu(x)
                 place += 3 if self.batch_norm else 2
             if stage > 0:
-                sow(self, f"stage{stage}", x)
+                x = sow(self, f"stage{stage}", x)
             x, place = max_pool(x, 2, 2), place + 1
         x = adaptive_mean(sow(self, "stage4", x), (7, 7))
         for i, layer in enumerate((DenseOverMap, nn.Dense), start=1):

@@ -67,7 +67,7 @@ class WideResNet(nn.Module):
                 strides = 2 if stage > 0 and i == 0 else 1
                 width, name = self.width * 2**stage, f"layer{stage + 1}_{i}"
                 x = PreActivationBlock(width, strides, self.dropout_rate, train, new_conv, norm, name=name)(x)
-            sow(self, f"stage{stage + 1}", x)
+            x = sow(self, f"stage{stage + 1}", x)
         x = sow(self, "pooled", global_mean(nn.relu(norm(name="bn1")(x))))  # [B, C]
         return nn.Dense(self.num_classes, **dtypes, name="fc")(x)
 

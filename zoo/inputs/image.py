@@ -60,9 +60,12 @@ class ImageInputs:
 
 
 def open_image(raw: Any, channels: int) -> Any:
-    """A path, an array of bytes or a PIL image as a PIL image of `channels` (1 or 3); ZooError where it is none."""
+    """A path, an array of bytes or a PIL image as a PIL image of `channels` (1 or 3); ZooError where it is none.
+
+    Of an animation the first frame; upright as the camera says; transparency over white; 16 bits a channel become 8.
+    """
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
         raise ZooError("reading images needs Pillow; install it with: pip install 'flaxzoo[image]'") from None
     if channels not in (1, 3):
@@ -75,6 +78,7 @@ def open_image(raw: Any, channels: int) -> Any:
         try:
             image = Image.open(raw)
             image.load()
+            image = ImageOps.exif_transpose(image)
         except FileNotFoundError:
             raise ZooError(f"no image file {str(raw)!r}") from None
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -83,7 +87,19 @@ def open_image(raw: Any, channels: int) -> Any:
         image = raw
     else:
         raise ZooError(f"an image must be a path, a uint8 array or a PIL image, not {type(raw).__name__}")
+    if image.mode[0] in "IF":  # 16 bits, which Pillow may open as 32, or 32
+        pixels = np.asarray(image)
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+            raise ZooError(f"{_named(raw)} has pixels of 32 bits (mode {image.mode}); save it with 8 or 16 a channel")
+        image = Image.fromarray((pixels >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def _named(raw: Any) -> str:
+    return repr(str(raw)) if isinstance(raw, str | os.PathLike) else "the image"
 
 
 def fit(image: Any, size: tuple[int, int]) -> np.ndarray:

@@ -1,0 +1,87 @@
+"""Recipes that are too large to run here are compiled for what they are meant for; fine-tuning starts where it says."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zoo
+from train.__main__ import load_recipe, recipe_files
+from train.config import Config
+from train.data import load_dataset
+from train.loop import initial_state
+from train.optimizer import make_optimizer
+from train.sharding import make_layout
+from train.step import init_state, make_train_step
+from zoo.inputs.image import ImageInputs
+from zoo.registry import abstract_variables
+
+
+@functools.cache
+def lowered(name, batch_size, platform):
+    """The step of a recipe, from shapes alone, on a mesh of eight devices."""
+    config = dataclasses.replace(load_recipe(name).config(), batch_size=batch_size)
+    classes = 1000 if "imagenet" in name else 10
+    model = zoo.create_model(config.model.name, **{**config.model.args, "num_classes": classes})
+    shape = zoo.model_info(config.model.name).input_shape
+    inputs = ImageInputs(shape, (0.5,) * 3, (0.25,) * 3, tuple(map(str, range(classes))))
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    variables = abstract_variables(model, inputs.example())
+    state = jax.eval_shape(lambda v: init_state(v, optimizer, config.optimizer.ema is not None), variables)
+    layout = make_layout("mesh", batch_size, 1)
+    place = functools.partial(jax.tree.map, lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to))
+    state = place(state, jax.tree.map(lambda _: layout.replicated, state))
+    shapes = {"image": (shape, "uint8"), "label": ((), "int32"), "row": ((), "int32"), "weight": ((), "float32")}
+    batch = {
+        key: jax.ShapeDtypeStruct((batch_size, *rest), jnp.dtype(dtype), sharding=layout.split)
+        for key, (rest, dtype) in shapes.items()
+    }
+    step = layout.compile_train(make_train_step(config, model, inputs, optimizer))
+    return step.trace(state, batch).lower(lowering_platforms=(platform,))
+
+
+def test_the_imagenet_recipe_lowers_for_a_tpu_at_its_own_batch_size():
+    program = lowered("imagenet-resnet50", 1024, "tpu").as_text()
+    assert "1024x224x224x3xui8" in program
+    assert "bf16" in program
+
+
+@pytest.mark.slow
+def test_the_imagenet_recipe_compiles_on_eight_devices():
+    memory = lowered("imagenet-resnet50", 64, "cpu").compile().memory_analysis()
+    assert 0 < memory.temp_size_in_bytes < 16 << 30
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_files() if "imagenet" not in name])
+def test_every_recipe_names_a_model_and_settings_that_exist(name):
+    config = load_recipe(name).config()
+    config.check()
+    make_optimizer(config.optimizer, config.steps)
+    zoo.create_model(config.model.name, **config.model.args)
+
+
+def test_fine_tuning_begins_with_the_given_weights_and_a_new_head(tmp_path):
+    model = zoo.create_model("lenet5", num_classes=7)
+    variables = jax.jit(model.init)(jax.random.key(5), np.zeros((1, 28, 28, 1), np.float32))
+    zoo.save_weights(variables, tmp_path / "seven.safetensors")
+    config = load_recipe("digits-finetune").config()
+    dataset = load_dataset(config.data, (32, 32, 1))
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    with pytest.warns(UserWarning, match="the head 'fc3' \\(10\\) is drawn anew"):
+        state = initial_state(
+            config, zoo.create_model("lenet5"), dataset, optimizer, str(tmp_path / "seven.safetensors")
+        )
+    for name in ("conv1", "conv2", "fc1", "fc2"):
+        np.testing.assert_array_equal(state.params[name]["kernel"], variables["params"][name]["kernel"])
+    assert state.params["fc3"]["kernel"].shape == (84, 10)
+
+
+def test_mixing_goes_with_accumulation_and_not_with_pmap():
+    config = Config("x", 10, 8)
+    mixing = dataclasses.replace(config.augment, mixup=0.2)
+    dataclasses.replace(config, augment=mixing).check()
+    with pytest.raises(zoo.ZooError, match="pmap: mixup and cutmix pair examples across devices; use mesh"):
+        dataclasses.replace(config, augment=mixing, parallel="pmap").check()

@@ -1,0 +1,249 @@
+"""python -m train report RUN: what a classifier learnt and where it errs, as pictures and a page that opens offline."""
+
+import base64
+import dataclasses
+import html
+import json
+import pathlib
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import zoo
+from train.config import Config, from_json
+from train.data import Dataset, Split, load_dataset
+from train.report import draw_curves, write_text
+from zoo.errors import ZooError
+from zoo.features import adding
+from zoo.run import Run, named_leaves, read_config
+
+BATCH = 256
+CURVES, CONFUSION, MISTAKES, KERNELS, ATTENTION = "curves", "confusion", "mistakes", "kernels", "attention"
+CAPTIONS = {
+    CURVES: "Learning curves: loss and accuracy by step, on training and validation data.",
+    CONFUSION: "Confusion matrix: of the examples of a class (row), the share that was called each class (column).",
+    MISTAKES: "The worst mistakes: the wrong answers with the highest loss, with what was said and what is right.",
+    KERNELS: "The first layer's kernels, each stretched to its own range.",
+    ATTENTION: "What the answer rests on: the image; Grad-CAM (Selvaraju et al. 2017), where the last maps speak for "
+    "the answer; the gradient of the answer's logit by the pixels, its largest channel.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """Draws what a trained classifier learnt and where it errs."""
+
+    run: tyro.conf.Positional[str]  # a run folder
+    images: list[str] = dataclasses.field(default_factory=list)  # image files to explain; default: some of the split
+    split: Literal["test", "validation", "train"] = "test"  # the split whose mistakes are shown
+    output: str | None = None  # where the pictures and report.html go; default: RUN/report
+    number: int = 24  # mistakes shown
+
+
+def report_command(args: list[str]) -> None:
+    """Runs `python -m train report RUN ...` and prints the page's path."""
+    print(draw_report(tyro.cli(ReportConfig, args=args, prog="python -m train report")))
+
+
+def draw_report(config: ReportConfig) -> pathlib.Path:
+    """Draws the pictures and the page; returns the page's path. ZooError for what is not a run or an image."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    folder = pathlib.Path(config.run)
+    settings: Config = from_json(read_config(folder).get("config"))
+    run = zoo.load(folder)
+    dataset = load_dataset(settings.data, run.inputs.shape)
+    split: Split | None = getattr(dataset, config.split)
+    if split is None:
+        raise ZooError(f"{dataset.name} has no split {config.split} with labels")
+    chosen = [run.inputs.pixels(image) for image in config.images]
+    output = pathlib.Path(config.output) if config.output else folder / "report"
+    output.mkdir(parents=True, exist_ok=True)
+    logits, labels = predictions(run, split)
+    pictures = {CURVES: draw_curves(folder, settings.task.metric, output / f"{CURVES}.png")}
+    pictures[CONFUSION] = draw_confusion(logits, labels, run.inputs.labels, output / f"{CONFUSION}.png")
+    pictures[MISTAKES] = draw_mistakes(run, split, logits, labels, config.number, output / f"{MISTAKES}.png")
+    pictures[KERNELS] = draw_kernels(run, output / f"{KERNELS}.png")
+    images = np.stack(chosen) if chosen else split.read(np.arange(min(8, split.size)))["image"]
+    pictures[ATTENTION] = draw_attention(run, images, output / f"{ATTENTION}.png")
+    return write_page(folder, dataset, config.split, logits, labels, pictures, output / "report.html")
+
+
+def predictions(run: Run, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Logits float32 [n, classes] and labels [n] of a whole split."""
+    apply = jax.jit(lambda images: run.model.apply(run.variables, run.inputs.normalize(images)))
+    logits, labels = [], []
+    for start in range(0, split.size, BATCH):
+        rows = np.minimum(np.arange(start, start + BATCH), split.size - 1)  # one shape, one compilation
+        batch = split.read(rows)
+        kept = min(BATCH, split.size - start)
+        logits.append(np.asarray(apply(batch["image"]), np.float32)[:kept])
+        labels.append(batch["label"][:kept])
+    return np.concatenate(logits), np.concatenate(labels)
+
+
+def draw_confusion(logits: np.ndarray, labels: np.ndarray, names: tuple[str, ...], path: pathlib.Path) -> pathlib.Path:
+    """A matrix of shares by row; numbers in it up to twenty classes."""
+    import matplotlib.pyplot as plt
+
+    classes = len(names)
+    counts = confusion(logits, labels, classes)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = min(3 + 0.45 * classes, 16)
+    figure, axis = plt.subplots(figsize=(size + 1, size), layout="constrained")
+    picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(picture, label="share of the row", shrink=0.8)
+    axis.set(xlabel="said", ylabel="right")
+    if classes <= 50:
+        axis.set_xticks(range(classes), names, rotation=90)
+        axis.set_yticks(range(classes), names)
+    if classes <= 20:
+        for i, j in zip(*np.nonzero(counts), strict=True):
+            colour = "white" if shares[i, j] > 0.5 else "black"
+            axis.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour, fontsize=8)
+    return _save(figure, path)
+
+
+def confusion(logits: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Counts int [classes, classes]: rows are right, columns said."""
+    counts = np.zeros((classes, classes), int)
+    np.add.at(counts, (labels, logits.argmax(axis=1)), 1)
+    return counts
+
+
+def draw_mistakes(
+    run: Run, split: Split, logits: np.ndarray, labels: np.ndarray, number: int, path: pathlib.Path
+) -> pathlib.Path:
+    """The wrong answers with the highest loss, worst first."""
+    import matplotlib.pyplot as plt
+
+    worst = worst_mistakes(logits, labels, number)
+    columns = 8
+    rows = max(1, -(-len(worst) // columns))
+    figure, axes = plt.subplots(rows, columns, figsize=(1.5 * columns, 1.9 * rows), layout="constrained", squeeze=False)
+    for axis in axes.ravel():
+        axis.axis("off")
+    if len(worst):
+        images = split.read(worst)["image"]
+        for axis, i, image in zip(axes.ravel(), worst, images, strict=False):
+            said, right = run.inputs.labels[logits[i].argmax()], run.inputs.labels[labels[i]]
+            _show(axis, image)
+            axis.set_title(f"said {said}\nis {right}", fontsize=8)
+    else:
+        axes[0, 0].set_title("no mistakes", fontsize=8)
+    return _save(figure, path)
+
+
+def worst_mistakes(logits: np.ndarray, labels: np.ndarray, number: int) -> np.ndarray:
+    """Indices of up to `number` wrong answers, by falling loss."""
+    losses = -np.asarray(jax.nn.log_softmax(logits))[np.arange(len(labels)), labels]
+    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
+    return wrong[np.argsort(-losses[wrong], kind="stable")][:number]
+
+
+def draw_kernels(run: Run, path: pathlib.Path) -> pathlib.Path:
+    """Kernels [h, w, C, out] of the convolution that sees the image; one with 3 channels in colour."""
+    import matplotlib.pyplot as plt
+
+    channels = run.inputs.shape[-1]
+    leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(run.variables).items() if name.endswith("kernel")}
+    name, kernel = next((n, k) for n, k in leaves.items() if k.ndim == 4 and k.shape[2] == channels)
+    kernels = np.moveaxis(kernel, -1, 0)[:64]
+    low, high = (f(kernels, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
+    kernels = (kernels - low) / np.maximum(high - low, 1e-12)
+    columns = min(16, len(kernels))
+    rows = -(-len(kernels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(0.7 * columns, 0.7 * rows + 0.4), squeeze=False)
+    for axis in axes.ravel():
+        axis.axis("off")
+    for axis, one in zip(axes.ravel(), kernels, strict=False):
+        axis.imshow(one if channels == 3 else one.mean(-1), cmap="gray", vmin=0, vmax=1)
+    figure.suptitle(f"{name} {list(kernel.shape)}", fontsize=9)
+    return _save(figure, path)
+
+
+def draw_attention(run: Run, images: np.ndarray, path: pathlib.Path) -> pathlib.Path:
+    """A column an image, uint8 [n, H, W, C]: the image, Grad-CAM over it, the gradient by its pixels."""
+    import matplotlib.pyplot as plt
+
+    logits, maps, gradients = (np.asarray(a, np.float32) for a in jax.jit(lambda x: explain(run, x))(images))
+    probabilities = np.asarray(jax.nn.softmax(logits))
+    figure, axes = plt.subplots(3, len(images), figsize=(1.8 * len(images), 5.8), layout="constrained", squeeze=False)
+    extent = (-0.5, images.shape[2] - 0.5, images.shape[1] - 0.5, -0.5)
+    for i, image in enumerate(images):
+        said = logits[i].argmax()
+        axes[0, i].set_title(f"{run.inputs.labels[said]} {probabilities[i, said]:.0%}", fontsize=8)
+        _show(axes[0, i], image)
+        _show(axes[1, i], image)
+        axes[1, i].imshow(maps[i], cmap="jet", alpha=0.45, extent=extent, interpolation="bilinear")
+        strength = np.abs(gradients[i]).max(axis=-1)
+        axes[2, i].imshow(strength, cmap="gray", vmax=np.percentile(strength, 99.5))
+    for axis, label in zip(axes[:, 0], ("image", "Grad-CAM", "gradient"), strict=True):
+        axis.set_ylabel(label, fontsize=9)
+    for axis in axes.ravel():
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return _save(figure, path)
+
+
+def explain(run: Run, images: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of uint8 images [B, H, W, C]: logits, Grad-CAM of the answer [B, h, w], and its gradient by the input.
+
+    Grad-CAM is of the last stage: the ReLU of its maps, weighed by the mean gradient of the answer's logit by each.
+    """
+    x = run.inputs.normalize(jnp.asarray(images))
+    features = zoo.registry.features_of(run.model, x)
+    stage = max(name for name, shape in features.items() if name.startswith("stage") and len(shape) == 3)
+
+    def answer(x: jax.Array, delta: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        with adding(stage, delta):
+            logits, changed = run.model.apply(run.variables, x, mutable=["features"])
+        return jnp.sum(jnp.max(logits, axis=-1).astype(jnp.float32)), (logits, changed["features"][stage])
+
+    zeros = jnp.zeros((len(images), *features[stage]), run.model.dtype)
+    (by_x, by_maps), (logits, maps) = jax.grad(answer, argnums=(0, 1), has_aux=True)(x, zeros)
+    weights = jnp.mean(by_maps, axis=(1, 2), keepdims=True)
+    return logits, jax.nn.relu(jnp.sum(weights * maps, axis=-1)), by_x
+
+
+def write_page(
+    folder: pathlib.Path,
+    dataset: Dataset,
+    split: str,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    pictures: dict[str, pathlib.Path],
+    path: pathlib.Path,
+) -> pathlib.Path:
+    """One HTML page with the pictures in it: it needs no other file and no network."""
+    accuracy = float((logits.argmax(axis=1) == labels).mean())
+    model = read_config(folder)["model"]
+    parts = [
+        "<!doctype html><meta charset='utf-8'>",
+        f"<title>{html.escape(folder.name)}</title>",
+        "<style>body{font:15px/1.5 sans-serif;max-width:64em;margin:2em auto;padding:0 1em}img{max-width:100%}</style>",
+        f"<h1>{html.escape(folder.name)}</h1>",
+        f"<p>{html.escape(model['name'])} {html.escape(json.dumps(model['args']))} on {html.escape(dataset.name)}: "
+        f"accuracy {accuracy:.4f} on {len(labels):,} examples of {html.escape(split)}.</p>",
+    ]
+    for name, picture in pictures.items():
+        data = base64.b64encode(picture.read_bytes()).decode()
+        parts.append(f"<p>{CAPTIONS[name]}</p><img alt='{name}' src='data:image/png;base64,{data}'>")
+    write_text(path, "\n".join(parts) + "\n")
+    return path
+
+
+def _show(axis: Any, image: np.ndarray) -> None:
+    axis.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
+
+
+def _save(figure: Any, path: pathlib.Path) -> pathlib.Path:
+    import matplotlib.pyplot as plt
+
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
