@@ -125,7 +125,7 @@ def circumstances() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             row[package] = ""
     commit = _git("rev-parse", "--short", "HEAD")
-    dirty = "+" if _git("status", "--porcelain", "--untracked-files=no", ":!benchmarks/results") else ""
+    dirty = "+" if _git("status", "--porcelain", "--untracked-files=no", ":(top,exclude)benchmarks/results") else ""
     return {**row, "commit": commit + dirty, "command": f"python -m benchmarks {shlex.join(sys.argv[1:])}"}
 
 

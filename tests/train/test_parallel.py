@@ -17,6 +17,7 @@ from train.step import init_state, make_eval_step, make_train_step
 from zoo.inputs.image import ImageInputs
 
 INPUTS = ImageInputs((8, 8, 1), (0.3,), (0.4,), tuple("0123456789"))
+AUGMENT = AugmentConfig(shift=1, flip=True, rotate=10)
 # Sums over a batch of 16 are taken in another order on eight devices than on one: rounding, not other arithmetic.
 TOLERANCE = 2e-5
 
@@ -34,7 +35,7 @@ def small_dataset(size=48):
 def config(model="resnet8", args=None, **changes):
     args = {"width": 4} if args is None else args
     optimizer = OptimizerConfig("sgd", 0.05, args={"momentum": 0.9}, weight_decay=1e-3, clip_norm=1.0, ema=0.9)
-    base = Config("", 10, 16, model=ModelConfig(model, args), optimizer=optimizer, augment=AugmentConfig(1, True, 10))
+    base = Config("", 10, 16, model=ModelConfig(model, args), optimizer=optimizer, augment=AUGMENT)
     return dataclasses.replace(base, **changes)
 
 
@@ -72,6 +73,13 @@ def assert_close(a, b, tolerance=TOLERANCE):
 @pytest.fixture(scope="module")
 def on_one_device():
     return steps(config(), "jit")
+
+
+def test_mixing_on_a_mesh_is_mixing_on_one_device():
+    """The neighbour from which an example takes its share lies on another device for every second one."""
+    augment = AugmentConfig(crop_area=0.5, rand_layers=1, cutout=3, mixup=1.0, cutmix=1.0)
+    one, eight = (steps(config(augment=augment), parallel) for parallel in ("jit", "mesh"))
+    assert_close(one, eight)
 
 
 @pytest.mark.parametrize("parallel", ["mesh", "pmap"])
