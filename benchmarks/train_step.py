@@ -172,7 +172,7 @@ def torch_steps(
             return loss.item()
 
         loss, seconds = first_call(work)
-        steps[layout] = Step(work, loss, sum(p.numel() for p in peer.parameters()), seconds)
+        steps[layout] = Step(work, loss, sum(p.numel() for p in peer.parameters() if p.requires_grad), seconds)
     return steps
 
 

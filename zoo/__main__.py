@@ -19,8 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     command = commands.add_parser("show", help="one model: parameters, FLOPs, layers, paper")
     command.add_argument("name")
     command.set_defaults(run=lambda args: show(args.name))
-    command = commands.add_parser("predict", help="classify image files with a trained run")
-    command.add_argument("run_folder", metavar="RUN")
+    command = commands.add_parser("predict", help="classify image files with a trained model")
+    command.add_argument("run_folder", metavar="RUN", help="a run folder, or a model whose weights come with the zoo")
     command.add_argument("images", nargs="+", metavar="IMAGE")
     command.add_argument("--top", type=int, default=3, help="classes to print per image")
     command.set_defaults(run=lambda args: predict(args.run_folder, args.images, args.top))
@@ -64,6 +64,8 @@ def show(name: str) -> None:
     print(f"input: {info.input_dtype} [batch, {', '.join(map(str, info.input_shape))}]")
     if info.paper:
         print(f"paper: {info.paper}")
+    if info.pretrained:
+        print("weights: " + ", ".join(f"{key} {value}" for key, value in info.pretrained.items()))
     print("fields: " + ", ".join(f"{key}={_plain(value)}" for key, value in info.fields.items()))
     shapes = (f"{key} [{', '.join(map(str, shape))}]" for key, shape in info.features.items())
     print("features: " + ", ".join(shapes))

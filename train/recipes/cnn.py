@@ -2,7 +2,7 @@
 
     python -m train cnn
 
-Costs 15 seconds on two CPU cores. Reaches 98.6 % on the 360 test images (mean of seeds 0, 1, 2).
+Costs 10 seconds on two CPU cores. Reaches 98.7 % on the 360 test images (mean of seeds 0, 1, 2).
 """
 
 from train import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig

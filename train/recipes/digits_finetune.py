@@ -1,4 +1,10 @@
-"""LeNet-5, trained on MNIST, tuned to scikit-learn's digits with 100 of them."""
+"""LeNet-5, trained on MNIST, tuned to scikit-learn's digits with 100 of them, offline.
+
+    python -m train digits-finetune
+
+Costs 10 seconds on two CPU cores. Reaches 93.3 % on the 360 test images (mean of seeds 0, 1, 2); the same steps from
+scratch, with --model.weights None, reach 84.1 %.
+"""
 
 from train import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig
 

@@ -1,4 +1,9 @@
-"""A CNN on MNIST."""
+"""A CNN on MNIST.
+
+    python -m train mnist
+
+Costs 2 minutes on two CPU cores. Reaches 99.54 % on the test images (seed 0).
+"""
 
 from train import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig
 

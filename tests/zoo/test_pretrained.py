@@ -1,0 +1,70 @@
+"""The weights that come with the zoo: small, described, usable at once, and as good as their card says."""
+
+import os
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import zoo
+import zoo.__main__
+from train.__main__ import main
+from zoo.registry import PRETRAINED
+
+NAMES = sorted(path.parent.name for path in PRETRAINED.glob("*/model.safetensors"))
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_they_are_small_and_described():
+    assert {"lenet5", "resnet20"} <= set(NAMES)
+    assert sum(path.stat().st_size for path in PRETRAINED.rglob("*")) < 2e6
+    for name in NAMES:
+        card = zoo.model_info(name).pretrained
+        assert set(card) == {"data", "accuracy", "command", "seed", "licence"}
+        assert card["licence"] in (PRETRAINED / name / "README.md").read_text()
+    assert zoo.model_info("alexnet").pretrained is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pretrained_model_is_bound_and_the_same_as_the_loaded_one(name):
+    run = zoo.load(name)
+    images = np.stack([run.inputs.encode(np.zeros(run.inputs.shape, np.uint8))] * 2)
+    expected = jax.jit(run.model.apply)(run.variables, images)
+    bound = zoo.create_model(name, pretrained=True)
+    module, variables = bound.unbind()
+    np.testing.assert_array_equal(jax.jit(module.apply)(variables, images), expected)
+    assert expected.shape == (2, len(run.inputs.labels))
+
+
+def test_another_number_of_classes_draws_the_head_anew():
+    with pytest.warns(UserWarning, match="the head 'fc3' \\(3\\) is drawn anew"):
+        model = zoo.create_model("lenet5", pretrained=True, num_classes=3)
+    assert model.variables["params"]["fc3"]["kernel"].shape == (84, 3)
+
+
+def test_a_model_without_weights_says_which_have_some():
+    with pytest.raises(zoo.ZooError, match="the zoo has no weights of vgg11; it has those of: lenet5, resnet20"):
+        zoo.create_model("vgg11", pretrained=True)
+    with pytest.raises(zoo.ZooError, match="unknown model 'lenet'; did you mean lenet5"):
+        zoo.create_model("lenet", pretrained=True)
+
+
+def test_predict_by_name(tmp_path, capsys):
+    stroke = np.zeros((28, 28), np.uint8)
+    stroke[4:24, 13:16] = 255
+    Image.fromarray(stroke).save(tmp_path / "one.png")
+    assert zoo.__main__.main(["predict", "lenet5", str(tmp_path / "one.png")]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/one.png: 1 ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_they_are_as_good_as_the_card_says(name, capsys):
+    card = zoo.model_info(name).pretrained
+    folder = os.environ.get("TFDS_DATA_DIR", "")
+    if not (pathlib.Path(folder) / card["data"]).is_dir():
+        pytest.skip(f"{card['data']} is not prepared in $TFDS_DATA_DIR")
+    assert main(["evaluate", name, "--data.name", card["data"]]) == 0
+    assert f"accuracy {card['accuracy']}" in capsys.readouterr().out
