@@ -77,7 +77,7 @@ def test_ours_beside_torch(tmp_path):
     pytest.importorskip("torch", reason="the peer needs torch: pip install '.[benchmarks]'")
     row = run(tiny(tmp_path, "eager"))
     assert row["peer"] == "torch eager"
-    assert row["ratio"] == pytest.approx(row["ours_ms"] / row["peer_ms"], rel=0.5)
+    assert 0 < row["ratio_p10"] <= row["ratio"] <= row["ratio_p90"]
 
 
 @pytest.mark.parametrize(

@@ -62,15 +62,16 @@ def _blend(plain: jax.Array | float, image: jax.Array, factor: jax.Array | float
 
 
 def equalize(image: jax.Array) -> jax.Array:
-    """Each channel's values spread so that all are as frequent as the ties allow (histogram equalisation)."""
+    """Each channel's values spread so that all are as frequent as the ties allow, in whole numbers as PIL does it."""
 
     def channel(plane: jax.Array) -> jax.Array:
         levels = jnp.clip(jnp.round(plane), 0, 255).astype(jnp.int32)
         counts = jnp.zeros(256).at[levels.ravel()].add(1.0)
         below = jnp.cumsum(counts) - counts
         last = counts[255 - jnp.argmax(counts[::-1] > 0)]
-        span = plane.size - last
-        return jnp.where(span > 0, below[levels] * 255 / jnp.maximum(span, 1.0), plane)
+        step = (plane.size - last) // 255
+        spread = (below[levels] + step // 2) // jnp.maximum(step, 1.0)
+        return jnp.where(step > 0, jnp.minimum(spread, 255.0), plane)
 
     return jax.vmap(channel, -1, -1)(image)
 
