@@ -72,7 +72,8 @@ class OptimizerConfig:
     ema: float | None = None  # decay of averaged weights, which are then the ones evaluated and exported
     accumulate: int = 1  # micro-batches a step; with BatchNorm each normalises by itself
     rates: Arguments = dataclasses.field(default_factory=dict)  # factors of the rate by pattern: fc=10 'layer[12]*'=0.1
-    freeze: list[str] = dataclasses.field(default_factory=list)  # patterns of parameters that stay: conv1 'layer[12]*'
+    # patterns of parameters that stay: conv1 'layer[12]*' (their norms' running statistics still follow the data)
+    freeze: list[str] = dataclasses.field(default_factory=list)
     args: Arguments = dataclasses.field(default_factory=dict)  # more of Optax's arguments, e.g. b2=0.95 nesterov=True
 
 

@@ -17,9 +17,7 @@ from zoo.errors import ZooError
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    crop_area: float | None = (
-        None  # smallest part of the image that a random crop shows, scaled back; 0.08 for ImageNet
-    )
+    crop_area: float | None = None  # least part of the image that a random crop shows, scaled back (ImageNet: 0.08)
     shift: int = 0  # pixels, each way: a random crop of the image padded by `pad`
     pad: str = "zeros"  # what a shift brings in: zeros, or the image mirrored at its edge (reflect)
     flip: bool = False  # left and right, every second time
