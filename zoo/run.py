@@ -204,6 +204,8 @@ def _candidates(checkpoints: Mapping[int, pathlib.Path], step: str | int) -> lis
 def quiet_orbax() -> None:
     """Keeps Orbax's pages of tracebacks off the terminal, from here on; what matters is raised."""
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    # When one write fails the others' errors are asyncio's to complain of.
+    logging.getLogger("asyncio").addFilter(lambda record: not (record.exc_info and "orbax" in str(record.exc_info[1])))
     before = sys.unraisablehook
 
     def hook(args: Any) -> None:
