@@ -6,6 +6,7 @@ depend on how the batch lies on devices. Only mixing looks at two examples: each
 
 import dataclasses
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from zoo.errors import ZooError
 class AugmentConfig:
     crop_area: float | None = None  # least part of the image that a random crop shows, scaled back (ImageNet: 0.08)
     shift: int = 0  # pixels, each way: a random crop of the image padded by `pad`
-    pad: str = "zeros"  # what a shift brings in: zeros, or the image mirrored at its edge (reflect)
+    pad: Literal["zeros", "reflect"] = "zeros"  # what a shift brings in: zeros, or the image mirrored
     flip: bool = False  # left and right, every second time
     rotate: float = 0.0  # degrees, each way
     scale: float = 0.0  # 0.1: sizes from 90 to 110 %
