@@ -62,6 +62,7 @@ def draw_report(config: ReportConfig) -> pathlib.Path:
         raise ZooError(f"{dataset.name} has no split {config.split} with labels")
     chosen = [run.inputs.pixels(image) for image in config.images]
     output = pathlib.Path(config.output) if config.output else folder / "report"
+    check_convolutional(run)
     output.mkdir(parents=True, exist_ok=True)
     logits, labels = predictions(run, split)
     pictures = {CURVES: draw_curves(folder, settings.task.metric, output / f"{CURVES}.png")}
@@ -145,13 +146,32 @@ def worst_mistakes(logits: np.ndarray, labels: np.ndarray, number: int) -> np.nd
     return wrong[np.argsort(-losses[wrong], kind="stable")][:number]
 
 
+def first_kernels(run: Run) -> dict[str, np.ndarray]:
+    """The kernels of the convolutions that may see the image, by name."""
+    leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(run.variables).items() if name.endswith("kernel")}
+    return {name: leaf for name, leaf in leaves.items() if leaf.ndim == 4 and leaf.shape[2] == run.inputs.shape[-1]}
+
+
+def last_stage(run: Run) -> tuple[str, tuple[int, ...]]:
+    """Name and shape [h, w, C] of the last maps that the model sows as a stage."""
+    features = zoo.registry.features_of(run.model, run.inputs.example())
+    return max(((n, s) for n, s in features.items() if n.startswith("stage") and len(s) == 3), default=("", ()))
+
+
+def check_convolutional(run: Run) -> None:
+    """ZooError for a model of which there are no kernels or no stages to draw."""
+    if not first_kernels(run) or not last_stage(run)[0]:
+        raise ZooError(
+            f"report draws convolutions with features stage1, stage2, ...; {type(run.model).__name__} has none"
+        )
+
+
 def draw_kernels(run: Run, path: pathlib.Path) -> pathlib.Path:
     """Kernels [h, w, C, out] of the convolution that sees the image; one with 3 channels in colour."""
     import matplotlib.pyplot as plt
 
     channels = run.inputs.shape[-1]
-    leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(run.variables).items() if name.endswith("kernel")}
-    name, kernel = next((n, k) for n, k in leaves.items() if k.ndim == 4 and k.shape[2] == channels)
+    name, kernel = next(iter(first_kernels(run).items()))
     kernels = np.moveaxis(kernel, -1, 0)[:64]
     low, high = (f(kernels, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
     kernels = (kernels - low) / np.maximum(high - low, 1e-12)
@@ -196,15 +216,14 @@ def explain(run: Run, images: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     Grad-CAM is of the last stage: the ReLU of its maps, weighed by the mean gradient of the answer's logit by each.
     """
     x = run.inputs.normalize(jnp.asarray(images))
-    features = zoo.registry.features_of(run.model, x)
-    stage = max(name for name, shape in features.items() if name.startswith("stage") and len(shape) == 3)
+    stage, shape = last_stage(run)
 
     def answer(x: jax.Array, delta: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         with adding(stage, delta):
             logits, changed = run.model.apply(run.variables, x, mutable=["features"])
         return jnp.sum(jnp.max(logits, axis=-1).astype(jnp.float32)), (logits, changed["features"][stage])
 
-    zeros = jnp.zeros((len(images), *features[stage]), run.model.dtype)
+    zeros = jnp.zeros((len(images), *shape), run.model.dtype)
     (by_x, by_maps), (logits, maps) = jax.grad(answer, argnums=(0, 1), has_aux=True)(x, zeros)
     weights = jnp.mean(by_maps, axis=(1, 2), keepdims=True)
     return logits, jax.nn.relu(jnp.sum(weights * maps, axis=-1)), by_x

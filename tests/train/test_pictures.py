@@ -3,6 +3,7 @@
 import re
 import shutil
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 import zoo
 from runs import TINY, finish
 from train.__main__ import main
-from train.pictures import confusion, explain, worst_mistakes
+from train.pictures import check_convolutional, confusion, explain, worst_mistakes
 from zoo.inputs.image import ImageInputs
 from zoo.run import Run
 
@@ -91,6 +92,14 @@ def test_grad_cam_lights_up_where_the_answer_comes_from():
     assert np.argmax(logits[0]) == 0
     bright = np.asarray(maps[0]) > 0.5 * np.max(maps[0])
     assert bright.tolist() == [[False, False, True, True]] * 2 + [[False] * 4] * 2
+
+
+def test_a_model_without_convolutions_is_refused():
+    run = tiny_run()
+    model = nn.Dense(3)
+    variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+    with pytest.raises(zoo.ZooError, match=r"report draws convolutions .*; Dense has none"):
+        check_convolutional(Run(model, variables, run.inputs))
 
 
 def tiny_run():
