@@ -2,7 +2,7 @@
 
     python -m train cifar10-resnet20
 
-Costs 30 minutes on two CPU cores. Reaches 85 % on the test images (seed 0).
+Cost 46 minutes on two CPU cores, beside other work. Reaches 86.4 % on the test images (seed 0); the paper, after 182 epochs, 91.25 %.
 """
 
 from train import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig
