@@ -2,7 +2,8 @@
 
     python -m train cifar10-resnet20
 
-Cost 46 minutes on two CPU cores, beside other work. Reaches 86.4 % on the test images (seed 0); the paper, after 182 epochs, 91.25 %.
+Cost 46 minutes on two CPU cores, beside other work. Reaches 86.4 % on the test images (seed 0); the
+paper, after 182 epochs, 91.25 %.
 """
 
 from train import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig
