@@ -172,3 +172,14 @@ def test_mixed_examples_share_their_loss_between_both_labels():
     mixed = {**batch, "other_label": jnp.roll(labels, 1), "share": jnp.full(3, 0.3)}
     expected = 0.3 * task.sums(logits, batch, train=True)["loss"] + 0.7 * other
     np.testing.assert_allclose(task.sums(logits, mixed, train=True)["loss"], expected, rtol=1e-6)
+
+
+def test_a_mixed_batch_names_the_other_label_and_ones_own_share():
+    images = IMAGES.astype(jnp.uint8)
+    batch = {"image": images, "label": jnp.arange(32), "row": ROWS, "weight": jnp.ones(32)}
+    mixed = Classification().augmented(batch, AugmentConfig(mixup=1.0), KEY)
+    share = mixed["share"][:, None, None, None]
+    expected = share * images + (1 - share) * images[mixed["other_label"]]  # labels are places here
+    np.testing.assert_allclose(mixed["image"], expected, rtol=1e-5)
+    assert 0 < mixed["share"][0] < 1
+    assert (mixed["label"] == jnp.arange(32)).all()
