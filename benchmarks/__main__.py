@@ -14,6 +14,11 @@ def main(argv: list[str] | None = None) -> int:
     except (ZooError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("zoo", "train", "benchmarks"):
+            raise
+        print(f"error: {error}; benchmarks need the extra: pip install '.[benchmarks]'", file=sys.stderr)
+        return 2
     return 0
 
 

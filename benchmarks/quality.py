@@ -36,6 +36,9 @@ class QualityConfig:
 
 def run(config: QualityConfig) -> list[dict[str, Any]]:
     """Trains, prints and appends a row for ours and one for the peer; returns them."""
+    if config.peer:
+        import torch  # noqa: F401 - its absence is to be known before the minutes that ours takes
+
     use_compilation_cache()
     workdir = pathlib.Path("runs") / f"quality-{config.recipe}-{config.seed}"
     shutil.rmtree(workdir, ignore_errors=True)

@@ -1,6 +1,7 @@
 """The timer's arithmetic, the rows it leaves, and that a peer that computes something else is refused."""
 
 import csv
+import sys
 import time
 
 import numpy as np
@@ -91,3 +92,9 @@ def test_ours_beside_torch(tmp_path):
 def test_mistakes_get_one_line_and_status_2(args, message, capsys):
     assert main(args) == 2
     assert capsys.readouterr().err.startswith(message)
+
+
+def test_a_missing_package_names_the_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert main(["list"]) == 2
+    assert capsys.readouterr().err.rstrip().endswith("benchmarks need the extra: pip install '.[benchmarks]'")
