@@ -94,6 +94,8 @@ def load(folder: str | pathlib.Path, step: str | int = "best", ema: bool | None 
             return Run(model, read_arrays(checkpoints[number], item, template, meta), inputs)
         except BrokenCheckpoint as error:
             problems.append(f"step {number}: {error}")
+    if set(step_folders(folder / "checkpoints")) != set(checkpoints):  # a running run replaced them meanwhile
+        return load(folder, step, ema)
     raise ZooError(f"no readable checkpoint in {str(folder)!r}: {'; '.join(problems)}")
 
 
