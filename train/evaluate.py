@@ -57,7 +57,8 @@ def evaluate_command(args: list[str]) -> None:
     folder = next((pathlib.Path(arg) for arg in args if (pathlib.Path(arg) / "config.json").is_file()), None)
     stored = read_config(folder) if folder else {}
     if "config" in stored:
-        data, task = from_json(stored["config"]).data, from_json(stored["config"]).task
+        settings = from_json(stored["config"])
+        data, task = settings.data, settings.task
     default = EvaluateConfig("", data=data, task=task)
     config = tyro.cli(EvaluateConfig, args=args, default=default, prog="python -m train evaluate")
     metrics = evaluate_target(config)

@@ -14,7 +14,7 @@ import tyro
 
 import zoo
 from train.config import Config, from_json
-from train.data import Dataset, Split, load_dataset
+from train.data import Dataset, Split, eval_batches, load_dataset
 from train.report import draw_curves, write_text
 from zoo.errors import ZooError
 from zoo.features import adding
@@ -78,12 +78,10 @@ def predictions(run: Run, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Logits float32 [n, classes] and labels [n] of a whole split."""
     apply = jax.jit(lambda images: run.model.apply(run.variables, run.inputs.normalize(images)))
     logits, labels = [], []
-    for start in range(0, split.size, BATCH):
-        rows = np.minimum(np.arange(start, start + BATCH), split.size - 1)  # one shape, one compilation
-        batch = split.read(rows)
-        kept = min(BATCH, split.size - start)
-        logits.append(np.asarray(apply(batch["image"]), np.float32)[:kept])
-        labels.append(batch["label"][:kept])
+    for batch in eval_batches(split, BATCH):
+        kept = batch["weight"] > 0
+        logits.append(np.asarray(apply(batch["image"]), np.float32)[kept])
+        labels.append(batch["label"][kept])
     return np.concatenate(logits), np.concatenate(labels)
 
 

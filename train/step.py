@@ -53,6 +53,17 @@ def init_state(variables: Mapping[str, Any], optimizer: optax.GradientTransforma
     )
 
 
+def step_keys(seed: int, step: jax.Array) -> jax.Array:
+    """A step's keys: for augmentation and for dropout."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+
+
+def averaged(ema: float, state: TrainState, variables: Any) -> Any:
+    """The averaged variables after a step; the first steps weigh less, so that it is no average of initial weights."""
+    decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
+    return jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), state.ema, variables)
+
+
 def make_train_step(
     config: Config,
     model: nn.Module,
@@ -66,12 +77,8 @@ def make_train_step(
     are averaged over examples, over all micro-batches and devices, each example alike.
     """
 
-    def keys(state: TrainState) -> jax.Array:
-        """For augmentation and for dropout."""
-        return jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
-
     def sum_gradients(state: TrainState, collections: Any, batch: Batch, micro: Any) -> tuple[Any, Any, Sums]:
-        dropout_key = jax.random.fold_in(keys(state)[1], micro)
+        dropout_key = jax.random.fold_in(step_keys(config.seed, state.step)[1], micro)
         if axis_name is not None:  # each shard draws its own masks
             dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
 
@@ -106,7 +113,7 @@ def make_train_step(
         return jax.lax.scan(body, (gradients, state.collections, sums), (jnp.arange(k), pieces))[0]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        batch = config.task.augmented(batch, config.augment, keys(state)[0])
+        batch = config.task.augmented(batch, config.augment, step_keys(config.seed, state.step)[0])
         gradients, collections, sums = accumulated(state, batch)
         if axis_name is not None:
             gradients, sums = jax.lax.psum((gradients, sums), axis_name)
@@ -116,11 +123,7 @@ def make_train_step(
         changed = {"params": params, "collections": collections, "opt_state": opt_state}
         new = dataclasses.replace(state, step=state.step + 1, **changed)
         if config.optimizer.ema is not None:
-            # The first steps weigh less, so that the average is not one of initial weights.
-            decay = jnp.minimum(config.optimizer.ema, (1.0 + state.step) / (10.0 + state.step))
-            new = dataclasses.replace(
-                new, ema=jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), state.ema, new.variables())
-            )
+            new = dataclasses.replace(new, ema=averaged(config.optimizer.ema, state, new.variables()))
         return new, {**sums, "grad_norm": optax.tree.norm(gradients)}
 
     return train_step

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.cnn.inverted_residual import InvertedResidual
+from zoo.cnn.inverted_residual import InvertedResidual, sow_stages
 from zoo.cnn.layers import Layer, batch_norm, check_images, conv, global_mean
 from zoo.features import sow
 from zoo.registry import register
@@ -74,9 +74,7 @@ class EfficientNet(nn.Module):
                 )(x)
                 done, stride = done + 1, stride * step
             stages[stride] = x
-        for i, stride in enumerate((4, 8, 16), start=1):
-            sow(self, f"stage{i}", stages[stride])
-        x = sow(self, "stage4", x)
+        x = sow_stages(self, stages)
         x = activation(norm(name="features_8_1")(new_conv(1280, 1, 1, name="features_8_0")(x)))
         x = sow(self, "pooled", global_mean(x))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)

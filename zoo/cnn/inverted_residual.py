@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo.cnn.layers import Layer, drop_path
+from zoo.features import sow
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -28,6 +29,11 @@ class SqueezeExcite(nn.Module):
         y = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)  # [B, 1, 1, C]
         y = self.activation(self.conv(self.width, 1, 1, name="fc1", use_bias=True)(y))
         return x * self.gate(self.conv(x.shape[-1], 1, 1, name="fc2", use_bias=True)(y))
+
+
+def sow_stages(module: nn.Module, maps: dict[int, jax.Array]) -> jax.Array:
+    """Sows a network's last maps at strides 4, 8, 16 and 32 as stage1 to stage4; returns the last."""
+    return [sow(module, f"stage{i}", maps[stride]) for i, stride in enumerate((4, 8, 16, 32), start=1)][-1]
 
 
 class InvertedResidual(nn.Module):

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.cnn.inverted_residual import InvertedResidual
+from zoo.cnn.inverted_residual import InvertedResidual, sow_stages
 from zoo.cnn.layers import Layer, batch_norm, check_images, conv, global_mean, round_width
 from zoo.features import sow
 from zoo.registry import register
@@ -102,9 +102,7 @@ class MobileNetV2(nn.Module):
                 x = block(expanded, width_here, strides=step, name=f"features_{place}")(x)
                 place, stride = place + 1, stride * step
             stages[stride] = x
-        for i, stride in enumerate((4, 8, 16), start=1):
-            sow(self, f"stage{i}", stages[stride])
-        x = sow(self, "stage4", x)
+        x = sow_stages(self, stages)
         last = round_width(1280 * max(1.0, self.multiplier))
         x = nn.relu6(norm(name=f"features_{place}_1")(new_conv(last, 1, 1, name=f"features_{place}_0")(x)))
         x = sow(self, "pooled", global_mean(x))
@@ -153,9 +151,7 @@ class MobileNetV3(nn.Module):
             )(x)
             stride *= strides
             stages[stride] = x
-        for i, stride in enumerate((4, 8, 16), start=1):
-            sow(self, f"stage{i}", stages[stride])
-        x = sow(self, "stage4", x)
+        x = sow_stages(self, stages)
         place, last = len(V3[self.variant]) + 1, 6 * x.shape[-1]
         x = nn.hard_swish(norm(name=f"features_{place}_1")(new_conv(last, 1, 1, name=f"features_{place}_0")(x)))
         x = sow(self, "pooled", global_mean(x))
