@@ -5,6 +5,7 @@ model = zoo.create_model("resnet18", num_classes=10)
 """
 
 from zoo import cnn as cnn
+from zoo import lstm as lstm
 from zoo.errors import ZooError
 from zoo.flops import count_flops
 from zoo.registry import ModelInfo, create_model, list_models, model_info, register

@@ -1,0 +1,87 @@
+"""`lstm_classifier`: classes of texts, from a bidirectional LSTM pooled over time.
+
+Pooling is the last state of each direction (Graves and Schmidhuber 2005), the mean or the maximum over time (Conneau et
+al. 2017), or attention: a weighted mean, whose weights one hidden layer gives (Lin et al. 2017, one head).
+"""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo.features import sow
+from zoo.lstm.layers import Recurrent, Rows
+from zoo.ops.recurrence import Cell, take_rows
+from zoo.registry import register
+from zoo.sequence import check_tokens
+
+
+@register("lstm_classifier", family="lstm", input_shape=(64,), input_dtype="int32", paper="Conneau et al. 2017")
+class RecurrentClassifier(nn.Module):
+    """Tokens [B, T], of which row b has `lengths[b]`, to logits [B, num_classes].
+
+    Features: pooled, what the head sees; attention, the weights over time [B, T], where they pool; layers/..., as
+    `Recurrent` lists them.
+    """
+
+    vocab_size: int = 10_000
+    num_classes: int = 2
+    cell: Cell = "lstm"
+    embedding_size: int = 300
+    hidden_size: int = 256  # of each direction
+    num_layers: int = 1
+    bidirectional: bool = True
+    pooling: Literal["last", "mean", "max", "attention"] = "last"
+    dropout_rate: float = 0.0  # of the embedding, between layers and before the head
+    word_dropout_rate: float = 0.0  # of whole tokens, whose embedding is then zero
+    unroll: int = 1  # steps of the scan in one round of the loop
+    dtype: Any = jnp.float32  # of the arithmetic
+    param_dtype: Any = jnp.float32  # of the parameters
+
+    head = "head"  # the module that another number of classes replaces
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, lengths: jax.Array | None = None, train: bool = False) -> jax.Array:
+        check_tokens(self, tokens, self.vocab_size, lengths)
+        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+        table = nn.Embed(self.vocab_size, self.embedding_size, name="embedding", param_dtype=self.param_dtype)
+        x: jax.Array | Rows = Rows(table.embedding.astype(self.dtype), tokens)
+        if train and (self.dropout_rate or self.word_dropout_rate):
+            words = nn.Dropout(self.word_dropout_rate, broadcast_dims=(2,), deterministic=False)
+            x = dropout(words(take_rows(*x)))
+        layers = Recurrent(
+            cell=self.cell,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            bidirectional=self.bidirectional,
+            dropout_rate=self.dropout_rate,
+            unroll=self.unroll,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="layers",
+        )
+        outputs, state = layers(x, layers.init_state(len(tokens)), lengths, train)
+        if self.pooling == "last":
+            pooled = jnp.concatenate([state[name][0] for name in layers.directions(self.num_layers - 1)], axis=-1)
+        else:
+            pooled = self.pool(outputs, lengths)
+        pooled = dropout(sow(self, "pooled", pooled))
+        return nn.Dense(self.num_classes, dtype=self.dtype, param_dtype=self.param_dtype, name="head")(pooled)
+
+    def pool(self, outputs: jax.Array, lengths: jax.Array | None) -> jax.Array:
+        """[B, T, D] to [B, D] over each row's own steps; of an empty row, zeros."""
+        rows, steps, width = outputs.shape
+        counts = jnp.full((rows,), steps) if lengths is None else lengths
+        present = (jnp.arange(steps) < counts[:, None])[..., None]
+        some = (counts > 0)[:, None]
+        if self.pooling == "max":
+            return jnp.where(some, jnp.max(outputs, axis=1, initial=-jnp.inf, where=present), 0).astype(self.dtype)
+        if self.pooling == "mean":
+            total = jnp.sum(outputs, axis=1, where=present, dtype=jnp.float32)
+            return (total / jnp.maximum(counts, 1)[:, None]).astype(self.dtype)
+        dense = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        scores = nn.Dense(1, **dense, name="score")(jnp.tanh(nn.Dense(width, **dense, name="attend")(outputs)))
+        weights = jax.nn.softmax(scores.astype(jnp.float32), axis=1, where=present)
+        weights = sow(self, "attention", jnp.where(present & some[..., None], weights, 0)[..., 0])
+        return jnp.einsum("bt,btd->bd", weights.astype(self.dtype), outputs)

@@ -1,0 +1,177 @@
+"""Stacks of recurrent layers, as torch.nn.LSTM, GRU and RNN have them: `lstm`, `gru`, `rnn`.
+
+LSTM: Hochreiter and Schmidhuber 1997 with the forget gates of Gers et al. 2000; GRU: Cho et al. 2014, its reset gate
+after the product (cuDNN's form, PyTorch's too). One bias a gate where PyTorch has two, but for the GRU's candidate, whose
+second one the reset gate multiplies. The forget gates' bias begins at one (Jozefowicz et al. 2015), recurrent kernels
+orthogonal.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo.features import sow
+from zoo.ops.recurrence import GATES, Cell, State, project, project_tokens, recur, recur_reference, zero_state
+from zoo.registry import register
+from zoo.sequence import check_lengths
+
+
+class Rows(NamedTuple):
+    """An input that is rows of a table [V, F] at tokens [B, T], of which a layer may project the table alone."""
+
+    table: jax.Array
+    tokens: jax.Array
+
+
+class RecurrentLayer(nn.Module):
+    """One layer in one direction over [T, B, F] or time-first Rows: outputs [T, B, H] and the final state.
+
+    Features: its gates and, of an LSTM, `cell`, each [B, T, H].
+    """
+
+    cell: Cell
+    hidden_size: int
+    reverse: bool
+    weight_dropout_rate: float
+    forget_bias: float
+    unroll: int
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array | Rows, state: State, lengths: jax.Array | None, train: bool
+    ) -> tuple[jax.Array, State]:
+        size, gates = self.hidden_size, GATES[self.cell]
+        width = x.table.shape[-1] if isinstance(x, Rows) else x.shape[-1]
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (width, gates * size), self.param_dtype)
+        recurrent = self.param("recurrent_kernel", orthogonal_gates(gates), (size, gates * size), self.param_dtype)
+        bias = self.param("bias", gate_bias(self.cell, self.forget_bias), (gates * size,), self.param_dtype)
+        recurrent_bias = None
+        if self.cell == "gru":
+            candidate = self.param("recurrent_bias", nn.initializers.zeros_init(), (size,), self.param_dtype)
+            recurrent_bias = jnp.pad(candidate, (2 * size, 0)).astype(self.dtype)
+        # Weight drop (Merity et al. 2018): whole connections are left out, the same ones in every step.
+        recurrent = nn.Dropout(self.weight_dropout_rate, deterministic=not train)(recurrent)
+        kernel, recurrent, bias = (leaf.astype(self.dtype) for leaf in (kernel, recurrent, bias))
+        if isinstance(x, Rows):
+            inputs = project_tokens(x.table.astype(self.dtype), x.tokens, kernel, bias)
+        else:
+            inputs = project(x.astype(self.dtype), kernel, bias)
+        options: dict[str, Any] = {"recurrent_bias": recurrent_bias, "reverse": self.reverse, "unroll": self.unroll}
+        if not self.is_mutable_collection("features") or self.is_initializing():
+            return recur(self.cell, inputs, recurrent, state, lengths, **options)
+        outputs, state, found = recur_reference(self.cell, inputs, recurrent, state, lengths, **options)
+        for name, value in found.items():
+            sow(self, name, jnp.moveaxis(value, 0, 1))
+        return outputs, state
+
+
+class Recurrent(nn.Module):
+    """Sequences [B, T, F], or Rows, to outputs [B, T, hidden_size], twice that wide if bidirectional.
+
+    Row b takes its first `lengths[b]` steps; outputs beyond are zero. Given a state (`init_state(B)`, or one returned
+    before), it returns `(outputs, state)`, else outputs. Dropout between layers; with `variational` its mask is the same
+    in every step (Gal and Ghahramani 2016). Features: layer0/cell, layer0/input_gate, layer0/forget_gate,
+    layer0/output_gate of an LSTM, layer0/reset_gate, layer0/update_gate of a GRU, layer0_reverse/..., layer1/..., each
+    [B, T, H]; output.
+    """
+
+    cell: Cell = "lstm"
+    hidden_size: int = 512
+    num_layers: int = 1
+    last_size: int | None = None  # of the last layer, where it differs
+    bidirectional: bool = False
+    dropout_rate: float = 0.0  # between layers
+    variational: bool = False  # one dropout mask for all steps
+    weight_dropout_rate: float = 0.0  # of recurrent kernels
+    forget_bias: float = 1.0  # with which the LSTM's forget gates begin
+    unroll: int = 1  # steps of the scan in one round of the loop
+    dtype: Any = jnp.float32  # of the arithmetic; an LSTM's c and the sums are float32
+    param_dtype: Any = jnp.float32  # of the parameters
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array | Rows, state: Any = None, lengths: jax.Array | None = None, train: bool = False
+    ) -> Any:
+        rows, steps = x.tokens.shape if isinstance(x, Rows) else x.shape[:2]
+        check_lengths(self, rows, steps, lengths)
+        old = self.init_state(rows) if state is None else state
+        # Time first from here to the end; of Rows that is a transposition of integers.
+        x = Rows(x.table, x.tokens.T) if isinstance(x, Rows) else jnp.moveaxis(x, 0, 1)
+        new = {}
+        for i, size in enumerate(self.sizes):
+            if i:
+                shared = (0,) if self.variational else ()
+                x = nn.Dropout(self.dropout_rate, broadcast_dims=shared, deterministic=not train)(x)
+            outputs = []
+            for name in self.directions(i):
+                layer = RecurrentLayer(
+                    cell=self.cell,
+                    hidden_size=size,
+                    reverse=name.endswith("_reverse"),
+                    weight_dropout_rate=self.weight_dropout_rate,
+                    forget_bias=self.forget_bias,
+                    unroll=self.unroll,
+                    dtype=self.dtype,
+                    param_dtype=self.param_dtype,
+                    name=name,
+                )
+                output, new[name] = layer(x, old[name], lengths, train)
+                outputs.append(output)
+            x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
+        x = sow(self, "output", jnp.moveaxis(x, 0, 1))  # type: ignore[arg-type]
+        return x if state is None else (x, new)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Hidden size by layer."""
+        return (self.hidden_size,) * (self.num_layers - 1) + (self.last_size or self.hidden_size,)
+
+    def directions(self, layer: int) -> list[str]:
+        """The names of a layer's one or two directions, by which parameters, features and states go."""
+        return [f"layer{layer}", f"layer{layer}_reverse"][: 1 + self.bidirectional]
+
+    def init_state(self, batch_size: int, max_length: int = 0) -> dict[str, State]:
+        """Zeros; a recurrent state is as large for every length."""
+        return {
+            name: zero_state(self.cell, batch_size, size, self.dtype)
+            for i, size in enumerate(self.sizes)
+            for name in self.directions(i)
+        }
+
+
+def orthogonal_gates(gates: int) -> nn.initializers.Initializer:
+    """[H, gates * H] of one orthogonal matrix a gate."""
+    orthogonal = nn.initializers.orthogonal()
+
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+        size = shape[0]
+        return jnp.concatenate([orthogonal(k, (size, size), dtype) for k in jax.random.split(key, gates)], axis=1)
+
+    return init
+
+
+def gate_bias(cell: Cell, forget_bias: float) -> nn.initializers.Initializer:
+    """Zeros but for the LSTM's forget gates."""
+
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+        size, zeros = shape[0] // GATES[cell], jnp.zeros(shape, dtype)
+        return zeros.at[size : 2 * size].set(forget_bias) if cell == "lstm" else zeros
+
+    return init
+
+
+_PAPERS = {
+    "lstm": "Hochreiter and Schmidhuber 1997",
+    "gru": "Cho et al. 2014, arXiv:1406.1078",
+    "rnn": "Elman 1990",
+}
+
+for _cell in ("lstm", "gru", "rnn"):
+    register(_cell, family="lstm", input_shape=(50, 128), paper=_PAPERS[_cell])(
+        functools.partial(Recurrent, cell=_cell)  # type: ignore[arg-type]
+    )

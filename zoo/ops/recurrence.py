@@ -1,0 +1,281 @@
+"""Recurrent layers over time, with a gradient that forms each weight's in one matrix product.
+
+A layer is split in two. What does not depend on the state, `inputs` [T, B, G] = x @ kernel + bias, is one matrix product
+over all steps (`project`), or a look-up in the projected table where x is an embedding (`project_tokens`). What does,
+`recur`, is a scan of h @ recurrent_kernel and elementwise work. Time comes first, as the scan runs.
+
+The scan's own gradient would add to a weight gradient once a step; here the backward scan only carries the state's
+gradient and leaves those by `inputs` behind, from which all steps' products are one. The gates of one step are one
+`tanh` of one array, by sigmoid(x) = (1 + tanh(x / 2)) / 2, and the forward scan has its own transposed copy of the
+recurrent kernel, which XLA's CPU products want. `recur_reference` is the textbook's scan, which the tests hold this to.
+
+Gates in PyTorch's order: LSTM i, f, g, o (Hochreiter and Schmidhuber 1997, with forget gates), GRU r, z, n (Cho et al.
+2014, in the form of cuDNN: r multiplies after the product).
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Cell = Literal["lstm", "gru", "rnn"]
+State = tuple[jax.Array, ...]  # h [B, H] in the dtype of the inputs; of an LSTM also c [B, H] in float32
+
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+ONE_HOT_ROWS = 512  # tables up to this size get their gradient by a matrix product with the one-hot tokens
+
+
+def zero_state(cell: Cell, batch_size: int, hidden_size: int, dtype: jax.typing.DTypeLike = jnp.float32) -> State:
+    """The state before the first step."""
+    h = jnp.zeros((batch_size, hidden_size), dtype)
+    return (h, jnp.zeros((batch_size, hidden_size), jnp.float32)) if cell == "lstm" else (h,)
+
+
+def project(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """[T, B, F] by kernel [F, G] and bias [G] to `inputs` [T, B, G], all steps in one matrix product."""
+    return x @ kernel + bias
+
+
+def project_tokens(table: jax.Array, tokens: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """`project(table[tokens], kernel, bias)` of embeddings [V, F] and tokens [T, B], with the fewer products.
+
+    Where there are more tokens than rows, the table is projected and its rows are looked up.
+    """
+    if len(table) <= tokens.size:
+        return take_rows(table @ kernel + bias, tokens)
+    return project(take_rows(table, tokens), kernel, bias)
+
+
+@jax.custom_vjp
+def take_rows(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """table [V, F] at tokens [...]: [..., F]. A small table's gradient is a matrix product, for scatters are slow."""
+    return jnp.take(table, tokens, axis=0, mode="clip")
+
+
+def _take_rows_forward(table: jax.Array, tokens: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return take_rows(table, tokens), (tokens, jnp.empty((len(table), 0), table.dtype))
+
+
+def _take_rows_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, None]:
+    tokens, like = saved
+    rows = gradient.reshape(-1, gradient.shape[-1])
+    if len(like) <= ONE_HOT_ROWS:
+        one_hot = jax.nn.one_hot(tokens.reshape(-1), len(like), dtype=rows.dtype)
+        by_table = lax.dot_general(one_hot, rows, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    else:
+        by_table = jnp.zeros((len(like), rows.shape[-1]), jnp.float32).at[tokens.reshape(-1)].add(rows)
+    return by_table.astype(like.dtype), None
+
+
+take_rows.defvjp(_take_rows_forward, _take_rows_backward)
+
+
+def recur(
+    cell: Cell,
+    inputs: jax.Array,
+    recurrent_kernel: jax.Array,
+    state: State,
+    lengths: jax.Array | None = None,
+    *,
+    recurrent_bias: jax.Array | None = None,
+    reverse: bool = False,
+    unroll: int = 1,
+) -> tuple[jax.Array, State]:
+    """Runs a layer over `inputs` [T, B, G] from `state`: the outputs h [T, B, H] and the state after the last step.
+
+    `recurrent_kernel` is [H, G]; `recurrent_bias` [G] is added to h @ recurrent_kernel, for a GRU, whose reset gate
+    multiplies it. Row b takes its first `lengths[b]` steps (with `reverse`, from the last of them to the first): its
+    state stands after them and its outputs beyond are zero. `unroll` steps of the scan make one round of the loop.
+    Differentiable in reverse mode.
+    """
+    if recurrent_bias is None:
+        recurrent_bias = jnp.zeros((inputs.shape[-1],), recurrent_kernel.dtype)
+    present = None if lengths is None else (jnp.arange(len(inputs))[:, None] < lengths)[..., None]
+    carried, state = _recur(cell, reverse, unroll, inputs, recurrent_kernel, recurrent_bias, state, present)
+    return (carried if present is None else jnp.where(present, carried, 0)), state
+
+
+def recur_reference(
+    cell: Cell,
+    inputs: jax.Array,
+    recurrent_kernel: jax.Array,
+    state: State,
+    lengths: jax.Array | None = None,
+    *,
+    recurrent_bias: jax.Array | None = None,
+    reverse: bool = False,
+    unroll: int = 1,
+) -> tuple[jax.Array, State, dict[str, jax.Array]]:
+    """The same as a plain scan of the textbook's cell, and what it computes on its way, float32 [T, B, H] by name:
+    the gates, and an LSTM's `cell`."""
+    present = jnp.ones((*inputs.shape[:2], 1), bool)
+    if lengths is not None:
+        present = (jnp.arange(len(inputs))[:, None] < lengths)[..., None]
+
+    def step(state: State, item: tuple[jax.Array, jax.Array]) -> tuple[State, tuple[jax.Array, dict[str, jax.Array]]]:
+        x, present = item
+        product = _product(state[0], recurrent_kernel)
+        if recurrent_bias is not None:
+            product = product + recurrent_bias.astype(jnp.float32)
+        new, found = textbook_cell(cell, x.astype(jnp.float32), product, state)
+        new = tuple(jnp.where(present, now.astype(was.dtype), was) for now, was in zip(new, state, strict=True))
+        return new, (jnp.where(present, new[0], 0), found)
+
+    state, (outputs, found) = lax.scan(step, state, (inputs, present), reverse=reverse, unroll=unroll)
+    return outputs, state, found
+
+
+def textbook_cell(
+    cell: Cell, x: jax.Array, product: jax.Array, state: State
+) -> tuple[State, dict[str, jax.Array]]:
+    """One step, float32, of x [B, G] and h @ recurrent_kernel [B, G]: the new state, and the gates by name."""
+    if cell == "rnn":
+        return (jnp.tanh(x + product),), {}
+    if cell == "gru":
+        r, z, n = (np.s_[..., i * x.shape[-1] // 3 : (i + 1) * x.shape[-1] // 3] for i in range(3))
+        reset, update = jax.nn.sigmoid(x[r] + product[r]), jax.nn.sigmoid(x[z] + product[z])
+        candidate = jnp.tanh(x[n] + reset * product[n])
+        return ((1 - update) * candidate + update * state[0],), {"reset_gate": reset, "update_gate": update}
+    i, f, g, o = jnp.split(x + product, 4, axis=-1)
+    i, f, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jax.nn.sigmoid(o)
+    c = f * state[1] + i * jnp.tanh(g)
+    return (o * jnp.tanh(c), c), {"input_gate": i, "forget_gate": f, "output_gate": o, "cell": c}
+
+
+def _product(h: jax.Array, kernel: jax.Array, transposed: bool = False) -> jax.Array:
+    """h @ kernel in float32, of a kernel that lies [H, G] or, `transposed`, [G, H]."""
+    contract = (((1,), (1 if transposed else 0,)), ((), ()))
+    return lax.dot_general(h, kernel, contract, preferred_element_type=jnp.float32)
+
+
+# The fast cells. `act` is the tanh of all gates at once: of the scaled pre-activation for those that are sigmoids.
+
+
+def _cell_forward(cell: Cell, x: jax.Array, product: jax.Array, state: State) -> tuple[State, jax.Array]:
+    """A step: the new state (float32) and what the gradient needs of it, [B, G] (of a GRU [B, 4 H])."""
+    if cell == "rnn":
+        h = jnp.tanh(x + product)
+        return (h,), h
+    size = state[0].shape[-1]
+    if cell == "gru":
+        gates = jnp.tanh(0.5 * (x[:, : 2 * size] + product[:, : 2 * size]))
+        r, z = _sigmoid(gates[:, :size]), _sigmoid(gates[:, size:])
+        candidate = jnp.tanh(x[:, 2 * size :] + r * product[:, 2 * size :])
+        h = candidate + z * (state[0] - candidate)
+        return (h,), jnp.concatenate([gates, candidate, product[:, 2 * size :]], axis=-1)
+    act = jnp.tanh(_per_gate(size, 0.5, 0.5, 1, 0.5) * (x + product))
+    i, f, g, o = jnp.split(act, 4, axis=-1)
+    c = _sigmoid(f) * state[1] + _sigmoid(i) * g
+    return (_sigmoid(o) * jnp.tanh(c), c), act
+
+
+def _cell_backward(cell: Cell, act: jax.Array, before: State, by_state: State) -> tuple[jax.Array, State]:
+    """From the gradient by the new state: that by x [B, G], and that by the state before but for h's in the product."""
+    by_h = by_state[0]
+    if cell == "rnn":
+        return by_h * (1 - act * act), (jnp.zeros_like(by_h),)
+    size = by_h.shape[-1]
+    if cell == "gru":
+        r, z, candidate, product = jnp.split(act, 4, axis=-1)
+        update = _sigmoid(z)
+        by_candidate = by_h * (1 - update) * (1 - candidate * candidate)
+        by_r = by_candidate * product * 0.25 * (1 - r * r)
+        by_z = by_h * (before[0] - candidate) * 0.25 * (1 - z * z)
+        return jnp.concatenate([by_r, by_z, by_candidate], axis=-1), (by_h * update,)
+    i, f, g, o = jnp.split(act, 4, axis=-1)
+    tanh_c = jnp.tanh(_sigmoid(f) * before[1] + _sigmoid(i) * g)
+    by_c = by_state[1] + by_h * _sigmoid(o) * (1 - tanh_c * tanh_c)
+    by_gates = jnp.concatenate([by_c * g, by_c * before[1], by_c * _sigmoid(i), by_h * tanh_c], axis=-1)
+    return by_gates * _per_gate(size, 0.25, 0.25, 1, 0.25) * (1 - act * act), (jnp.zeros_like(by_h), by_c * _sigmoid(f))
+
+
+def _by_product(cell: Cell, by_x: jax.Array, act: jax.Array) -> jax.Array:
+    """The gradient by h @ recurrent_kernel from that by x: the same, but behind the reset gate of a GRU."""
+    if cell != "gru":
+        return by_x
+    size = by_x.shape[-1] // 3
+    return jnp.concatenate([by_x[..., : 2 * size], by_x[..., 2 * size :] * _sigmoid(act[..., :size])], axis=-1)
+
+
+def _sigmoid(act: jax.Array) -> jax.Array:
+    return 0.5 + 0.5 * act
+
+
+def _per_gate(size: int, *factors: float) -> np.ndarray:
+    return np.repeat(np.array(factors, np.float32), size)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _recur(
+    cell: Cell,
+    reverse: bool,
+    unroll: int,
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    state: State,
+    present: jax.Array | None,
+) -> tuple[jax.Array, State]:
+    """The states h after every step [T, B, H] and the final state."""
+    (carried, *_), state = _scan_forward(cell, reverse, unroll, inputs, kernel, bias, state, present, keep=False)
+    return carried, state
+
+
+def _scan_forward(cell, reverse, unroll, inputs, kernel, bias, state, present, keep):
+    """h after every step and, where the gradient is wanted, `act` and c before every step; and the final state."""
+    transposed = kernel.T  # outside the loop: one copy
+
+    def step(state, item):
+        x, present = item
+        product = _product(state[0], transposed, transposed=True) + bias.astype(jnp.float32)
+        new, act = _cell_forward(cell, x.astype(jnp.float32), product, state)
+        new = tuple(now.astype(was.dtype) for now, was in zip(new, state, strict=True))
+        if present is not None:
+            new = tuple(jnp.where(present, now, was) for now, was in zip(new, state, strict=True))
+        return new, (new[0], act.astype(x.dtype), state[1:]) if keep else (new[0],)
+
+    state, kept = lax.scan(step, state, (inputs, present), reverse=reverse, unroll=unroll)
+    return kept, state
+
+
+def _recur_forward(cell, reverse, unroll, inputs, kernel, bias, state, present):
+    kept, final = _scan_forward(cell, reverse, unroll, inputs, kernel, bias, state, present, keep=True)
+    carried, act, cells = kept
+    return (carried, final), (kernel, bias, state, present, carried, act, cells)
+
+
+def _recur_backward(cell, reverse, unroll, saved, gradients):
+    kernel, bias, state, present, carried, act, cells = saved
+    by_carried, by_final = gradients
+    ends = (carried[1:], state[0][None]) if reverse else (state[0][None], carried[:-1])
+    before = jnp.concatenate(ends)  # h before every step
+
+    def step(by_state, item):
+        by_output, kept, h, cells, present = item
+        act = kept.astype(jnp.float32)
+        by_state = (by_state[0] + by_output.astype(jnp.float32), *by_state[1:])
+        by_x, by_before = _cell_backward(cell, act, (h, *cells), by_state)
+        if present is not None:
+            by_x = jnp.where(present, by_x, 0)
+        by_x = by_x.astype(kept.dtype)
+        by_h = by_before[0] + _product(_by_product(cell, by_x, act).astype(carried.dtype), kernel, transposed=True)
+        by_before = (by_h, *by_before[1:])
+        if present is not None:
+            by_before = tuple(jnp.where(present, new, old) for new, old in zip(by_before, by_state, strict=True))
+        return by_before, by_x
+
+    by_final = tuple(leaf.astype(jnp.float32) for leaf in by_final)
+    items = (by_carried, act, before, cells, present)
+    by_state, by_inputs = lax.scan(step, by_final, items, reverse=not reverse, unroll=unroll)
+    by_products = _by_product(cell, by_inputs, act.astype(by_inputs.dtype)).reshape(-1, kernel.shape[1])
+    rows = before.reshape(-1, kernel.shape[0])
+    by_kernel = lax.dot_general(rows, by_products, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    by_bias = jnp.sum(by_products, axis=0, dtype=jnp.float32).astype(bias.dtype)
+    by_state = tuple(by.astype(leaf.dtype) for by, leaf in zip(by_state, state, strict=True))
+    return by_inputs, by_kernel.astype(kernel.dtype), by_bias, by_state, None
+
+
+_recur.defvjp(_recur_forward, _recur_backward)
