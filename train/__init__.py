@@ -4,10 +4,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from train.config import Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig
+    from train.config import (
+        Config,
+        DataConfig,
+        LabelledTextConfig,
+        LogConfig,
+        ModelConfig,
+        OptimizerConfig,
+        TextConfig,
+    )
     from train.data.augment import AugmentConfig
     from train.loop import run
     from train.tasks.classification import Classification
+    from train.tasks.language_model import LanguageModel
 
 # Imported when first asked for, so that `python -m train` can say which extra is missing.
 _HOMES = {
@@ -15,9 +24,12 @@ _HOMES = {
     "Classification": "train.tasks.classification",
     "Config": "train.config",
     "DataConfig": "train.config",
+    "LabelledTextConfig": "train.config",
+    "LanguageModel": "train.tasks.language_model",
     "LogConfig": "train.config",
     "ModelConfig": "train.config",
     "OptimizerConfig": "train.config",
+    "TextConfig": "train.config",
     "run": "train.loop",
 }
 __all__ = [
@@ -25,9 +37,12 @@ __all__ = [
     "Classification",
     "Config",
     "DataConfig",
+    "LabelledTextConfig",
+    "LanguageModel",
     "LogConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "TextConfig",
     "run",
 ]
 

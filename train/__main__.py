@@ -11,6 +11,7 @@ import pathlib  # noqa: E402
 import sys  # noqa: E402
 import warnings  # noqa: E402
 from types import ModuleType  # noqa: E402
+from typing import Any  # noqa: E402
 
 from zoo.errors import ZooError, unknown  # noqa: E402
 
@@ -84,11 +85,12 @@ def train_recipe(name: str, args: list[str]) -> None:
     if not isinstance(default, Config):
         raise ZooError(f"config() of the recipe {name} must return a train.Config, not {type(default).__name__}")
     prog = f"python -m train {name}"
-    config = tyro.cli(Config, args=args, default=default, prog=prog, description=module.__doc__)
+    options: dict[str, Any] = {"prog": prog, "config": (tyro.conf.AvoidSubcommands,)}
+    config = tyro.cli(Config, args=args, default=default, description=module.__doc__, **options)
     folder = pathlib.Path(config.workdir).expanduser()
     if config.resume and (folder / "config.json").exists():
         stored = dataclasses.replace(from_json(read_config(folder).get("config")), workdir=config.workdir)
-        config = tyro.cli(Config, args=args, default=stored, prog=prog)
+        config = tyro.cli(Config, args=args, default=stored, **options)
     use_compilation_cache()
     run(config, time.perf_counter() - _STARTED)
 

@@ -141,5 +141,8 @@ class Checkpoints:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    items = {"model": state.variables(), "optimizer": {"step": state.step, "opt_state": state.opt_state}}
+    optimizer = {"step": state.step, "opt_state": state.opt_state}
+    if state.carry is not None:
+        optimizer["carry"] = state.carry
+    items = {"model": state.variables(), "optimizer": optimizer}
     return items if state.ema is None else {**items, "ema": state.ema}

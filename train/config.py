@@ -11,6 +11,7 @@ import tyro
 
 from train.data.augment import AugmentConfig
 from train.tasks.classification import Classification
+from train.tasks.language_model import LanguageModel
 from zoo.errors import ZooError, unknown
 
 
@@ -56,8 +57,48 @@ class DataConfig:
     train_examples: int | None = None  # only so many of train, the first ones; default: all
     validation_fraction: float = 0.1  # the end of train that validates, where a set has no validation split
 
+    def check(self) -> None:
+        """ZooError for a value out of range."""
+        check_fraction(self.validation_fraction)
+        if self.train_examples is not None:
+            at_least("data.train-examples", self.train_examples, 1)
+        if self.image_size is not None:
+            at_least("data.image-size", self.image_size, 1)
+
     def tfds_dir(self) -> str:
-        return os.path.expanduser(self.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+        return tfds_dir(self.dir)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Text read as one long stream."""
+
+    name: str = "stdlib"  # the standard library's sources (built in), or any text set of TFDS
+    path: str | None = None  # a file, instead of a name: UTF-8 text; where labelled, text and label by a tab
+    dir: str | None = None  # where TFDS sets lie or go; default $TFDS_DATA_DIR, else ~/tensorflow_datasets
+    tokenizer: Literal["char", "byte", "bpe", "word"] = "char"  # what a token is
+    vocab_size: int = 4096  # the most tokens of bpe and word
+    context: int = 64  # tokens in an example; back-propagation goes back so far
+    validation_fraction: float = 0.1  # the end of train that validates, where a set has no validation split
+
+    def check(self) -> None:
+        """ZooError for a value out of range."""
+        check_fraction(self.validation_fraction)
+        at_least("data.context", self.context, 1)
+        at_least("data.vocab-size", self.vocab_size, 2)
+
+    def tfds_dir(self) -> str:
+        return tfds_dir(self.dir)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledTextConfig(TextConfig):
+    """Texts with a label each."""
+
+
+def tfds_dir(directory: str | None) -> str:
+    """Where TFDS sets lie."""
+    return os.path.expanduser(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,15 +138,15 @@ class Config:
     keep: int = 2  # newest checkpoints kept, besides the best
     profile: str | None = None  # START:STOP, steps to trace for TensorBoard's profiler
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    data: DataConfig | TextConfig | LabelledTextConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
-    task: Classification = dataclasses.field(default_factory=Classification)
+    task: Classification | LanguageModel = dataclasses.field(default_factory=Classification)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
     def check(self) -> None:
         """ZooError for a value out of range; what needs the data or the devices is checked where they are known."""
-        optimizer, data = self.optimizer, self.data
+        optimizer = self.optimizer
         at_least("steps", self.steps, 1)
         at_least("batch-size", self.batch_size, 1)
         at_least("seed", self.seed, 0)
@@ -125,17 +166,19 @@ class Config:
             raise ZooError(f"optimizer.clip-norm must be above 0, not {optimizer.clip_norm}")
         if optimizer.ema is not None and not 0 < optimizer.ema < 1:
             raise ZooError(f"optimizer.ema must be between 0 and 1, not {optimizer.ema}")
-        if not 0 <= data.validation_fraction < 1:
-            raise ZooError(f"data.validation-fraction must be in [0, 1), not {data.validation_fraction}")
-        if data.train_examples is not None:
-            at_least("data.train-examples", data.train_examples, 1)
-        if data.image_size is not None:
-            at_least("data.image-size", data.image_size, 1)
         if self.batch_size % optimizer.accumulate:
             raise ZooError(
                 f"batch-size {self.batch_size} is not divisible by optimizer.accumulate {optimizer.accumulate}"
             )
+        images, labelled = isinstance(self.data, DataConfig), not isinstance(self.task, LanguageModel)
+        if labelled != (images or isinstance(self.data, LabelledTextConfig)):
+            raise ZooError(f"task {type(self.task).__name__} does not go with data {type(self.data).__name__}")
+        if not images and (self.augment != AugmentConfig() or getattr(self.task, "test_flip", False)):
+            raise ZooError("augment and task.test-flip are for images; the data are texts")
+        if not labelled and self.parallel == "pmap":
+            raise ZooError("parallel pmap: a language model's state is carried over the batch; use mesh")
         self.augment.check()
+        self.data.check()
         self.task.check()
         self.profile_steps()
 
@@ -155,9 +198,19 @@ def at_least(name: str, value: float, least: float) -> None:
         raise ZooError(f"{name} must be at least {least}, not {value}")
 
 
+def check_fraction(fraction: float) -> None:
+    """ZooError for a share of the data that is not one."""
+    if not 0 <= fraction < 1:
+        raise ZooError(f"data.validation-fraction must be in [0, 1), not {fraction}")
+
+
 def to_json(config: Any) -> dict[str, Any]:
-    """The settings as plain JSON data."""
-    return dataclasses.asdict(config)
+    """The settings as plain JSON data; where a field may be of several kinds, with its `kind`."""
+    data = dataclasses.asdict(config)
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if len(_kinds(hint)) > 1:
+            data[name]["kind"] = type(getattr(config, name)).__name__
+    return data
 
 
 def from_json(data: Any, kind: Any = Config) -> Any:
@@ -169,15 +222,28 @@ def from_json(data: Any, kind: Any = Config) -> Any:
     for name, value in data.items():
         if name not in hints:
             raise unknown(f"setting of {kind.__name__}", name, hints)
-        fields[name] = from_json(value, hints[name]) if dataclasses.is_dataclass(hints[name]) else value
+        if kinds := _kinds(hints[name]):
+            value = dict(value) if isinstance(value, dict) else value
+            chosen = value.pop("kind", next(iter(kinds))) if isinstance(value, dict) else next(iter(kinds))
+            if chosen not in kinds:
+                raise unknown(f"kind of {name}", str(chosen), kinds)
+            value = from_json(value, kinds[chosen])
+        fields[name] = value
     try:
         return kind(**fields)
     except TypeError as error:
         raise ZooError(f"settings of {kind.__name__} are incomplete: {error}") from None
 
 
+def _kinds(hint: Any) -> dict[str, Any]:
+    """The dataclasses that a field may be, by name."""
+    return {kind.__name__: kind for kind in typing.get_args(hint) or (hint,) if dataclasses.is_dataclass(kind)}
+
+
 def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Fields in which two settings differ, by dotted name: (old, new)."""
+    if type(old) is not type(new):
+        return {f"{prefix}kind": (type(old).__name__, type(new).__name__)}
     found: dict[str, tuple[Any, Any]] = {}
     for field in dataclasses.fields(old):
         was, now, name = getattr(old, field.name), getattr(new, field.name), prefix + field.name

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import tyro
 
@@ -18,14 +19,16 @@ from zoo.run import read_config
 
 
 def evaluate(
-    eval_step: Any, layout: Layout, variables: Any, split: Split, batch_size: int, task: Any
+    eval_step: Any, layout: Layout, variables: Any, split: Split, batch_size: int, task: Any, model: nn.Module
 ) -> dict[str, float]:
     """The task's metrics of placed `variables` over the whole split."""
     totals: dict[str, float] = {}
     waiting: list[Any] = []
     batches = eval_batches(split, batch_size, jax.process_index(), jax.process_count())
+    carry = layout.put_carry(task.initial_carry(model, batch_size))
     for batch in batches:
-        waiting.append(eval_step(variables, layout.put_batch(batch)))
+        sums, carry = eval_step(variables, carry, layout.put_batch(batch))
+        waiting.append(sums)
         if len(waiting) > layout.bounded - 1:
             _add(totals, layout.fetch(waiting.pop(0)))
     for sums in waiting:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import platform
+import shlex
 import warnings
 from typing import Any
 
@@ -16,7 +17,10 @@ import zoo
 from train.config import Config, differences, from_json, to_json
 from train.data import Dataset
 from train.report import write_text
+from train.tasks.language_model import LanguageModel
 from zoo.errors import ZooError
+from zoo.inputs import inputs_from_json
+from zoo.inputs.text import TextInputs
 from zoo.run import read_config, step_folders
 from zoo.weights import save_native
 
@@ -88,10 +92,29 @@ def export(workdir: pathlib.Path, variables: Any, **about: Any) -> None:
     write_text(folder / "config.json", json.dumps(about, indent=2) + "\n")
 
 
-def write_example(workdir: pathlib.Path, dataset: Dataset) -> None:
-    """example.png: the first held-out image, for the command that a run ends with."""
+def stored_vocabulary(workdir: pathlib.Path) -> TextInputs | None:
+    """The text inputs of a run that is taken up again, whose vocabulary is not learnt anew; None for any other."""
+    if not (workdir / "config.json").is_file():
+        return None
+    inputs = inputs_from_json(read_config(workdir)["inputs"])
+    return inputs if isinstance(inputs, TextInputs) else None
+
+
+def closing_words(workdir: pathlib.Path, config: Config, dataset: Dataset) -> str:
+    """What a run ends with: how to use it, on the first held-out example; of a language model, a sample too."""
+    split = dataset.test or dataset.validation or dataset.train
+    inputs = dataset.inputs
+    if isinstance(config.task, LanguageModel):
+        run = zoo.load(workdir)
+        prompt = inputs.decode(split.read(np.zeros(1, int))["tokens"][0])
+        text = zoo.generate(run, prompt, length=300, temperature=0.8)
+        return f"a sample:\n{text}\nuse it: python -m zoo generate {config.workdir}"
+    example = split.read(np.arange(1))
+    if isinstance(inputs, TextInputs):
+        text = inputs.decode(example["tokens"][0, : example["length"][0]])
+        return f"use it: python -m zoo predict {config.workdir} {shlex.quote(text)}"
     from PIL import Image
 
-    split = dataset.test or dataset.validation or dataset.train
-    image = split.read(np.arange(1))["image"][0]
+    image = example["image"][0]
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(workdir / "example.png")
+    return f"use it: python -m zoo predict {config.workdir} {config.workdir}/example.png"

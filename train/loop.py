@@ -16,7 +16,7 @@ import zoo
 from train import folder
 from train.checkpoint import Checkpoints, ever_saved
 from train.config import Config
-from train.data import Batches, Dataset, Split, load_dataset
+from train.data import Dataset, Split, load_dataset, train_batches
 from train.evaluate import evaluate
 from train.interrupt import Stop
 from train.optimizer import check_patterns, make_optimizer
@@ -39,7 +39,8 @@ def run(config: Config, seconds_before: float = 0.0) -> dict[str, Any]:
     phases = Phases(seconds_before)
     config, workdir = folder.take(config)
     with phases("data"):
-        dataset = load_dataset(config.data, zoo.model_info(config.model.name).input_shape)
+        shape = zoo.model_info(config.model.name).input_shape
+        dataset = load_dataset(config.data, shape, folder.stored_vocabulary(workdir))
     with phases("setup"):
         trainer = Trainer(config, workdir, dataset, phases)
     with trainer, Stop() as stop:
@@ -64,11 +65,11 @@ class Trainer:
         if resumes:
             state, meta = self.checkpoints.restore(state)
             print(f"resumed at step {meta['step']}", flush=True)
-        self.state, self.step = layout.put_state(state), meta["step"]
+        self.state, self.step = layout.put_train_state(state), meta["step"]
         self.interval = Interval(layout, self.step, meta["interval"])
-        model, axis = layout.adapt(model), layout.axis_name
-        self.train_step = layout.compile_train(make_train_step(config, model, dataset.inputs, optimizer, axis))
-        self.eval_step = layout.compile_eval(make_eval_step(config, model, dataset.inputs, axis))
+        self.model, axis = layout.adapt(model), layout.axis_name
+        self.train_step = layout.compile_train(make_train_step(config, self.model, dataset.inputs, optimizer, axis))
+        self.eval_step = layout.compile_eval(make_eval_step(config, self.model, dataset.inputs, axis))
         self.report = Report(workdir, config, self.step)
 
     def __enter__(self) -> "Trainer":
@@ -87,7 +88,7 @@ class Trainer:
         config, layout, interval = self.config, self.layout, self.interval
         first, trace = self.step, Trace(config.profile_steps(), self.workdir / "profile")
         process, processes = jax.process_index(), jax.process_count()
-        batches = Batches(self.dataset.train, config.batch_size, config.seed, process, processes)
+        batches = train_batches(self.dataset.train, config.batch_size, config.seed, process, processes)
         coming = map(layout.put_batch, batches.from_step(self.step, until or config.steps))
         batch = next(coming, None)
         clock = Clock(self.step)
@@ -117,12 +118,11 @@ class Trainer:
                 clock = Clock(self.step)
 
     def _log(self, steps_per_second: float) -> None:
-        sums = self.interval.sums
-        metrics = {**self.config.task.metrics(sums), "grad_norm": sums["grad_norm"] / self.interval.steps}
-        rate = steps_per_second * self.config.batch_size
+        task, sums, steps = self.config.task, self.interval.sums, self.interval.steps
+        metrics = {**task.metrics(sums), "grad_norm": sums["grad_norm"] / steps}
         self.report.write(self.step, "train", metrics)
-        self.report.event("examples_per_second", rate, self.step)
-        self.report.progress(self.step, metrics, rate)
+        self.report.event(f"{task.unit}_per_second", steps_per_second * sums["count"] / steps, self.step)
+        self.report.progress(self.step, metrics, steps_per_second, sums["count"] / steps)
         self.interval.clear()
 
     def _evaluate_and_save(self, evaluates: bool) -> None:
@@ -140,7 +140,8 @@ class Trainer:
     def evaluate(self, variables: Any, split: Split) -> dict[str, float]:
         """The task's metrics of placed `variables` on a split."""
         with self.phases("evaluate"):
-            return evaluate(self.eval_step, self.layout, variables, split, self.config.batch_size, self.config.task)
+            size, task = self.config.batch_size, self.config.task
+            return evaluate(self.eval_step, self.layout, variables, split, size, task, self.model)
 
     def _leave(self, number: int) -> None:
         self.checkpoints.wait()
@@ -160,10 +161,11 @@ class Trainer:
         for split, examples in (("validation", dataset.validation), ("test", dataset.test)):
             if examples is not None:
                 metrics[split] = self.evaluate(placed, examples)
-                self.report.say(f"best step {best}: {split} {_shown(metrics[split])} ({examples.size:,} examples)")
+                counted = f"{examples.size:,} {config.task.unit}"
+                self.report.say(f"best step {best}: {split} {_shown(metrics[split])} ({counted})")
         with self.phases("report"):
             folder.export(self.workdir, variables, step=best, ema=state.ema is not None, metrics=metrics)
-            folder.write_example(self.workdir, dataset)
+            words = folder.closing_words(self.workdir, config, dataset)
             self.report.flush()
             draw_curves(self.workdir, config.task.metric)
         result = {"data": dataset.name, "seed": config.seed, "steps": self.step, "best_step": best, **metrics}
@@ -171,7 +173,7 @@ class Trainer:
         write_text(self.workdir / "result.json", json.dumps(result, indent=2) + "\n")
         seconds = ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items())
         self.report.say(f"seconds: {seconds}")
-        self.report.say(f"use it: python -m zoo predict {config.workdir} {config.workdir}/example.png")
+        self.report.say(words)
         return result
 
 
@@ -221,11 +223,18 @@ class Clock:
 
 
 def make_model(config: Config, dataset: Dataset) -> tuple[dict[str, Any], nn.Module]:
-    """The model's arguments as the run folder keeps them, and the module; its classes are those of the data."""
-    classes = len(dataset.inputs.labels)
-    args = {"num_classes": classes, **config.model.args}
-    if args["num_classes"] != classes:
-        raise ZooError(f"model.args num_classes={args['num_classes']}, but {dataset.name} has {classes} classes")
+    """The model's arguments as the run folder keeps them, and the module; classes and vocabulary are the data's."""
+    info, inputs = zoo.model_info(config.model.name), dataset.inputs
+    takes, gets = (np.dtype(dtype).kind for dtype in (info.input_dtype, inputs.example().dtype))
+    if takes != gets:
+        kinds = {"f": "numbers, such as images", "i": "tokens of a text"}
+        raise ZooError(f"{config.model.name} takes {kinds[takes]}; the data are {kinds[gets]}")
+    config.task.check_model(info.module_class)
+    args = {**inputs.model_args(), **config.model.args}
+    for name, value in inputs.model_args().items():
+        if args[name] != value:
+            what = name.replace("num_", "").replace("vocab_size", "tokens in its vocabulary")
+            raise ZooError(f"model.args {name}={args[name]}, but {dataset.name} has {value} {what}")
     if "axis_name" in args:
         raise ZooError("model.args axis_name is set by --parallel pmap alone")
     return args, zoo.create_model(config.model.name, **args)
@@ -247,7 +256,8 @@ def initial_state(
             images = dataset.train.read(np.arange(min(CALIBRATION_IMAGES, dataset.train.size)))["image"]
             variables = model.calibrate(variables, dataset.inputs.normalize(images))
     check_patterns(config.optimizer, variables["params"])
-    return init_state(variables, optimizer, config.optimizer.ema is not None)
+    carry = config.task.initial_carry(model, config.batch_size)
+    return init_state(variables, optimizer, config.optimizer.ema is not None, carry)
 
 
 def _shown(metrics: dict[str, float]) -> str:

@@ -18,7 +18,7 @@ class Report:
     """The records of a run folder. `metrics.jsonl` holds what the settings determine; timings go to TensorBoard."""
 
     def __init__(self, workdir: pathlib.Path, config: Config, step: int):
-        self.path, self.steps, self.batch_size = workdir / "metrics.jsonl", config.steps, config.batch_size
+        self.path, self.steps, self.task = workdir / "metrics.jsonl", config.steps, config.task
         cut_back(self.path, step)
         self._file = self.path.open("a")
         self._events: Any = None
@@ -39,11 +39,12 @@ class Report:
         if self._events is not None:
             self._events.add_scalar(name, value, step)
 
-    def progress(self, step: int, metrics: Mapping[str, float], rate: float) -> None:
-        """The line that lives: step, metrics, examples a second, time left."""
-        left = int((self.steps - step) * self.batch_size / rate) if rate else 0
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name in ("loss", "accuracy"))
-        line = f"step {step}/{self.steps}  {shown}  {rate:,.0f} examples/s  {left // 60}:{left % 60:02d} left"
+    def progress(self, step: int, metrics: Mapping[str, float], steps_per_second: float, units_a_step: float) -> None:
+        """The line that lives: step, metrics, examples or tokens a second, time left."""
+        left = int((self.steps - step) / steps_per_second) if steps_per_second else 0
+        shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in ("loss", self.task.metric))
+        rate = f"{steps_per_second * units_a_step:,.0f} {self.task.unit}/s"
+        line = f"step {step}/{self.steps}  {shown}  {rate}  {left // 60}:{left % 60:02d} left"
         print(f"\r{line:<90}" if self._live else line, end="" if self._live else "\n", flush=True)
 
     def say(self, line: str) -> None:

@@ -4,6 +4,7 @@
 state replicated; `pmap` is a frozen mode for those who still use it: data-parallel, one process.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from train.step import TrainState
 from zoo.errors import ZooError
 
 AXIS = "data"
@@ -51,6 +54,20 @@ class Layout:
         """Plain global arrays, host or device, to the layout. Always copies: the step donates what it is given."""
         return jax.tree.map(lambda leaf: jax.device_put(np.array(leaf), self.replicated), state)
 
+    def put_train_state(self, state: TrainState) -> TrainState:
+        """The same of a train state, whose carry is split along the batch."""
+        placed = self.put_state(dataclasses.replace(state, carry=None))
+        return dataclasses.replace(placed, carry=self.put_carry(state.carry))
+
+    def put_carry(self, carry: Any) -> Any:
+        """A global carry, which every process has, split along the batch."""
+
+        def put(leaf: Any) -> jax.Array:
+            array = np.array(leaf)
+            return jax.make_array_from_callback(array.shape, self.split, lambda index: array[index])
+
+        return jax.tree.map(put, carry)
+
     def put_batch(self, batch: dict[str, np.ndarray]) -> Any:
         """This process's rows of a batch to the devices."""
         if self.mode == "jit":
@@ -58,15 +75,23 @@ class Layout:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.split, x), batch)
 
     def fetch(self, tree: Any) -> Any:
-        """Plain global NumPy arrays of what `put_state` placed or a step returned, copied."""
-        return jax.tree.map(np.array, tree)
+        """Plain global NumPy arrays of what this layout placed or a step returned, copied."""
+
+        def whole(leaf: Any) -> np.ndarray:
+            if leaf.is_fully_addressable or leaf.is_fully_replicated:
+                return np.array(leaf)
+            return np.array(multihost_utils.process_allgather(leaf, tiled=True))
+
+        return jax.tree.map(whole, tree)
 
     def compile_train(self, step: Callable) -> Any:
         """The step compiled, its first argument donated."""
-        return jax.jit(step, donate_argnums=0, out_shardings=(self.replicated, self.replicated))
+        rest = dict.fromkeys(("step", "params", "collections", "opt_state", "ema"), self.replicated)
+        return jax.jit(step, donate_argnums=0, out_shardings=(TrainState(**rest, carry=self.split), self.replicated))
 
     def compile_eval(self, step: Callable) -> Any:
-        return jax.jit(step, out_shardings=self.replicated)
+        """The step compiled: (variables, carry, batch) to (sums, carry)."""
+        return jax.jit(step, out_shardings=(self.replicated, self.split))
 
 
 class PmapLayout(Layout):

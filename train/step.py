@@ -16,7 +16,7 @@ import optax
 
 from train.config import Config
 from train.optimizer import stop_frozen
-from zoo.inputs.image import ImageInputs
+from zoo.inputs import Inputs
 from zoo.ops.convolution import fast_kernel_gradients
 
 Batch = Mapping[str, jax.Array]
@@ -32,6 +32,7 @@ class TrainState:
     collections: Any
     opt_state: Any
     ema: Any  # averaged params and collections, or None
+    carry: Any = None  # what the model hands on from batch to batch, batch first, or None
 
     def variables(self) -> dict[str, Any]:
         return {"params": self.params, **self.collections}
@@ -41,7 +42,9 @@ class TrainState:
         return self.variables() if self.ema is None else self.ema
 
 
-def init_state(variables: Mapping[str, Any], optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
+def init_state(
+    variables: Mapping[str, Any], optimizer: optax.GradientTransformation, ema: bool, carry: Any = None
+) -> TrainState:
     """The state before the first step, of initial or loaded variables."""
     collections = {name: value for name, value in variables.items() if name != "params"}
     return TrainState(
@@ -50,6 +53,7 @@ def init_state(variables: Mapping[str, Any], optimizer: optax.GradientTransforma
         collections=collections,
         opt_state=optimizer.init(variables["params"]),
         ema=jax.tree.map(jnp.copy, dict(variables)) if ema else None,
+        carry=carry,
     )
 
 
@@ -67,7 +71,7 @@ def averaged(ema: float, state: TrainState, variables: Any) -> Any:
 def make_train_step(
     config: Config,
     model: nn.Module,
-    inputs: ImageInputs,
+    inputs: Inputs,
     optimizer: optax.GradientTransformation,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
@@ -77,50 +81,61 @@ def make_train_step(
     are averaged over examples, over all micro-batches and devices, each example alike.
     """
 
-    def sum_gradients(state: TrainState, collections: Any, batch: Batch, micro: Any) -> tuple[Any, Any, Sums]:
+    def sum_gradients(
+        state: TrainState, collections: Any, carry: Any, batch: Batch, micro: Any
+    ) -> tuple[Any, Any, Any, Sums]:
         dropout_key = jax.random.fold_in(step_keys(config.seed, state.step)[1], micro)
         if axis_name is not None:  # each shard draws its own masks
             dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
 
-        def summed_loss(params: Any) -> tuple[jax.Array, tuple[Any, Sums]]:
+        def summed_loss(params: Any) -> tuple[jax.Array, tuple[Any, Any, Sums]]:
             variables = {"params": stop_frozen(config.optimizer, params), **collections}
             rngs, mutable = {"dropout": dropout_key}, list(collections)
-            x = inputs.normalize(batch["image"])
+            args, kwargs = inputs.arguments(batch)
+            if carry is not None:
+                kwargs["state"] = carry
             with fast_kernel_gradients():
-                logits, changed = model.apply(variables, x, train=True, rngs=rngs, mutable=mutable)
+                out, changed = model.apply(variables, *args, train=True, rngs=rngs, mutable=mutable, **kwargs)
+            logits, after = (out, None) if carry is None else out
             sums = config.task.sums(logits, batch, train=True)
-            return sums["loss"], (dict(changed), sums)
+            return sums["loss"], (dict(changed), after, sums)
 
-        gradients, (changed, sums) = jax.grad(summed_loss, has_aux=True)(state.params)
-        return gradients, changed, sums
+        gradients, (changed, after, sums) = jax.grad(summed_loss, has_aux=True)(state.params)
+        return gradients, changed, after, sums
 
-    def accumulated(state: TrainState, batch: Batch) -> tuple[Any, Any, Sums]:
+    def accumulated(state: TrainState, batch: Batch) -> tuple[Any, Any, Any, Sums]:
         """The sums of gradients and metrics over micro-batches, one after the other."""
         k = config.optimizer.accumulate
         if k == 1:
-            return sum_gradients(state, state.collections, batch, 0)
+            return sum_gradients(state, state.collections, state.carry, batch, 0)
         # Micro-batch m takes rows m, m + k, ...: each device keeps its own rows.
-        pieces = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, k, *x.shape[1:]), 1, 0), dict(batch))
+        rows = (dict(batch), state.carry)
+        pieces = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, k, *x.shape[1:]), 1, 0), rows)
 
-        def body(carry: tuple[Any, Any, Sums], item: tuple[jax.Array, Batch]) -> tuple[Any, None]:
-            gradients, collections, sums = carry
-            more, collections, more_sums = sum_gradients(state, collections, item[1], item[0])
-            return (jax.tree.map(jnp.add, gradients, more), collections, jax.tree.map(jnp.add, sums, more_sums)), None
+        def body(totals: tuple[Any, Any, Sums], item: tuple[jax.Array, tuple[Batch, Any]]) -> tuple[Any, Any]:
+            gradients, collections, sums = totals
+            micro, (batch, carry) = item
+            more, collections, after, more_sums = sum_gradients(state, collections, carry, batch, micro)
+            totals = jax.tree.map(jnp.add, gradients, more), collections, jax.tree.map(jnp.add, sums, more_sums)
+            return totals, after
 
-        first = jax.tree.map(lambda x: x[0], pieces)
-        shapes = jax.eval_shape(sum_gradients, state, state.collections, first, 0)
-        gradients, _, sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return jax.lax.scan(body, (gradients, state.collections, sums), (jnp.arange(k), pieces))[0]
+        batch, carry = jax.tree.map(lambda x: x[0], pieces)
+        shapes = jax.eval_shape(sum_gradients, state, state.collections, carry, batch, 0)
+        gradients, _, _, sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        totals = (gradients, state.collections, sums)
+        (gradients, collections, sums), after = jax.lax.scan(body, totals, (jnp.arange(k), pieces))
+        after = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), after)
+        return gradients, collections, after, sums
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         batch = config.task.augmented(batch, config.augment, step_keys(config.seed, state.step)[0])
-        gradients, collections, sums = accumulated(state, batch)
+        gradients, collections, carry, sums = accumulated(state, batch)
         if axis_name is not None:
             gradients, sums = jax.lax.psum((gradients, sums), axis_name)
         gradients = jax.tree.map(lambda g: g / sums["count"].astype(g.dtype), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        changed = {"params": params, "collections": collections, "opt_state": opt_state}
+        changed = {"params": params, "collections": collections, "opt_state": opt_state, "carry": carry}
         new = dataclasses.replace(state, step=state.step + 1, **changed)
         if config.optimizer.ema is not None:
             new = dataclasses.replace(new, ema=averaged(config.optimizer.ema, state, new.variables()))
@@ -130,13 +145,13 @@ def make_train_step(
 
 
 def make_eval_step(
-    config: Config, model: nn.Module, inputs: ImageInputs, axis_name: str | None = None
-) -> Callable[[Any, Batch], Sums]:
-    """The pure function (variables, batch) -> sums over the batch's examples of weight 1."""
+    config: Config, model: nn.Module, inputs: Inputs, axis_name: str | None = None
+) -> Callable[[Any, Any, Batch], tuple[Sums, Any]]:
+    """The pure function (variables, carry, batch) -> (sums over what has weight 1, carry)."""
 
-    def eval_step(variables: Any, batch: Batch) -> Sums:
-        logits = config.task.logits(model, variables, inputs.normalize(batch["image"]))
+    def eval_step(variables: Any, carry: Any, batch: Batch) -> tuple[Sums, Any]:
+        logits, carry = config.task.evaluate(model, variables, inputs, carry, batch)
         sums = config.task.sums(logits, batch, train=False)
-        return sums if axis_name is None else jax.lax.psum(sums, axis_name)
+        return (sums if axis_name is None else jax.lax.psum(sums, axis_name)), carry
 
     return eval_step

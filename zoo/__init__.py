@@ -6,6 +6,7 @@ model = zoo.create_model("resnet18", num_classes=10)
 
 from zoo import cnn as cnn
 from zoo import lstm as lstm
+from zoo.decode import generate
 from zoo.errors import ZooError
 from zoo.flops import count_flops
 from zoo.registry import ModelInfo, create_model, list_models, model_info, register
@@ -19,6 +20,7 @@ __all__ = [
     "ZooError",
     "count_flops",
     "create_model",
+    "generate",
     "list_models",
     "load",
     "load_weights",

@@ -1,6 +1,7 @@
-"""python -m zoo: list, show, predict, convert."""
+"""python -m zoo: list, show, predict, generate, convert."""
 
 import argparse
+import itertools
 import sys
 import warnings
 
@@ -10,7 +11,7 @@ from zoo.errors import ZooError
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; 0, or 2 for a user's mistake."""
-    parser = argparse.ArgumentParser(prog="python -m zoo", description="Models, and what they say of images.")
+    parser = argparse.ArgumentParser(prog="python -m zoo", description="Models, and what they say.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("list", help="registered models")
     command.add_argument("glob", nargs="?", default="*", help="a shell pattern, such as 'resnet*'")
@@ -19,11 +20,20 @@ def main(argv: list[str] | None = None) -> int:
     command = commands.add_parser("show", help="one model: parameters, FLOPs, layers, paper")
     command.add_argument("name")
     command.set_defaults(run=lambda args: show(args.name))
-    command = commands.add_parser("predict", help="classify image files with a trained model")
+    command = commands.add_parser("predict", help="classify image files, or texts, with a trained model")
     command.add_argument("run_folder", metavar="RUN", help="a run folder, or a model whose weights come with the zoo")
-    command.add_argument("images", nargs="+", metavar="IMAGE")
-    command.add_argument("--top", type=int, default=3, help="classes to print per image")
-    command.set_defaults(run=lambda args: predict(args.run_folder, args.images, args.top))
+    command.add_argument("raws", nargs="+", metavar="IMAGE_OR_TEXT")
+    command.add_argument("--top", type=int, default=3, help="classes to print of each")
+    command.set_defaults(run=lambda args: predict(args.run_folder, args.raws, args.top))
+    command = commands.add_parser("generate", help="text from a trained language model, as it comes")
+    command.add_argument("run_folder", metavar="RUN", help="a run folder")
+    command.add_argument("--prompt", default="\n", help="the text to go on from (default: a new line)")
+    command.add_argument("--length", type=int, default=500, help="tokens")
+    command.add_argument("--temperature", type=float, default=1.0, help="0 takes the most probable token each time")
+    command.add_argument("--top-k", type=int, help="draw from so many of the most probable tokens")
+    command.add_argument("--top-p", type=float, help="draw from the fewest tokens that have this probability together")
+    command.add_argument("--seed", type=int, default=0)
+    command.set_defaults(run=generate)
     command = commands.add_parser("convert", help="a torch state dict (.pth) to .safetensors")
     command.add_argument("source")
     command.add_argument("target")
@@ -73,20 +83,36 @@ def show(name: str) -> None:
     print(tabulate(jax.numpy.zeros(info.example().shape, info.input_dtype)))
 
 
-def predict(folder: str, images: list[str], top: int = 3) -> None:
-    """Prints the most probable classes of each image file. Unreadable files are an error before any is classified."""
+def predict(folder: str, raws: list[str], top: int = 3) -> None:
+    """Prints the most probable classes of each image file, or each text. Unreadable files are an error before any is
+    classified."""
     import jax
     import numpy as np
 
     if top < 1:
         raise ZooError(f"--top must be at least 1, not {top}")
     model, variables, inputs = zoo.load(folder)
-    batch = np.stack([inputs.encode(image) for image in images])
-    logits = np.asarray(model.apply(variables, batch), np.float32)
+    if not inputs.labels:
+        raise ZooError(f"{folder!r} has no classes: it is a language model (python -m zoo generate {folder})")
+    args, kwargs = inputs.arguments(inputs.batch(raws))
+    logits = np.asarray(model.apply(variables, *args, **kwargs), np.float32)
     probabilities = np.asarray(jax.nn.softmax(logits))
-    for image, row in zip(images, probabilities, strict=True):
+    for raw, row in zip(raws, probabilities, strict=True):
         best = np.argsort(-row)[:top]
-        print(f"{image}: " + ", ".join(f"{inputs.labels[i]} {row[i]:.1%}" for i in best))
+        print(f"{raw}: " + ", ".join(f"{inputs.labels[i]} {row[i]:.1%}" for i in best))
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Prints the prompt and what follows it, piece by piece."""
+    from zoo.decode import stream
+
+    run = zoo.load(args.run_folder)
+    pieces = stream(run, args.prompt, args.length, args.temperature, args.top_k, args.top_p, args.seed)
+    first = next(pieces)  # what is wrong with the arguments is known before anything is printed
+    print(args.prompt, end="")
+    for piece in itertools.chain([first], pieces):
+        print(piece, end="", flush=True)
+    print()
 
 
 def convert(source: str, target: str) -> None:

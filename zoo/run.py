@@ -23,8 +23,7 @@ import jax
 import numpy as np
 
 from zoo.errors import ZooError
-from zoo.inputs import inputs_from_json
-from zoo.inputs.image import ImageInputs
+from zoo.inputs import Inputs, inputs_from_json
 from zoo.registry import PRETRAINED, abstract_variables, create_model, list_models, model_info
 from zoo.weights import load_weights
 
@@ -34,7 +33,7 @@ class Run(NamedTuple):
 
     model: nn.Module
     variables: Mapping[str, Any]
-    inputs: ImageInputs
+    inputs: Inputs
 
 
 class BrokenCheckpoint(Exception):

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from zoo.errors import ZooError
+from zoo.inputs import Inputs
 from zoo.inputs.image import ImageInputs
+from zoo.inputs.text import TextInputs
 
 if TYPE_CHECKING:
-    from train.config import DataConfig
+    from train.config import DataConfig, TextConfig
 
 Arrays = dict[str, np.ndarray]
 IN_MEMORY_BYTES = 2 << 30  # larger sets, decoded, are read from their files batch by batch
@@ -27,7 +29,8 @@ class Split(Protocol):
     def in_memory(self) -> bool: ...
 
     def read(self, indices: np.ndarray) -> Arrays:
-        """The examples of `indices`, stacked: `image` uint8 [n, H, W, C], `label` int32 [n]."""
+        """The examples of `indices`, stacked: `label` int32 [n] and `image` uint8 [n, H, W, C], or `tokens` int32
+        [n, T] and `length` int32 [n]; of a text read as one stream, see `train.data.text.Stream`."""
         ...
 
 
@@ -67,13 +70,24 @@ class Dataset:
     train: Split
     validation: Split | None
     test: Split | None
-    inputs: ImageInputs
+    inputs: Inputs
 
 
-def load_dataset(config: "DataConfig", model_shape: tuple[int, ...]) -> Dataset:
-    """The data set of the settings. `model_shape` gives the size to which images of varying size are brought."""
-    from train.data import digits, folder, tfds
+def load_dataset(
+    config: "DataConfig | TextConfig", model_shape: tuple[int, ...], inputs: Inputs | None = None
+) -> Dataset:
+    """The data set of the settings. `model_shape` gives the size to which images of varying size are brought.
 
+    `inputs` are those of a run that is read back: its vocabulary then stands, whatever is read.
+    """
+    from train.config import DataConfig, LabelledTextConfig
+    from train.data import digits, folder, text, tfds
+
+    if not isinstance(config, DataConfig):
+        if inputs is not None and not isinstance(inputs, TextInputs):
+            raise ZooError(f"the run takes images, not texts such as {config.path or config.name}")
+        load = text.load_labelled if isinstance(config, LabelledTextConfig) else text.load_stream
+        return load(config, inputs)  # type: ignore[operator]
     side = config.image_size
     size = (side, side) if side else (model_shape[0], model_shape[1])
     if config.path is not None:

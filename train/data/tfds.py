@@ -1,4 +1,4 @@
-"""Any labelled image set of TensorFlow Datasets, by name, read without TensorFlow."""
+"""Any labelled image set and any text set of TensorFlow Datasets, by name, read without TensorFlow."""
 
 import logging
 import math
@@ -10,6 +10,9 @@ import numpy as np
 from train.data.dataset import IN_MEMORY_BYTES, Arrays, ArraySplit, LazySplit
 from zoo.errors import ZooError, unknown
 from zoo.inputs.image import fit, open_image
+
+
+BUILT_IN = ("digits", "stdlib")  # sets that are not TFDS's
 
 
 def load(
@@ -41,6 +44,44 @@ def load(
     if "train" not in splits:
         raise ZooError(f"{name} has no split train; it has {', '.join(builder.info.splits)}")
     return name, splits, labels
+
+
+def load_texts(name: str, data_dir: str) -> dict[str, str]:
+    """The text of each split of a TFDS set: its first feature of text, all examples one after the other."""
+    builder = _builder(name, data_dir)
+    feature = _text_feature(name, builder)
+    splits = [split for split in ("train", "validation", "test") if split in builder.info.splits]
+    return {
+        split: "\n".join(example[feature].decode("utf-8") for example in builder.as_data_source(split))
+        for split in splits
+    }
+
+
+def load_labelled_texts(name: str, data_dir: str) -> tuple[str, dict[str, list[tuple[str, int]]], list[str]]:
+    """Name, pairs of text and label by split, labels of a TFDS set. Splits without labels (-1) are left out."""
+    builder = _builder(name, data_dir)
+    feature = _text_feature(name, builder)
+    label: Any = dict(builder.info.features.items()).get("label")
+    if not hasattr(label, "num_classes"):
+        raise ZooError(f"{name} is no labelled text set: it has no feature label that is a class")
+    splits = {}
+    for split in ("train", "validation", "test"):
+        if split in builder.info.splits:
+            source = builder.as_data_source(split)
+            pairs = [(example[feature].decode("utf-8"), int(example["label"])) for example in source]
+            if pairs and pairs[0][1] >= 0:
+                splits[split] = pairs
+    if "train" not in splits:
+        raise ZooError(f"{name} has no split train; it has {', '.join(builder.info.splits)}")
+    return name, splits, [str(label_name) for label_name in label.names]
+
+
+def _text_feature(name: str, builder: Any) -> str:
+    features = dict(builder.info.features.items()) if hasattr(builder.info.features, "items") else {}
+    texts = [key for key, feature in features.items() if type(feature).__name__ == "Text"]
+    if not texts:
+        raise ZooError(f"{name} is no text set: of its features {', '.join(sorted(features)) or 'none'} none is text")
+    return texts[0]
 
 
 def _split(builder: Any, split: str, shape: tuple[int, ...]) -> ArraySplit | LazySplit:
@@ -82,7 +123,7 @@ def _builder(name: str, data_dir: str) -> Any:
                 return builder
         known = tfds.list_builders(with_community_datasets=False)
         if base not in known:
-            raise unknown("data set", name, {*known, *prepared, "digits"})
+            raise unknown("data set", name, {*known, *prepared, *BUILT_IN})
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
         builder.download_and_prepare(file_format="array_record")
         return builder

@@ -1,4 +1,4 @@
-"""Classification of images: cross-entropy and accuracy."""
+"""Classification of images and texts: cross-entropy and accuracy."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,6 +21,7 @@ class Classification:
     test_flip: bool = False  # evaluate on the mean of the logits of an image and its mirror image
 
     metric: ClassVar[str] = "accuracy"  # drawn beside the loss, and what "best" means
+    unit: ClassVar[str] = "examples"  # what `count` counts
 
     def check(self) -> None:
         """ZooError for a value out of range."""
@@ -41,12 +42,22 @@ class Classification:
         others = jnp.roll(batch["label"], 1)
         return {**batch, "image": images, "other_label": others, "share": jnp.full(others.shape, share)}
 
-    def logits(self, model: nn.Module, variables: Any, x: jax.Array) -> jax.Array:
-        """What is evaluated: float32 [B, classes] of normalised images."""
-        logits = jnp.asarray(model.apply(variables, x), jnp.float32)
+    def check_model(self, model: nn.Module) -> None:
+        """ZooError for a model without classes."""
+        if not hasattr(model, "num_classes"):
+            raise ZooError(f"{type(model).__name__} is no classifier: it has no field num_classes")
+
+    def initial_carry(self, model: nn.Module, batch_size: int) -> None:
+        """Batches have nothing to do with one another."""
+
+    def evaluate(self, model: nn.Module, variables: Any, inputs: Any, carry: None, batch: Batch) -> tuple[Any, None]:
+        """What is evaluated: float32 [B, classes]; nothing is carried on."""
+        args, kwargs = inputs.arguments(batch)
+        logits = jnp.asarray(model.apply(variables, *args, **kwargs), jnp.float32)
         if self.test_flip:
-            logits = (logits + jnp.asarray(model.apply(variables, x[:, :, ::-1]), jnp.float32)) / 2
-        return logits
+            mirrored = model.apply(variables, args[0][:, :, ::-1], **kwargs)
+            logits = (logits + jnp.asarray(mirrored, jnp.float32)) / 2
+        return logits, None
 
     def sums(self, logits: jax.Array, batch: Batch, train: bool) -> dict[str, jax.Array]:
         """Sums over examples, in float32: `loss` in nats, `accuracy` (right answers), `count` (examples).

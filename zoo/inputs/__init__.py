@@ -1,17 +1,20 @@
 """From what a person has (a file, a string) to what a model was trained on, and back.
 
-Every kind of inputs has `encode(raw)`, `decode(array)` and `to_json()`; `inputs_from_json` rebuilds any of them.
+Every kind of inputs has `encode(raw)` and `decode(array)` for one example, `batch(raws)` for several as the data sets
+give them, `arguments(batch)` for what a model is applied to, and `to_json()`; `inputs_from_json` rebuilds any of them.
 """
 
 from typing import Any
 
 from zoo.errors import ZooError, unknown
 from zoo.inputs.image import ImageInputs
+from zoo.inputs.text import TextInputs
 
-_KINDS = {"image": ImageInputs}
+Inputs = ImageInputs | TextInputs
+_KINDS: dict[str, type[Inputs]] = {"image": ImageInputs, "text": TextInputs}
 
 
-def inputs_from_json(data: dict[str, Any]) -> ImageInputs:
+def inputs_from_json(data: dict[str, Any]) -> Inputs:
     """The inputs that `to_json` described; ZooError where `data` describes none."""
     if not isinstance(data, dict) or "kind" not in data:
         raise ZooError(f"inputs must be an object with a field kind, not {data!r:.80}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,6 +46,18 @@ class ImageInputs:
         """uint8 [..., C] to float32, (x / 255 - mean) / std; NumPy or JAX arrays, also inside jit."""
         scale = 1 / (255 * np.asarray(self.std, np.float32))
         return pixels.astype(np.float32) * scale - np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
+
+    def batch(self, raws: Sequence[Any]) -> dict[str, np.ndarray]:
+        """What `encode` takes, several: `image` uint8 [n, height, width, channels]."""
+        return {"image": np.stack([self.pixels(raw) for raw in raws])}
+
+    def arguments(self, batch: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What a model is applied to, of a batch: positional and keyword arguments."""
+        return (self.normalize(batch["image"]),), {}
+
+    def model_args(self) -> dict[str, int]:
+        """The fields of a model that follow from its inputs."""
+        return {"num_classes": len(self.labels)}
 
     def decode(self, array: Any) -> np.ndarray:
         """The inverse of `encode`: normalised float32 [..., C] to uint8."""

@@ -1,0 +1,20 @@
+"""A character model on text that every machine has: the standard library's own sources, four modules of them held out.
+
+python -m train lstm
+"""
+
+from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextConfig
+
+
+def config() -> Config:
+    return Config(
+        workdir="runs/lstm",
+        steps=1000,
+        batch_size=64,
+        eval_every=250,
+        model=ModelConfig("lstm_lm", {"hidden_size": 256, "num_layers": 1}),
+        data=TextConfig("stdlib", context=64),
+        task=LanguageModel(),
+        optimizer=OptimizerConfig("adamw", 5e-3, warmup_steps=50, weight_decay=0.01, clip_norm=1.0),
+        log=LogConfig(every=50),
+    )

@@ -1,0 +1,61 @@
+"""Language modelling: the next symbol, by cross-entropy; nats, bits a character, perplexity."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from train.data.augment import AugmentConfig
+from zoo.errors import ZooError
+
+Batch = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """Back-propagation through the windows of a text, whose state each hands on to the next."""
+
+    metric: ClassVar[str] = "bits_per_character"  # drawn beside the loss
+    unit: ClassVar[str] = "tokens"  # what `count` counts
+
+    def check(self) -> None:
+        """Nothing to go wrong."""
+
+    def check_model(self, model: nn.Module) -> None:
+        """ZooError for a model that does not follow the protocol of `zoo.sequence`."""
+        if not hasattr(model, "init_state"):
+            raise ZooError(f"{type(model).__name__} is no language model: it has no init_state (see zoo.sequence)")
+
+    def initial_carry(self, model: nn.Module, batch_size: int) -> Any:
+        """The state before the first window."""
+        return model.init_state(batch_size, 0)  # type: ignore[attr-defined]
+
+    def augmented(self, batch: Batch, config: AugmentConfig, key: jax.Array) -> Batch:
+        return batch
+
+    def evaluate(self, model: nn.Module, variables: Any, inputs: Any, carry: Any, batch: Batch) -> tuple[Any, Any]:
+        """Logits [B, T, V] of a window, and the state after it."""
+        args, kwargs = inputs.arguments(batch)
+        return model.apply(variables, *args, state=carry, **kwargs)  # type: ignore[return-value]
+
+    def sums(self, logits: jax.Array, batch: Batch, train: bool) -> dict[str, jax.Array]:
+        """Sums over symbols of weight 1, in float32: `loss` in nats, `characters` (theirs), `count`."""
+        log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+        told = jnp.take_along_axis(log_probabilities, batch["targets"][..., None], axis=-1)[..., 0]
+        weight = batch["weight"]
+        characters = jnp.sum(batch["characters"] * weight)
+        return {"loss": -jnp.sum(told * weight), "characters": characters, "count": jnp.sum(weight)}
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Nats and perplexity a token, bits a character, of summed sums."""
+        loss = sums["loss"] / sums["count"]
+        bits = sums["loss"] / math.log(2) / max(sums["characters"], 1.0)
+        return {"loss": loss, "bits_per_character": bits, "perplexity": math.exp(min(loss, 700.0))}
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """What the best checkpoint has the most of."""
+        return -metrics["loss"]

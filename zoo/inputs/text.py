@@ -1,0 +1,166 @@
+"""Text: strings to the tokens that a model was trained on, and back.
+
+Tokenizers: `char` (a symbol a character of the training text), `byte` (UTF-8, 256 symbols), `bpe` (byte-level byte-pair
+encoding, Sennrich et al. 2016) and `word` (the most frequent words between spaces; the others are one unknown). The last
+two are of the `tokenizers` library, whose JSON is kept whole.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from zoo.errors import ZooError
+
+TOKENIZERS = ("char", "byte", "bpe", "word")
+UNKNOWN = "[UNK]"
+
+
+@dataclasses.dataclass(frozen=True)
+class TextInputs:
+    """Tokens of a `tokenizer`, whose `vocabulary` is the characters in order, or the `tokenizers` library's JSON.
+
+    `length` is the most tokens of an example, in training. `labels` names the classes in the order of the logits; a
+    language model has none.
+    """
+
+    tokenizer: str
+    vocabulary: str
+    length: int
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))
+        if self.tokenizer not in TOKENIZERS:
+            raise ZooError(f"tokenizer must be one of {', '.join(TOKENIZERS)}, not {self.tokenizer!r}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.length,)
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        if self.tokenizer == "byte":
+            return 256
+        return len(self.vocabulary) if self.tokenizer == "char" else self._library.get_vocab_size()
+
+    @functools.cached_property
+    def characters(self) -> np.ndarray:
+        """Characters a token, float32 [vocab_size]; of UTF-8 bytes the first of a character counts."""
+        if self.tokenizer == "char":
+            return np.ones(self.vocab_size, np.float32)
+        if self.tokenizer == "byte":
+            return np.array([(byte & 0xC0) != 0x80 for byte in range(256)], np.float32)
+        tokens = [self._library.id_to_token(i) for i in range(self.vocab_size)]
+        if self.tokenizer == "word":
+            return np.array([len(token) + 1 for token in tokens], np.float32)  # and the space after it
+        inside = {chr(code) for code in _byte_symbols()[0x80:0xC0]}
+        return np.array([sum(symbol not in inside for symbol in token) for token in tokens], np.float32)
+
+    def encode(self, raw: str) -> np.ndarray:
+        """int32 [n]; ZooError for what is no text, or a character that the vocabulary does not have."""
+        if not isinstance(raw, str):
+            raise ZooError(f"a text must be a str, not {type(raw).__name__}")
+        if self.tokenizer == "byte":
+            return np.frombuffer(raw.encode("utf-8", errors="replace"), np.uint8).astype(np.int32)
+        if self.tokenizer != "char":
+            return np.array(self._library.encode(raw).ids, np.int32)
+        codes = np.frombuffer(raw.encode("utf-32-le", errors="surrogatepass"), np.uint32)
+        known = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
+        strangers = codes[self._codes[known] != codes]
+        if len(strangers):
+            some = ", ".join(repr(chr(code)) for code in dict.fromkeys(strangers[:1000].tolist()))
+            raise ZooError(f"{some:.80} is not among the {self.vocab_size} characters of the vocabulary")
+        return known.astype(np.int32)
+
+    def decode(self, array: Any) -> str:
+        """The text of tokens [n]; ZooError for one outside the vocabulary."""
+        tokens = np.asarray(array).reshape(-1)
+        wrong = tokens[(tokens < 0) | (tokens >= self.vocab_size)]
+        if len(wrong):
+            raise ZooError(f"token {wrong[0]} is outside the vocabulary of {self.vocab_size}")
+        if self.tokenizer == "byte":
+            return bytes(tokens.tolist()).decode("utf-8", errors="replace")
+        if self.tokenizer == "char":
+            return "".join(self.vocabulary[token] for token in tokens)
+        return self._library.decode(tokens.tolist(), skip_special_tokens=False)
+
+    def batch(self, raws: Sequence[str]) -> dict[str, np.ndarray]:
+        """Texts, cut after `length` tokens: `tokens` int32 [n, length], padded with zeros, and `length` int32 [n]."""
+        rows = [self.encode(raw)[: self.length] for raw in raws]
+        tokens = np.zeros((len(rows), self.length), np.int32)
+        for row, text in zip(tokens, rows, strict=True):
+            row[: len(text)] = text
+        return {"tokens": tokens, "length": np.array([len(row) for row in rows], np.int32)}
+
+    def arguments(self, batch: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What a model is applied to, of a batch: positional and keyword arguments."""
+        return (batch["tokens"],), {"lengths": batch["length"]} if "length" in batch else {}
+
+    def model_args(self) -> dict[str, int]:
+        """The fields of a model that follow from its inputs."""
+        classes = {"num_classes": len(self.labels)} if self.labels else {}
+        return {"vocab_size": self.vocab_size, **classes}
+
+    def example(self) -> jax.ShapeDtypeStruct:
+        """The abstract input of a batch of one."""
+        return jax.ShapeDtypeStruct((1, self.length), np.dtype(np.int32))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "text", **dataclasses.asdict(self)}
+
+    @functools.cached_property
+    def _codes(self) -> np.ndarray:
+        return np.array([ord(symbol) for symbol in self.vocabulary], np.uint32)
+
+    @functools.cached_property
+    def _library(self) -> Any:
+        try:
+            return _tokenizers().Tokenizer.from_str(self.vocabulary)
+        except Exception as error:  # the library raises plain Exceptions
+            if isinstance(error, ZooError):
+                raise
+            raise ZooError(f"the {self.tokenizer} vocabulary is no tokenizer's JSON: {error!s:.100}") from None
+
+
+def learn(tokenizer: str, texts: Iterable[str], vocab_size: int, length: int, labels: Sequence[str] = ()) -> TextInputs:
+    """The inputs whose vocabulary is learnt from training texts; `vocab_size` bounds that of bpe and word."""
+    if tokenizer == "char":
+        symbols = sorted(set().union(*map(set, texts)))
+        return TextInputs("char", "".join(symbols), length, tuple(labels))
+    if tokenizer not in ("bpe", "word"):
+        return TextInputs(tokenizer, "", length, tuple(labels))
+    library = _tokenizers()
+    if tokenizer == "bpe":
+        if vocab_size < 256:
+            raise ZooError(f"a bpe vocabulary holds the 256 bytes first, so at least 256 tokens, not {vocab_size}")
+        model = library.Tokenizer(library.models.BPE())
+        model.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        model.decoder = library.decoders.ByteLevel()
+        alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+        trainer = library.trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    else:
+        model = library.Tokenizer(library.models.WordLevel(unk_token=UNKNOWN))
+        model.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
+        special = [UNKNOWN]
+        trainer = library.trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    model.train_from_iterator(texts, trainer)
+    return TextInputs(tokenizer, model.to_str(), length, tuple(labels))
+
+
+def _byte_symbols() -> list[int]:
+    """The character by which byte-level BPE writes each byte: itself where it is visible, else one from 256 on."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = iter(range(256, 512))
+    return [byte if byte in visible else next(hidden) for byte in range(256)]
+
+
+def _tokenizers() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise ZooError("bpe and word tokenizers need a library: pip install 'flaxzoo[text]'") from None
+    return tokenizers
