@@ -1,4 +1,4 @@
-"""python -m benchmarks list | train-step | loop | quality"""
+"""python -m benchmarks list | train-step | recurrent-step | sampling | loop | quality"""
 
 import sys
 from typing import Any
@@ -25,16 +25,18 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: list[str]) -> None:
     import tyro
 
-    from benchmarks import loop, quality, train_step
+    from benchmarks import loop, quality, recurrent, train_step
 
     benchmarks: dict[str, tuple[Any, Any]] = {
         "train-step": (train_step.TrainStepConfig, train_step.run),
+        "recurrent-step": (recurrent.RecurrentStepConfig, recurrent.run),
+        "sampling": (recurrent.SamplingConfig, recurrent.run_sampling),
         "loop": (loop.LoopConfig, loop.run),
         "quality": (quality.QualityConfig, quality.run),
     }
     if not args or args[0] in ("list", "-h", "--help"):
         for name, (config, _) in benchmarks.items():
-            print(f"python -m benchmarks {name:<12} {config.__doc__}")
+            print(f"python -m benchmarks {name:<14} {config.__doc__}")
         return
     if args[0] not in benchmarks:
         raise unknown("benchmark", args[0], [*benchmarks, "list"])

@@ -24,7 +24,8 @@ def check_tokens(model: Any, tokens: jax.Array, vocab_size: int, lengths: jax.Ar
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
         raise ZooError(f"{name} takes integer tokens [batch, time], not {tokens.dtype} {list(tokens.shape)}")
     if not isinstance(tokens, jax.core.Tracer) and tokens.size:
-        wrong = [int(token) for token in (tokens.min(), tokens.max()) if not 0 <= token < vocab_size]
+        known = np.asarray(tokens)
+        wrong = [int(token) for token in (known.min(), known.max()) if not 0 <= token < vocab_size]
         if wrong:
             raise ZooError(f"{name}: token {wrong[0]} is outside the vocabulary of {vocab_size}")
     check_lengths(model, tokens.shape[0], tokens.shape[1], lengths)
@@ -38,6 +39,7 @@ def check_lengths(model: Any, rows: int, steps: int, lengths: jax.Array | None) 
     if np.shape(lengths) != (rows,):
         raise ZooError(f"{name} takes one length a row, [{rows}], not {list(np.shape(lengths))}")
     if not isinstance(lengths, jax.core.Tracer):
-        wrong = [int(n) for n in (np.min(lengths), np.max(lengths)) if not 0 <= n <= steps]
+        known = np.asarray(lengths)
+        wrong = [int(n) for n in (known.min(), known.max()) if not 0 <= n <= steps]
         if wrong:
             raise ZooError(f"{name}: length {wrong[0]} is outside 0 to {steps}, the array's steps")

@@ -50,18 +50,17 @@ class RecurrentLayer(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (width, gates * size), self.param_dtype)
         recurrent = self.param("recurrent_kernel", orthogonal_gates(gates), (size, gates * size), self.param_dtype)
         bias = self.param("bias", gate_bias(self.cell, self.forget_bias), (gates * size,), self.param_dtype)
-        recurrent_bias = None
-        if self.cell == "gru":
-            candidate = self.param("recurrent_bias", nn.initializers.zeros_init(), (size,), self.param_dtype)
-            recurrent_bias = jnp.pad(candidate, (2 * size, 0)).astype(self.dtype)
         # Weight drop (Merity et al. 2018): whole connections are left out, the same ones in every step.
         recurrent = nn.Dropout(self.weight_dropout_rate, deterministic=not train)(recurrent)
         kernel, recurrent, bias = (leaf.astype(self.dtype) for leaf in (kernel, recurrent, bias))
         if isinstance(x, Rows):
-            inputs = project_tokens(x.table.astype(self.dtype), x.tokens, kernel, bias)
+            inputs = project_tokens(x.table.astype(self.dtype), x.tokens, kernel)
         else:
-            inputs = project(x.astype(self.dtype), kernel, bias)
-        options: dict[str, Any] = {"recurrent_bias": recurrent_bias, "reverse": self.reverse, "unroll": self.unroll}
+            inputs = project(x.astype(self.dtype), kernel)
+        if self.cell == "gru":  # the candidate has one more bias, outside what its reset gate multiplies
+            candidate = self.param("candidate_bias", nn.initializers.zeros_init(), (size,), self.param_dtype)
+            inputs = inputs + jnp.pad(candidate, (2 * size, 0)).astype(self.dtype)
+        options: dict[str, Any] = {"bias": bias, "reverse": self.reverse, "unroll": self.unroll}
         if not self.is_mutable_collection("features") or self.is_initializing():
             return recur(self.cell, inputs, recurrent, state, lengths, **options)
         outputs, state, found = recur_reference(self.cell, inputs, recurrent, state, lengths, **options)

@@ -1,8 +1,8 @@
 """Recurrent layers over time, with a gradient that forms each weight's in one matrix product.
 
-A layer is split in two. What does not depend on the state, `inputs` [T, B, G] = x @ kernel + bias, is one matrix product
-over all steps (`project`), or a look-up in the projected table where x is an embedding (`project_tokens`). What does,
-`recur`, is a scan of h @ recurrent_kernel and elementwise work. Time comes first, as the scan runs.
+A layer is split in two. What does not depend on the state, `inputs` [T, B, G] = x @ kernel, is one matrix product over
+all steps (`project`), or a look-up in the projected table where x is an embedding (`project_tokens`). What does, `recur`,
+is a scan of h @ recurrent_kernel + bias and elementwise work. Time comes first, as the scan runs.
 
 The scan's own gradient would add to a weight gradient once a step; here the backward scan only carries the state's
 gradient and leaves those by `inputs` behind, from which all steps' products are one. The gates of one step are one
@@ -34,19 +34,39 @@ def zero_state(cell: Cell, batch_size: int, hidden_size: int, dtype: jax.typing.
     return (h, jnp.zeros((batch_size, hidden_size), jnp.float32)) if cell == "lstm" else (h,)
 
 
-def project(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """[T, B, F] by kernel [F, G] and bias [G] to `inputs` [T, B, G], all steps in one matrix product."""
-    return x @ kernel + bias
+@jax.custom_vjp
+def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[T, B, F] by kernel [F, G] to `inputs` [T, B, G], all steps in one matrix product."""
+    return x @ kernel
 
 
-def project_tokens(table: jax.Array, tokens: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """`project(table[tokens], kernel, bias)` of embeddings [V, F] and tokens [T, B], with the fewer products.
+def _project_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return project(x, kernel), (x, kernel)
+
+
+def _project_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    return gradient @ kernel.T, _kernel_gradient(x, gradient, kernel)  # JAX's own copies the gradient, transposed
+
+
+project.defvjp(_project_forward, _project_backward)
+
+
+def _kernel_gradient(x: jax.Array, by_product: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The gradient by `kernel` of x [..., F] @ kernel [F, G], over all steps and rows at once."""
+    x, rows = x.reshape(-1, x.shape[-1]), by_product.reshape(-1, by_product.shape[-1])
+    product = lax.dot_general(x, rows, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    return product.astype(kernel.dtype)
+
+
+def project_tokens(table: jax.Array, tokens: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`project(table[tokens], kernel)` of embeddings [V, F] and tokens [T, B], with the fewer products.
 
     Where there are more tokens than rows, the table is projected and its rows are looked up.
     """
     if len(table) <= tokens.size:
-        return take_rows(table @ kernel + bias, tokens)
-    return project(take_rows(table, tokens), kernel, bias)
+        return take_rows(table @ kernel, tokens)
+    return project(take_rows(table, tokens), kernel)
 
 
 @jax.custom_vjp
@@ -80,21 +100,21 @@ def recur(
     state: State,
     lengths: jax.Array | None = None,
     *,
-    recurrent_bias: jax.Array | None = None,
+    bias: jax.Array | None = None,
     reverse: bool = False,
     unroll: int = 1,
 ) -> tuple[jax.Array, State]:
     """Runs a layer over `inputs` [T, B, G] from `state`: the outputs h [T, B, H] and the state after the last step.
 
-    `recurrent_kernel` is [H, G]; `recurrent_bias` [G] is added to h @ recurrent_kernel, for a GRU, whose reset gate
-    multiplies it. Row b takes its first `lengths[b]` steps (with `reverse`, from the last of them to the first): its
+    `recurrent_kernel` is [H, G]; `bias` [G] is added to h @ recurrent_kernel, where a GRU's reset gate multiplies its
+    last third. Row b takes its first `lengths[b]` steps (with `reverse`, from the last of them to the first): its
     state stands after them and its outputs beyond are zero. `unroll` steps of the scan make one round of the loop.
     Differentiable in reverse mode.
     """
-    if recurrent_bias is None:
-        recurrent_bias = jnp.zeros((inputs.shape[-1],), recurrent_kernel.dtype)
+    if bias is None:
+        bias = jnp.zeros((inputs.shape[-1],), recurrent_kernel.dtype)
     present = None if lengths is None else (jnp.arange(len(inputs))[:, None] < lengths)[..., None]
-    carried, state = _recur(cell, reverse, unroll, inputs, recurrent_kernel, recurrent_bias, state, present)
+    carried, state = _recur(cell, reverse, unroll, inputs, recurrent_kernel, bias, state, present)
     return (carried if present is None else jnp.where(present, carried, 0)), state
 
 
@@ -105,7 +125,7 @@ def recur_reference(
     state: State,
     lengths: jax.Array | None = None,
     *,
-    recurrent_bias: jax.Array | None = None,
+    bias: jax.Array | None = None,
     reverse: bool = False,
     unroll: int = 1,
 ) -> tuple[jax.Array, State, dict[str, jax.Array]]:
@@ -118,8 +138,8 @@ def recur_reference(
     def step(state: State, item: tuple[jax.Array, jax.Array]) -> tuple[State, tuple[jax.Array, dict[str, jax.Array]]]:
         x, present = item
         product = _product(state[0], recurrent_kernel)
-        if recurrent_bias is not None:
-            product = product + recurrent_bias.astype(jnp.float32)
+        if bias is not None:
+            product = product + bias.astype(jnp.float32)
         new, found = textbook_cell(cell, x.astype(jnp.float32), product, state)
         new = tuple(jnp.where(present, now.astype(was.dtype), was) for now, was in zip(new, state, strict=True))
         return new, (jnp.where(present, new[0], 0), found)
@@ -151,57 +171,64 @@ def _product(h: jax.Array, kernel: jax.Array, transposed: bool = False) -> jax.A
     return lax.dot_general(h, kernel, contract, preferred_element_type=jnp.float32)
 
 
-# The fast cells. `act` is the tanh of all gates at once: of the scaled pre-activation for those that are sigmoids.
+# The fast cells. `gates` [B, G] is the tanh of all gates at once: of half the pre-activation for those that are sigmoids.
+# Of a GRU, `extra` [B, H] is the candidate's part of h @ recurrent_kernel.
 
 
-def _cell_forward(cell: Cell, x: jax.Array, product: jax.Array, state: State) -> tuple[State, jax.Array]:
-    """A step: the new state (float32) and what the gradient needs of it, [B, G] (of a GRU [B, 4 H])."""
+def _cell_forward(
+    cell: Cell, x: jax.Array, product: jax.Array, state: State
+) -> tuple[State, jax.Array, jax.Array | None]:
+    """A step in float32: the new state, and what the gradient needs of it, gates and extra."""
     if cell == "rnn":
         h = jnp.tanh(x + product)
-        return (h,), h
+        return (h,), h, None
     size = state[0].shape[-1]
     if cell == "gru":
         gates = jnp.tanh(0.5 * (x[:, : 2 * size] + product[:, : 2 * size]))
         r, z = _sigmoid(gates[:, :size]), _sigmoid(gates[:, size:])
-        candidate = jnp.tanh(x[:, 2 * size :] + r * product[:, 2 * size :])
+        extra = product[:, 2 * size :]
+        candidate = jnp.tanh(x[:, 2 * size :] + r * extra)
         h = candidate + z * (state[0] - candidate)
-        return (h,), jnp.concatenate([gates, candidate, product[:, 2 * size :]], axis=-1)
-    act = jnp.tanh(_per_gate(size, 0.5, 0.5, 1, 0.5) * (x + product))
-    i, f, g, o = jnp.split(act, 4, axis=-1)
+        return (h,), jnp.concatenate([gates, candidate], axis=-1), extra
+    gates = jnp.tanh(_per_gate(size, 0.5, 0.5, 1, 0.5) * (x + product))
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
     c = _sigmoid(f) * state[1] + _sigmoid(i) * g
-    return (_sigmoid(o) * jnp.tanh(c), c), act
+    return (_sigmoid(o) * jnp.tanh(c), c), gates, None
 
 
-def _cell_backward(cell: Cell, act: jax.Array, before: State, by_state: State) -> tuple[jax.Array, State]:
-    """From the gradient by the new state: that by x [B, G], and that by the state before but for h's in the product."""
+def _cell_backward(
+    cell: Cell, gates: jax.Array, extra: jax.Array | None, before: State, by_state: State
+) -> tuple[jax.Array, jax.Array | None, State]:
+    """From the gradient by the new state: that by x; of a GRU, that by `extra`, where the one by the product differs from
+    the one by x; and that by the state before, but for what h does through the product."""
     by_h = by_state[0]
     if cell == "rnn":
-        return by_h * (1 - act * act), (jnp.zeros_like(by_h),)
+        return by_h * (1 - gates * gates), None, (jnp.zeros_like(by_h),)
     size = by_h.shape[-1]
     if cell == "gru":
-        r, z, candidate, product = jnp.split(act, 4, axis=-1)
-        update = _sigmoid(z)
-        by_candidate = by_h * (1 - update) * (1 - candidate * candidate)
-        by_r = by_candidate * product * 0.25 * (1 - r * r)
+        r, z, candidate = jnp.split(gates, 3, axis=-1)
+        by_candidate = by_h * (1 - _sigmoid(z)) * (1 - candidate * candidate)
+        by_r = by_candidate * extra * 0.25 * (1 - r * r)
         by_z = by_h * (before[0] - candidate) * 0.25 * (1 - z * z)
-        return jnp.concatenate([by_r, by_z, by_candidate], axis=-1), (by_h * update,)
-    i, f, g, o = jnp.split(act, 4, axis=-1)
+        by_x = jnp.concatenate([by_r, by_z, by_candidate], axis=-1)
+        return by_x, by_candidate * _sigmoid(r), (by_h * _sigmoid(z),)
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
     tanh_c = jnp.tanh(_sigmoid(f) * before[1] + _sigmoid(i) * g)
     by_c = by_state[1] + by_h * _sigmoid(o) * (1 - tanh_c * tanh_c)
-    by_gates = jnp.concatenate([by_c * g, by_c * before[1], by_c * _sigmoid(i), by_h * tanh_c], axis=-1)
-    return by_gates * _per_gate(size, 0.25, 0.25, 1, 0.25) * (1 - act * act), (jnp.zeros_like(by_h), by_c * _sigmoid(f))
+    by_x = jnp.concatenate([by_c * g, by_c * before[1], by_c * _sigmoid(i), by_h * tanh_c], axis=-1)
+    by_x = by_x * _per_gate(size, 0.25, 0.25, 1, 0.25) * (1 - gates * gates)
+    return by_x, None, (jnp.zeros_like(by_h), by_c * _sigmoid(f))
 
 
-def _by_product(cell: Cell, by_x: jax.Array, act: jax.Array) -> jax.Array:
-    """The gradient by h @ recurrent_kernel from that by x: the same, but behind the reset gate of a GRU."""
-    if cell != "gru":
+def _by_product(by_x: jax.Array, by_extra: jax.Array | None) -> jax.Array:
+    """The gradient by h @ recurrent_kernel."""
+    if by_extra is None:
         return by_x
-    size = by_x.shape[-1] // 3
-    return jnp.concatenate([by_x[..., : 2 * size], by_x[..., 2 * size :] * _sigmoid(act[..., :size])], axis=-1)
+    return jnp.concatenate([by_x[..., : -by_extra.shape[-1]], by_extra], axis=-1)
 
 
-def _sigmoid(act: jax.Array) -> jax.Array:
-    return 0.5 + 0.5 * act
+def _sigmoid(half_tanh: jax.Array) -> jax.Array:
+    return 0.5 + 0.5 * half_tanh
 
 
 def _per_gate(size: int, *factors: float) -> np.ndarray:
@@ -220,62 +247,75 @@ def _recur(
     present: jax.Array | None,
 ) -> tuple[jax.Array, State]:
     """The states h after every step [T, B, H] and the final state."""
-    (carried, *_), state = _scan_forward(cell, reverse, unroll, inputs, kernel, bias, state, present, keep=False)
-    return carried, state
+    (carried, *_), final = _forward(cell, reverse, unroll, inputs, kernel, bias, state, present)
+    return carried, final
 
 
-def _scan_forward(cell, reverse, unroll, inputs, kernel, bias, state, present, keep):
-    """h after every step and, where the gradient is wanted, `act` and c before every step; and the final state."""
+def _forward(cell, reverse, unroll, inputs, kernel, bias, state, present):
+    """h after every step, the gates [T, B, G], and extra and c before every step; and the final state.
+
+    The gates take the place of the inputs, so that no second array of their size is filled.
+    """
     transposed = kernel.T  # outside the loop: one copy
 
-    def step(state, item):
-        x, present = item
+    def step(carry, item):
+        state, gates = carry
+        t, present = item
+        x = lax.dynamic_index_in_dim(gates, t, keepdims=False).astype(jnp.float32)
         product = _product(state[0], transposed, transposed=True) + bias.astype(jnp.float32)
-        new, act = _cell_forward(cell, x.astype(jnp.float32), product, state)
+        new, act, extra = _cell_forward(cell, x, product, state)
         new = tuple(now.astype(was.dtype) for now, was in zip(new, state, strict=True))
         if present is not None:
             new = tuple(jnp.where(present, now, was) for now, was in zip(new, state, strict=True))
-        return new, (new[0], act.astype(x.dtype), state[1:]) if keep else (new[0],)
+        gates = lax.dynamic_update_index_in_dim(gates, act.astype(gates.dtype), t, 0)
+        extra = None if extra is None else extra.astype(gates.dtype)
+        return (new, gates), (new[0], extra, state[1:])
 
-    state, kept = lax.scan(step, state, (inputs, present), reverse=reverse, unroll=unroll)
-    return kept, state
+    items = (jnp.arange(len(inputs)), present)
+    (final, gates), (carried, extra, cells) = lax.scan(step, (state, inputs), items, reverse=reverse, unroll=unroll)
+    return (carried, gates, extra, cells), final
 
 
 def _recur_forward(cell, reverse, unroll, inputs, kernel, bias, state, present):
-    kept, final = _scan_forward(cell, reverse, unroll, inputs, kernel, bias, state, present, keep=True)
-    carried, act, cells = kept
-    return (carried, final), (kernel, bias, state, present, carried, act, cells)
+    kept, final = _forward(cell, reverse, unroll, inputs, kernel, bias, state, present)
+    return (kept[0], final), (kernel, bias, state, present, *kept)
 
 
-def _recur_backward(cell, reverse, unroll, saved, gradients):
-    kernel, bias, state, present, carried, act, cells = saved
-    by_carried, by_final = gradients
+def _recur_backward(cell, reverse, unroll, saved, by_results):
+    kernel, bias, state, present, carried, gates, extra, cells = saved
+    by_carried, by_final = by_results
     ends = (carried[1:], state[0][None]) if reverse else (state[0][None], carried[:-1])
     before = jnp.concatenate(ends)  # h before every step
 
-    def step(by_state, item):
-        by_output, kept, h, cells, present = item
-        act = kept.astype(jnp.float32)
+    def read(kept, t):
+        return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, t, keepdims=False), kept)
+
+    def step(carry, item):
+        by_state, kept, now = carry
+        t, by_output, h, cells, present = item
+        act, more = jax.tree.map(lambda a: a.astype(jnp.float32), now)
         by_state = (by_state[0] + by_output.astype(jnp.float32), *by_state[1:])
-        by_x, by_before = _cell_backward(cell, act, (h, *cells), by_state)
-        if present is not None:
-            by_x = jnp.where(present, by_x, 0)
-        by_x = by_x.astype(kept.dtype)
-        by_h = by_before[0] + _product(_by_product(cell, by_x, act).astype(carried.dtype), kernel, transposed=True)
+        by_x, by_extra, by_before = _cell_backward(cell, act, more, (h, *cells), by_state)
+        by_x, by_extra = jax.tree.map(
+            lambda a: (a if present is None else jnp.where(present, a, 0)).astype(gates.dtype), (by_x, by_extra)
+        )
+        by_h = by_before[0] + _product(_by_product(by_x, by_extra), kernel, transposed=True)
         by_before = (by_h, *by_before[1:])
         if present is not None:
             by_before = tuple(jnp.where(present, new, old) for new, old in zip(by_before, by_state, strict=True))
-        return by_before, by_x
+        # The gradients take the place of what they are of. Read after written, or XLA copies the whole array every step.
+        kept = jax.tree.map(lambda a, new: lax.dynamic_update_index_in_dim(a, new, t, 0), kept, (by_x, by_extra))
+        return (by_before, kept, read(kept, t + 1 if reverse else t - 1)), None
 
     by_final = tuple(leaf.astype(jnp.float32) for leaf in by_final)
-    items = (by_carried, act, before, cells, present)
-    by_state, by_inputs = lax.scan(step, by_final, items, reverse=not reverse, unroll=unroll)
-    by_products = _by_product(cell, by_inputs, act.astype(by_inputs.dtype)).reshape(-1, kernel.shape[1])
-    rows = before.reshape(-1, kernel.shape[0])
-    by_kernel = lax.dot_general(rows, by_products, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-    by_bias = jnp.sum(by_products, axis=0, dtype=jnp.float32).astype(bias.dtype)
+    items = (jnp.arange(len(gates)), by_carried, before, cells, present)
+    carry = (by_final, (gates, extra), read((gates, extra), 0 if reverse else len(gates) - 1))
+    (by_state, (by_inputs, by_extra), _), _ = lax.scan(step, carry, items, reverse=not reverse, unroll=unroll)
+    by_products = _by_product(by_inputs, by_extra)
+    by_kernel = _kernel_gradient(before, by_products, kernel)
+    by_bias = jnp.sum(by_products, axis=(0, 1), dtype=jnp.float32).astype(bias.dtype)
     by_state = tuple(by.astype(leaf.dtype) for by, leaf in zip(by_state, state, strict=True))
-    return by_inputs, by_kernel.astype(kernel.dtype), by_bias, by_state, None
+    return by_inputs, by_kernel, by_bias, by_state, None
 
 
 _recur.defvjp(_recur_forward, _recur_backward)

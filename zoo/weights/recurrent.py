@@ -1,0 +1,93 @@
+"""State dicts of torch.nn.LSTM, GRU and RNN, alone or within a module.
+
+`params/layers/layer0_reverse/kernel` is `layers.weight_ih_l0_reverse`. Gates have the same order; kernels are
+transposed. PyTorch's two biases are one here, their sum, and go back as that sum and zeros; but a GRU's candidate keeps
+both, since its reset gate multiplies one of them. Projections (`proj_size`) are refused by name.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+_LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+_LAYER = re.compile(r"layer(\d+)(_reverse)?")
+_CELL_LEAF = {
+    "kernel": "weight_ih",
+    "recurrent_kernel": "weight_hh",
+    "bias": "bias_hh",  # after `merged`, with the other one added
+    "candidate_bias": "bias_ih",  # after `merged`, the candidate's part
+}
+
+
+def is_recurrent(tensors: Mapping[str, Any]) -> bool:
+    return any(re.search(r"(^|\.)weight_ih_l\d+", name) for name in tensors)
+
+
+def ignored(name: str) -> bool:
+    return False
+
+
+def merged(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A state dict whose pairs of biases are one a gate, as our layers have them. ValueError for projections."""
+    projections = sorted(name for name in tensors if re.search(r"(^|\.)weight_hr_l\d+", name))
+    if projections:
+        raise ValueError(f"it has projections ({projections[0]}, proj_size), which our layers do not")
+    found = dict(tensors)
+    for name in tensors:
+        other = name.replace("bias_hh_l", "bias_ih_l")
+        kernel = name.replace("bias_hh_l", "weight_hh_l")
+        if name == other or other not in tensors or kernel not in tensors:
+            continue
+        ours, theirs = (np.asarray(tensors[key], np.float32) for key in (name, other))
+        rows, size = tensors[kernel].shape
+        if ours.shape != theirs.shape or ours.shape != (rows,):
+            continue  # the shapes are complained of where they are compared
+        if rows == 3 * size:  # a GRU
+            found[other] = theirs[2 * size :]
+            theirs = np.concatenate([theirs[: 2 * size], np.zeros(size, np.float32)])
+        else:
+            del found[other]
+        found[name] = ours + theirs
+    return found
+
+
+def names(variables: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+    """The state dict's name of every leaf, with the leaf's path and the leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    paths = [(tuple(key.key for key in path), leaf) for path, leaf in leaves]
+    return {_name(path): (path, leaf) for path, leaf in paths}
+
+
+def from_file(tensor: np.ndarray, leaf: Any) -> np.ndarray:
+    """The tensor as our leaf, cast to its dtype; ValueError (what was, what should be) where it does not fit."""
+    if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
+        raise ValueError(f"{tensor.dtype}, not floating point")
+    return tensor.astype(leaf.dtype)
+
+
+def to_file(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The state dict of variables, with a second bias for every layer."""
+    tensors = {}
+    for name, (path, leaf) in names(variables).items():
+        array = np.asarray(leaf)
+        tensors[name] = np.ascontiguousarray(array.T if path[-1] in ("kernel", "recurrent_kernel") else array)
+    for name in [name for name in tensors if "bias_hh_l" in name]:
+        other = name.replace("bias_hh_l", "bias_ih_l")
+        second = np.zeros_like(tensors[name])
+        if other in tensors:
+            second[-len(tensors[other]) :] = tensors[other]
+        tensors[other] = second
+    return tensors
+
+
+def _name(path: tuple[str, ...]) -> str:
+    modules, leaf = list(path[1:-1]), path[-1]
+    layer = _LAYER.fullmatch(modules[-1]) if modules else None
+    if layer and leaf in _CELL_LEAF:
+        return ".".join([*modules[:-1], f"{_CELL_LEAF[leaf]}_l{layer[1]}{layer[2] or ''}"])
+    if not modules and leaf == "head_bias":
+        return "head.bias"
+    return ".".join([*modules, _LEAF.get(leaf, leaf)])
