@@ -105,9 +105,7 @@ def _model(config: RecurrentStepConfig | SamplingConfig, **fields: Any) -> Any:
     return zoo.create_model(f"{config.cell}_lm", **{name: getattr(config, name) for name in names}, **fields)
 
 
-def our_step(
-    config: RecurrentStepConfig, model: Any, variables: Any, tokens: np.ndarray
-) -> tuple[Step, int, int]:
+def our_step(config: RecurrentStepConfig, model: Any, variables: Any, tokens: np.ndarray) -> tuple[Step, int, int]:
     """Our step as the loop runs it, its FLOPs, its temporary bytes."""
     optimizer_config = OptimizerConfig("adam", LEARNING_RATE, schedule="constant")
     settings = Config("", 1, config.batch_size, data=TextConfig(), task=LanguageModel(), optimizer=optimizer_config)

@@ -9,11 +9,12 @@ import jax
 import tyro
 
 import zoo
-from train.config import Config, DataConfig, from_json
+from train.config import Config, DataConfig, LabelledTextConfig, TextConfig, from_json
 from train.data import Split, eval_batches, load_dataset
 from train.sharding import Layout, make_layout
 from train.step import make_eval_step
 from train.tasks.classification import Classification
+from train.tasks.language_model import LanguageModel
 from zoo.errors import ZooError
 from zoo.run import read_config
 
@@ -50,20 +51,21 @@ class EvaluateConfig:
     split: Literal["test", "validation", "train"] = "test"  # the split to read
     batch_size: int = 256  # examples at a time, over all devices
     parallel: Literal["auto", "jit", "mesh", "pmap"] = "auto"  # as in training
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    task: Classification = dataclasses.field(default_factory=Classification)
+    data: DataConfig | TextConfig | LabelledTextConfig = dataclasses.field(default_factory=DataConfig)
+    task: Classification | LanguageModel = dataclasses.field(default_factory=Classification)
 
 
 def evaluate_command(args: list[str]) -> None:
     """Prints the metrics of `python -m train evaluate RUN_OR_NAME ...`; data and task default to the run's own."""
-    data, task = DataConfig(), Classification()
+    data: Any = DataConfig()
+    task: Any = Classification()
     folder = next((pathlib.Path(arg) for arg in args if (pathlib.Path(arg) / "config.json").is_file()), None)
     stored = read_config(folder) if folder else {}
     if "config" in stored:
         settings = from_json(stored["config"])
         data, task = settings.data, settings.task
-    default = EvaluateConfig("", data=data, task=task)
-    config = tyro.cli(EvaluateConfig, args=args, default=default, prog="python -m train evaluate")
+    default, options = EvaluateConfig("", data=data, task=task), (tyro.conf.AvoidSubcommands,)
+    config = tyro.cli(EvaluateConfig, args=args, default=default, prog="python -m train evaluate", config=options)
     metrics = evaluate_target(config)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     print(f"{config.target} on {config.data.path or config.data.name} {config.split}: {shown}")
@@ -73,11 +75,12 @@ def evaluate_target(config: EvaluateConfig) -> dict[str, float]:
     """The metrics of a run, or of a named model with weights, on a split; ZooError where they do not go together."""
     if config.batch_size < 1:
         raise ZooError(f"batch-size must be at least 1, not {config.batch_size}")
+    config.data.check()
     if pathlib.Path(config.target).is_dir():
         if config.weights is not None:
             raise ZooError("weights go with a model's name; a run folder has its own")
         model, variables, inputs = zoo.load(config.target)
-        dataset = load_dataset(config.data, inputs.shape)
+        dataset = load_dataset(config.data, inputs.shape, inputs)
     else:
         info = zoo.model_info(config.target)
         if config.weights is None and info.pretrained is None:
@@ -86,18 +89,19 @@ def evaluate_target(config: EvaluateConfig) -> dict[str, float]:
         if config.weights is None:
             model, variables, inputs = zoo.load(config.target)
         else:
-            inputs, classes = dataset.inputs, len(dataset.inputs.labels)
-            model = zoo.create_model(config.target, num_classes=classes)
+            inputs = dataset.inputs
+            model = zoo.create_model(config.target, **inputs.model_args())
             variables = zoo.load_weights(model, config.weights, inputs.shape)
-    if len(inputs.labels) != len(dataset.inputs.labels) or inputs.shape != dataset.inputs.shape:
+    found = dataset.inputs
+    if type(inputs) is not type(found) or len(inputs.labels) != len(found.labels) or inputs.shape != found.shape:
         raise ZooError(
-            f"{dataset.name} has {len(dataset.inputs.labels)} classes of {dataset.inputs.shape} images; "
-            f"{config.target} takes {len(inputs.labels)} of {inputs.shape} (data.image-size brings images to a size)"
+            f"{dataset.name} has {len(found.labels)} classes of {found.shape} {found.kind}s; {config.target} takes "
+            f"{len(inputs.labels)} of {inputs.shape} {inputs.kind}s (data.image-size brings images to a size)"
         )
     split = getattr(dataset, config.split)
     if split is None:
         raise ZooError(f"{dataset.name} has no split {config.split} with labels")
-    layout = make_layout(config.parallel, config.batch_size, 1)
-    settings = Config("", 1, config.batch_size, task=config.task)
+    layout, task = make_layout(config.parallel, config.batch_size, 1), config.task
+    settings = Config("", 1, config.batch_size, data=config.data, task=task)
     step = layout.compile_eval(make_eval_step(settings, layout.adapt(model), inputs, layout.axis_name))
-    return evaluate(step, layout, layout.put_state(variables), split, config.batch_size, config.task)
+    return evaluate(step, layout, layout.put_state(variables), split, config.batch_size, task, model)

@@ -31,9 +31,7 @@ def weighted(function, cell, lengths, reverse, unroll=1):
     """A scalar that depends on every output and every final state, each with a weight of its own."""
 
     def loss(inputs, kernel, bias, state):
-        out = function(
-            cell, inputs, kernel, state, lengths, bias=bias, reverse=reverse, unroll=unroll
-        )
+        out = function(cell, inputs, kernel, state, lengths, bias=bias, reverse=reverse, unroll=unroll)
         leaves = [leaf.astype(jnp.float32) for leaf in (out[0], *out[1])]
         return sum(jnp.sum(leaf * jnp.cos(jnp.arange(leaf.size).reshape(leaf.shape))) for leaf in leaves)
 
@@ -120,7 +118,9 @@ def test_a_projected_table_is_the_projected_sequence(rows):
 
 def test_a_small_tables_gradient_has_no_scatter():
     def text(rows):
-        return str(jax.make_jaxpr(jax.grad(lambda table: take_rows(table, jnp.zeros((4, 3), int)).sum()))(jnp.ones(rows)))
+        return str(
+            jax.make_jaxpr(jax.grad(lambda table: take_rows(table, jnp.zeros((4, 3), int)).sum()))(jnp.ones(rows))
+        )
 
     assert "scatter" not in text((recurrence.ONE_HOT_ROWS, 2))
     assert "scatter" in text((recurrence.ONE_HOT_ROWS + 1, 2))

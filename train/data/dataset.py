@@ -88,6 +88,8 @@ def load_dataset(
             raise ZooError(f"the run takes images, not texts such as {config.path or config.name}")
         load = text.load_labelled if isinstance(config, LabelledTextConfig) else text.load_stream
         return load(config, inputs)  # type: ignore[operator]
+    if isinstance(inputs, TextInputs):
+        raise ZooError(f"the run takes texts, not images such as {config.path or config.name}")
     side = config.image_size
     size = (side, side) if side else (model_shape[0], model_shape[1])
     if config.path is not None:

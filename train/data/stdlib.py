@@ -25,7 +25,9 @@ def load() -> tuple[str, dict[str, str]]:
     folder = pathlib.Path(sysconfig.get_paths()["stdlib"])
     missing = [module for module in (*TRAIN, *VALIDATION) if not (folder / f"{module}.py").is_file()]
     if missing:
-        raise ZooError(f"this Python has no sources of {', '.join(missing)} in {str(folder)!r}; name another --data.path")
+        raise ZooError(
+            f"this Python has no sources of {', '.join(missing)} in {str(folder)!r}; name another --data.path"
+        )
     texts = {
         module: (folder / f"{module}.py").read_bytes().decode("utf-8").encode("ascii", "replace").decode()
         for module in (*TRAIN, *VALIDATION)

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -22,6 +22,8 @@ class ImageInputs:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     labels: tuple[str, ...]
+
+    kind: ClassVar[str] = "image"
 
     def __post_init__(self) -> None:
         for name in ("shape", "mean", "std", "labels"):
@@ -69,7 +71,7 @@ class ImageInputs:
         return jax.ShapeDtypeStruct((1, *self.shape), np.dtype(np.float32))
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": "image", **dataclasses.asdict(self)}
+        return {"kind": self.kind, **dataclasses.asdict(self)}
 
 
 def open_image(raw: Any, channels: int) -> Any:

@@ -8,7 +8,7 @@ two are of the `tokenizers` library, whose JSON is kept whole.
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -31,6 +31,8 @@ class TextInputs:
     vocabulary: str
     length: int
     labels: tuple[str, ...] = ()
+
+    kind: ClassVar[str] = "text"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
@@ -110,7 +112,7 @@ class TextInputs:
         return jax.ShapeDtypeStruct((1, self.length), np.dtype(np.int32))
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": "text", **dataclasses.asdict(self)}
+        return {"kind": self.kind, **dataclasses.asdict(self)}
 
     @functools.cached_property
     def _codes(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`lstm_encoder`: one unit vector for a whole sequence, of a speaker's voice or a sentence.
+"""`lstm_encoder`, `lstm_sentence_encoder`: one unit vector for a whole sequence, of a speaker's voice or a sentence.
 
 The stack of Wan et al. 2018 (GE2E, arXiv:1710.10467): the last layer's state at the last step, a dense layer, length
 one. Widths are those that became usual for speakers, 3 layers of 256; the paper's 768 and its projections are not.
@@ -16,16 +16,17 @@ from zoo.ops.recurrence import Cell
 from zoo.registry import register
 from zoo.sequence import check_tokens
 
+_PAPER = "Wan et al. 2018, arXiv:1710.10467"
 
-@register("lstm_encoder", family="lstm", input_shape=(160, 40), paper="Wan et al. 2018, arXiv:1710.10467")
+
+@register("lstm_encoder", family="lstm", input_shape=(160, 40), paper=_PAPER)
 class RecurrentEncoder(nn.Module):
-    """Features [B, T, F] (with a `vocab_size`, tokens [B, T]) to embeddings [B, embedding_size] of length one.
+    """Features [B, T, F], of which row b has `lengths[b]` steps, to embeddings [B, embedding_size] of length one.
 
-    Row b has `lengths[b]` steps. Features: pooled, what the dense layer sees; layers/..., as `Recurrent` lists them.
+    Features: pooled, what the dense layer sees; layers/..., as `Recurrent` lists them.
     """
 
     embedding_size: int = 256
-    vocab_size: int | None = None  # of tokens; None: the inputs are features
     cell: Cell = "lstm"
     hidden_size: int = 256
     num_layers: int = 3
@@ -37,13 +38,12 @@ class RecurrentEncoder(nn.Module):
 
     head = "head"
 
-    @nn.compact
     def __call__(self, x: jax.Array, lengths: jax.Array | None = None, train: bool = False) -> jax.Array:
-        inputs: jax.Array | Rows = x
-        if self.vocab_size is not None:
-            check_tokens(self, x, self.vocab_size, lengths)
-            table = nn.Embed(self.vocab_size, self.hidden_size, name="embedding", param_dtype=self.param_dtype)
-            inputs = Rows(table.embedding.astype(self.dtype), x)
+        return self.encode(x, lengths, train)
+
+    @nn.compact
+    def encode(self, x: jax.Array | Rows, lengths: jax.Array | None, train: bool) -> jax.Array:
+        """The embeddings of features, or of rows of a table."""
         layers = Recurrent(
             cell=self.cell,
             hidden_size=self.hidden_size,
@@ -55,9 +55,27 @@ class RecurrentEncoder(nn.Module):
             param_dtype=self.param_dtype,
             name="layers",
         )
-        _, state = layers(inputs, layers.init_state(len(x)), lengths, train)
+        rows = len(x.tokens) if isinstance(x, Rows) else len(x)
+        _, state = layers(x, layers.init_state(rows), lengths, train)
         last = jnp.concatenate([state[name][0] for name in layers.directions(self.num_layers - 1)], axis=-1)
         head = nn.Dense(self.embedding_size, dtype=self.dtype, param_dtype=self.param_dtype, name="head")
         embedding = head(sow(self, "pooled", last)).astype(jnp.float32)
         length = jnp.sqrt(jnp.sum(jnp.square(embedding), axis=-1, keepdims=True) + 1e-12)
         return (embedding / length).astype(self.dtype)
+
+
+@register("lstm_sentence_encoder", family="lstm", input_shape=(64,), input_dtype="int32", paper=_PAPER)
+class SentenceEncoder(RecurrentEncoder):
+    """Tokens [B, T], of which row b has `lengths[b]`, to embeddings [B, embedding_size] of length one.
+
+    Features: pooled, what the dense layer sees; layers/..., as `Recurrent` lists them.
+    """
+
+    vocab_size: int = 10_000
+
+    def setup(self) -> None:
+        self.words = nn.Embed(self.vocab_size, self.hidden_size, param_dtype=self.param_dtype)
+
+    def __call__(self, tokens: jax.Array, lengths: jax.Array | None = None, train: bool = False) -> jax.Array:
+        check_tokens(self, tokens, self.vocab_size, lengths)
+        return self.encode(Rows(self.words.embedding.astype(self.dtype), tokens), lengths, train)

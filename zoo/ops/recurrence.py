@@ -148,9 +148,7 @@ def recur_reference(
     return outputs, state, found
 
 
-def textbook_cell(
-    cell: Cell, x: jax.Array, product: jax.Array, state: State
-) -> tuple[State, dict[str, jax.Array]]:
+def textbook_cell(cell: Cell, x: jax.Array, product: jax.Array, state: State) -> tuple[State, dict[str, jax.Array]]:
     """One step, float32, of x [B, G] and h @ recurrent_kernel [B, G]: the new state, and the gates by name."""
     if cell == "rnn":
         return (jnp.tanh(x + product),), {}

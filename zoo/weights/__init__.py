@@ -12,7 +12,7 @@ import numpy as np
 
 from zoo.errors import ZooError
 from zoo.registry import abstract_variables, create_model, list_models, model_info
-from zoo.weights import native, torchvision
+from zoo.weights import native, recurrent, torchvision
 
 Variables = Mapping[str, Any]
 
@@ -20,7 +20,7 @@ Variables = Mapping[str, Any]
 def load_weights(
     model: str | nn.Module, path: str | os.PathLike, input_shape: tuple[int, ...] | None = None, **overrides: Any
 ) -> Variables:
-    """The variables of `model` from a `.safetensors` file in torchvision's layout or ours.
+    """The variables of `model` from a `.safetensors` file: torchvision's layout, that of torch's recurrent layers, or ours.
 
     `model` is a registered name, with `overrides` of its fields, or a module. `input_shape` (one example's) defaults to
     the registered one; it matters where a dense layer follows the flattened maps. If the file's head has another
@@ -30,7 +30,13 @@ def load_weights(
     module, example = _module_and_example(model, input_shape, overrides)
     template = abstract_variables(module, example)
     tensors = read_safetensors(path)
-    layout = native if native.is_native(tensors) else torchvision
+    layout: Any = native if native.is_native(tensors) else torchvision
+    if recurrent.is_recurrent(tensors):
+        layout = recurrent
+        try:
+            tensors = recurrent.merged(tensors)
+        except ValueError as error:
+            raise ZooError(f"{str(path)!r} does not fit {type(module).__name__}: {error}") from None
     expected = layout.names(template)
     missing = sorted(set(expected) - set(tensors))
     unexpected = sorted(name for name in set(tensors) - set(expected) if not layout.ignored(name))
@@ -38,13 +44,15 @@ def load_weights(
     for name in set(expected) & set(tensors):
         keys, leaf = expected[name]
         try:
-            leaves[keys] = layout.from_file(tensors[name], leaf)
+            leaves[keys] = layout.from_file(tensors[name], leaf, keys)
         except ValueError as error:
             misfits[name] = keys, str(error)
     head = ("params", getattr(module, "head", ""))
-    other_head = {keys for keys, _ in misfits.values()} == {
-        keys for keys, _ in expected.values() if keys[:2] == head
-    } and all(layout.differs_in_classes(tensors[name], expected[name][1]) for name in misfits)
+    other_head = (
+        bool(misfits)
+        and {keys for keys, _ in misfits.values()} == {keys for keys, _ in expected.values() if keys[:2] == head}
+        and all(layout.differs_in_classes(tensors[name], expected[name][1]) for name in misfits)
+    )
     wrong = [] if other_head else [f"{name} ({why})" for name, (_, why) in sorted(misfits.items())]
     problems = {"missing": missing, "unexpected": unexpected, "misshapen": wrong}
     if any(problems.values()):
@@ -61,8 +69,11 @@ def load_weights(
 
 
 def save_weights(variables: Variables, path: str | os.PathLike, overwrite: bool = False) -> None:
-    """Writes variables in torchvision's layout (no `num_batches_tracked`); refuses to replace a file unasked."""
-    write_safetensors(torchvision.to_file(variables), path, overwrite)
+    """Writes variables as torch has them: in torchvision's layout (no `num_batches_tracked`), or that of torch's
+    recurrent layers. Refuses to replace a file unasked."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    layout = recurrent if any(path[-1].key == "recurrent_kernel" for path, _ in leaves) else torchvision
+    write_safetensors(layout.to_file(variables), path, overwrite)
 
 
 def save_native(variables: Variables, path: str | os.PathLike, overwrite: bool = False) -> None:

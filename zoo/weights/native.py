@@ -22,7 +22,7 @@ def names(variables: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]
     return {"/".join(path): (path, leaf) for path, leaf in paths}
 
 
-def from_file(tensor: np.ndarray, leaf: Any) -> np.ndarray:
+def from_file(tensor: np.ndarray, leaf: Any, path: tuple[str, ...]) -> np.ndarray:
     """The tensor itself; ValueError where shape or dtype differ."""
     if tensor.shape != leaf.shape:
         raise ValueError(f"{tensor.shape}, not {leaf.shape}")

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 _LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+_TRANSPOSED = ("kernel", "recurrent_kernel")
 _LAYER = re.compile(r"layer(\d+)(_reverse)?")
 _CELL_LEAF = {
     "kernel": "weight_ih",
@@ -61,11 +62,19 @@ def names(variables: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]
     return {_name(path): (path, leaf) for path, leaf in paths}
 
 
-def from_file(tensor: np.ndarray, leaf: Any) -> np.ndarray:
+def from_file(tensor: np.ndarray, leaf: Any, path: tuple[str, ...]) -> np.ndarray:
     """The tensor as our leaf, cast to its dtype; ValueError (what was, what should be) where it does not fit."""
     if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
         raise ValueError(f"{tensor.dtype}, not floating point")
-    return tensor.astype(leaf.dtype)
+    expected = leaf.shape[::-1] if path[-1] in _TRANSPOSED else leaf.shape
+    if tensor.shape != expected:
+        raise ValueError(f"{tensor.shape}, not {expected}")
+    return np.ascontiguousarray(tensor.T if path[-1] in _TRANSPOSED else tensor).astype(leaf.dtype)
+
+
+def differs_in_classes(tensor: np.ndarray, leaf: Any) -> bool:
+    """Whether a head's tensor is our leaf but for the number of classes."""
+    return tensor.shape[1:] == leaf.shape[:-1]
 
 
 def to_file(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -73,7 +82,7 @@ def to_file(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     tensors = {}
     for name, (path, leaf) in names(variables).items():
         array = np.asarray(leaf)
-        tensors[name] = np.ascontiguousarray(array.T if path[-1] in ("kernel", "recurrent_kernel") else array)
+        tensors[name] = np.ascontiguousarray(array.T if path[-1] in _TRANSPOSED else array)
     for name in [name for name in tensors if "bias_hh_l" in name]:
         other = name.replace("bias_hh_l", "bias_ih_l")
         second = np.zeros_like(tensors[name])
@@ -88,6 +97,6 @@ def _name(path: tuple[str, ...]) -> str:
     layer = _LAYER.fullmatch(modules[-1]) if modules else None
     if layer and leaf in _CELL_LEAF:
         return ".".join([*modules[:-1], f"{_CELL_LEAF[leaf]}_l{layer[1]}{layer[2] or ''}"])
-    if not modules and leaf == "head_bias":
-        return "head.bias"
+    if not modules:  # those of tied language models
+        return {"head_bias": "head.bias", "embedding": "embedding.weight"}.get(leaf, leaf)
     return ".".join([*modules, _LEAF.get(leaf, leaf)])

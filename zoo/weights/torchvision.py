@@ -28,7 +28,7 @@ def names(variables: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]
     return {_name(path): (path, leaf) for path, leaf in paths}
 
 
-def from_file(tensor: np.ndarray, leaf: Any) -> np.ndarray:
+def from_file(tensor: np.ndarray, leaf: Any, path: tuple[str, ...]) -> np.ndarray:
     """The tensor as our leaf, cast to its dtype; ValueError (what was, what should be) where it does not fit."""
     if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
         raise ValueError(f"{tensor.dtype}, not floating point")
