@@ -120,7 +120,7 @@ def train_peer(settings: Config, dataset: Dataset, variables: Any, rates: list[f
     if optimizer_settings != plain or settings.augment != type(settings.augment)() or dataset.test is None:
         raise ZooError("the PyTorch peer trains recipes with Adam at a constant rate, without augmentation")
     torch.manual_seed(settings.seed)
-    inputs = dataset.inputs
+    inputs: Any = dataset.inputs
     peer = torch_model(settings.model.name, inputs.shape, num_classes=len(inputs.labels), **settings.model.args)
     peer.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in torchvision.to_file(variables).items()})
     peer = peer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

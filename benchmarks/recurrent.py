@@ -112,7 +112,7 @@ def our_step(config: RecurrentStepConfig, model: Any, variables: Any, tokens: np
     optimizer, layout = make_optimizer(optimizer_config, 1), make_layout("jit", config.batch_size, 1)
     inputs = TextInputs("char", "".join(map(chr, range(config.vocab_size))), config.length)
     ones = np.ones((config.batch_size, config.length), np.float32)
-    batch = {"tokens": tokens[:, :-1].astype(np.int32), "targets": tokens[:, 1:].astype(np.int32)}
+    batch: dict[str, Any] = {"tokens": tokens[:, :-1].astype(np.int32), "targets": tokens[:, 1:].astype(np.int32)}
     batch |= {"weight": ones, "characters": ones, "row": np.arange(config.batch_size, dtype=np.int32)}
     placed = layout.put_batch(batch)
     carry = model.init_state(config.batch_size)
@@ -200,9 +200,9 @@ def linen_step(config: RecurrentStepConfig, variables: Any, tokens: np.ndarray) 
         jax.block_until_ready((state, loss))
         return float(loss)
 
-    memory = step.lower(state).compile().memory_analysis().temp_size_in_bytes
+    analysis: Any = step.lower(state).compile().memory_analysis()
     loss, seconds = first_call(work)
-    return Step(work, loss, count_parameters({"params": params}), seconds), memory
+    return Step(work, loss, count_parameters({"params": params}), seconds), analysis.temp_size_in_bytes
 
 
 def torch_model(config: RecurrentStepConfig | SamplingConfig, variables: Any) -> Any:
@@ -293,7 +293,7 @@ def run_sampling(config: SamplingConfig) -> dict[str, Any]:
     row |= {"speedup": ratio, "speedup_p10": low, "speedup_p90": high}
     row |= {**contest.machine(), "rounds": config.rounds, "seed": config.seed, **circumstances()}
     print(
-        f"{config.cell} {config.num_layers}x{config.hidden_size} sampling, batch 1: ours {row['ours_tokens_per_s']:,.0f} "
+        f"{config.cell} {config.num_layers}x{config.hidden_size} sampling: ours {row['ours_tokens_per_s']:,.0f} "
         f"characters/s, torch {row['torch_tokens_per_s']:,.0f}; {ratio:.2f} times as fast ({low:.2f} to {high:.2f}); "
         f"{contest.remark()}"
     )

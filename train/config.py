@@ -237,7 +237,8 @@ def from_json(data: Any, kind: Any = Config) -> Any:
 
 def _kinds(hint: Any) -> dict[str, Any]:
     """The dataclasses that a field may be, by name."""
-    return {kind.__name__: kind for kind in typing.get_args(hint) or (hint,) if dataclasses.is_dataclass(kind)}
+    kinds = (kind for kind in typing.get_args(hint) or (hint,) if dataclasses.is_dataclass(kind))
+    return {kind.__name__: kind for kind in kinds}  # type: ignore[union-attr]
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:

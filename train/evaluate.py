@@ -90,7 +90,8 @@ def evaluate_target(config: EvaluateConfig) -> dict[str, float]:
             model, variables, inputs = zoo.load(config.target)
         else:
             inputs = dataset.inputs
-            model = zoo.create_model(config.target, **inputs.model_args())
+            args: dict[str, Any] = inputs.model_args()
+            model = zoo.create_model(config.target, **args)
             variables = zoo.load_weights(model, config.weights, inputs.shape)
     found = dataset.inputs
     if type(inputs) is not type(found) or len(inputs.labels) != len(found.labels) or inputs.shape != found.shape:

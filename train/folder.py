@@ -104,7 +104,7 @@ def closing_words(workdir: pathlib.Path, config: Config, dataset: Dataset) -> st
     """What a run ends with: how to use it, on the first held-out example; of a language model, a sample too."""
     split = dataset.test or dataset.validation or dataset.train
     inputs = dataset.inputs
-    if isinstance(config.task, LanguageModel):
+    if isinstance(config.task, LanguageModel) and isinstance(inputs, TextInputs):
         run = zoo.load(workdir)
         prompt = inputs.decode(split.read(np.zeros(1, int))["tokens"][0])
         text = zoo.generate(run, prompt, length=300, temperature=0.8)

@@ -24,6 +24,7 @@ from train.report import Phases, Report, Trace, draw_curves, write_text
 from train.sharding import Layout, make_layout
 from train.step import TrainState, init_state, make_eval_step, make_train_step
 from zoo.errors import ZooError
+from zoo.inputs.image import ImageInputs
 from zoo.run import pretrained_file
 from zoo.weights import load_weights
 
@@ -252,7 +253,7 @@ def initial_state(
         example = dataset.inputs.example()
         key = jax.random.key(config.seed)
         variables = jax.jit(model.init)(key, np.zeros(example.shape, example.dtype))
-        if hasattr(model, "calibrate"):
+        if hasattr(model, "calibrate") and isinstance(dataset.inputs, ImageInputs):
             images = dataset.train.read(np.arange(min(CALIBRATION_IMAGES, dataset.train.size)))["image"]
             variables = model.calibrate(variables, dataset.inputs.normalize(images))
     check_patterns(config.optimizer, variables["params"])

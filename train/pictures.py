@@ -56,7 +56,7 @@ def draw_report(config: ReportConfig) -> pathlib.Path:
     folder = pathlib.Path(config.run)
     settings: Config = from_json(read_config(folder).get("config"))
     run = zoo.load(folder)
-    dataset = load_dataset(settings.data, run.inputs.shape)
+    dataset = load_dataset(settings.data, run.inputs.shape, run.inputs)
     split: Split | None = getattr(dataset, config.split)
     if split is None:
         raise ZooError(f"{dataset.name} has no split {config.split} with labels")

@@ -34,11 +34,11 @@ def test_weight_decay_spares_norms_and_biases(name):
     assert not updates["bn"]["scale"].any()
 
 
-def test_every_model_decays_its_kernels_and_nothing_else():
+def test_every_model_decays_its_kernels_and_embeddings_and_nothing_else():
     for name in zoo.list_models():
         params = abstract_variables(zoo.create_model(name), zoo.model_info(name).example())["params"]
         for path, decays in jax.tree_util.tree_leaves_with_path(decay_mask(params)):
-            assert decays == (path[-1].key == "kernel")
+            assert decays == (path[-1].key in ("kernel", "recurrent_kernel", "embedding"))
 
 
 def test_schedules():

@@ -60,7 +60,7 @@ def steps(config, parallel, n=5):
         jax.block_until_ready(metrics)
         seen.append(layout.fetch(metrics))
     evaluate = layout.compile_eval(make_eval_step(config, model, INPUTS, layout.axis_name))
-    sums = layout.fetch(evaluate(state.eval_variables(), layout.put_batch(batches(0))))
+    sums = layout.fetch(evaluate(state.eval_variables(), None, layout.put_batch(batches(0)))[0])
     return layout.fetch(state), seen, sums
 
 

@@ -86,8 +86,9 @@ def load_dataset(
     if not isinstance(config, DataConfig):
         if inputs is not None and not isinstance(inputs, TextInputs):
             raise ZooError(f"the run takes images, not texts such as {config.path or config.name}")
-        load = text.load_labelled if isinstance(config, LabelledTextConfig) else text.load_stream
-        return load(config, inputs)  # type: ignore[operator]
+        if isinstance(config, LabelledTextConfig):
+            return text.load_labelled(config, inputs)
+        return text.load_stream(config, inputs)
     if isinstance(inputs, TextInputs):
         raise ZooError(f"the run takes texts, not images such as {config.path or config.name}")
     side = config.image_size

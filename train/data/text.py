@@ -106,8 +106,8 @@ def _labelled_texts(config: "LabelledTextConfig") -> tuple[str, dict[str, list[t
 
 
 def snippets(text: str, length: int) -> list[tuple[str, str]]:
-    """Pieces of a text by split: of the first 80 % for training, each half over the one before; of the next 10 % and the
-    last 10 % for validation and test, end to end."""
+    """Pieces of a text by split: of the first 80 % for training, each half over the one before; of the next and
+    the last 10 % for validation and test, end to end."""
     ends = {"train": int(0.8 * len(text)), "validation": int(0.9 * len(text)), "test": len(text)}
     pieces, start = [], 0
     for split, end in ends.items():
@@ -134,7 +134,7 @@ def read_text(path: pathlib.Path) -> str:
 
 
 def read_table(path: pathlib.Path) -> tuple[str, dict[str, list[tuple[str, int]]], list[str]]:
-    """Name, pairs by split and labels of a TSV file, or of a folder with train.tsv, validation.tsv or dev.tsv, test.tsv.
+    """Name, pairs by split and labels of a TSV file, or of a folder of train.tsv, validation.tsv or dev.tsv, test.tsv.
 
     Columns are text and label; a first line that names them may put them in another order (`sentence` or `text`, and
     `label`), and a file whose first line names a text but no label is left out.

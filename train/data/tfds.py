@@ -11,7 +11,6 @@ from train.data.dataset import IN_MEMORY_BYTES, Arrays, ArraySplit, LazySplit
 from zoo.errors import ZooError, unknown
 from zoo.inputs.image import fit, open_image
 
-
 BUILT_IN = ("digits", "stdlib")  # sets that are not TFDS's
 
 

@@ -42,10 +42,10 @@ class Classification:
         others = jnp.roll(batch["label"], 1)
         return {**batch, "image": images, "other_label": others, "share": jnp.full(others.shape, share)}
 
-    def check_model(self, model: nn.Module) -> None:
+    def check_model(self, model: type[nn.Module]) -> None:
         """ZooError for a model without classes."""
         if not hasattr(model, "num_classes"):
-            raise ZooError(f"{type(model).__name__} is no classifier: it has no field num_classes")
+            raise ZooError(f"{model.__name__} is no classifier: it has no field num_classes")
 
     def initial_carry(self, model: nn.Module, batch_size: int) -> None:
         """Batches have nothing to do with one another."""

@@ -25,10 +25,10 @@ class LanguageModel:
     def check(self) -> None:
         """Nothing to go wrong."""
 
-    def check_model(self, model: nn.Module) -> None:
+    def check_model(self, model: type[nn.Module]) -> None:
         """ZooError for a model that does not follow the protocol of `zoo.sequence`."""
         if not hasattr(model, "init_state"):
-            raise ZooError(f"{type(model).__name__} is no language model: it has no init_state (see zoo.sequence)")
+            raise ZooError(f"{model.__name__} is no language model: it has no init_state (see zoo.sequence)")
 
     def initial_carry(self, model: nn.Module, batch_size: int) -> Any:
         """The state before the first window."""

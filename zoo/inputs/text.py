@@ -1,8 +1,8 @@
 """Text: strings to the tokens that a model was trained on, and back.
 
-Tokenizers: `char` (a symbol a character of the training text), `byte` (UTF-8, 256 symbols), `bpe` (byte-level byte-pair
-encoding, Sennrich et al. 2016) and `word` (the most frequent words between spaces; the others are one unknown). The last
-two are of the `tokenizers` library, whose JSON is kept whole.
+Tokenizers: `char` (a symbol a character of the text), `byte` (UTF-8, 256 symbols), `bpe` (byte-pair encoding of bytes,
+Sennrich et al. 2016) and `word` (the most frequent words between spaces; the others are one unknown). The last two are
+of the `tokenizers` library, whose JSON is kept whole.
 """
 
 import dataclasses

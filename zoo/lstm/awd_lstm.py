@@ -78,11 +78,11 @@ class AwdLstm(nn.Module):
             locked = nn.Dropout(self.input_dropout_rate, broadcast_dims=(1,), deterministic=False)
             x = locked(take_rows(*x))
         old = self.init_state(len(tokens)) if state is None else state
-        x, layers = self.layers(name="layers")(x, old["layers"], lengths, train)
-        x = sow(self, "hidden", x)
-        x = nn.Dropout(self.output_dropout_rate, broadcast_dims=(1,), deterministic=not train)(x)
+        hidden, layers = self.layers(name="layers")(x, old["layers"], lengths, train)
+        dropout = nn.Dropout(self.output_dropout_rate, broadcast_dims=(1,), deterministic=not train)
+        hidden = dropout(sow(self, "hidden", hidden))
         bias = self.param("head_bias", nn.initializers.zeros_init(), (self.vocab_size,), self.param_dtype)
-        logits = x @ table.T + bias.astype(self.dtype)
+        logits = hidden @ table.T + bias.astype(self.dtype)
         if state is None:
             return logits
         consumed = tokens.shape[1] if lengths is None else lengths

@@ -73,13 +73,13 @@ class RecurrentLM(nn.Module):
         if train and self.input_dropout_rate:
             x = nn.Dropout(self.input_dropout_rate, deterministic=False)(take_rows(table, tokens))
         old = self.init_state(len(tokens)) if state is None else state
-        x, layers = self.layers(name="layers")(x, old["layers"], lengths, train)
-        x = nn.Dropout(self.dropout_rate, deterministic=not train)(sow(self, "hidden", x))
+        hidden, layers = self.layers(name="layers")(x, old["layers"], lengths, train)
+        hidden = nn.Dropout(self.dropout_rate, deterministic=not train)(sow(self, "hidden", hidden))
         if self.tied:
             bias = self.param("head_bias", nn.initializers.zeros_init(), (self.vocab_size,), self.param_dtype)
-            logits = x @ table.T + bias.astype(self.dtype)
+            logits = hidden @ table.T + bias.astype(self.dtype)
         else:
-            logits = nn.Dense(self.vocab_size, dtype=self.dtype, param_dtype=self.param_dtype, name="head")(x)
+            logits = nn.Dense(self.vocab_size, dtype=self.dtype, param_dtype=self.param_dtype, name="head")(hidden)
         if state is None:
             return logits
         consumed = tokens.shape[1] if lengths is None else lengths

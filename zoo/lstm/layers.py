@@ -1,8 +1,8 @@
 """Stacks of recurrent layers, as torch.nn.LSTM, GRU and RNN have them: `lstm`, `gru`, `rnn`.
 
 LSTM: Hochreiter and Schmidhuber 1997 with the forget gates of Gers et al. 2000; GRU: Cho et al. 2014, its reset gate
-after the product (cuDNN's form, PyTorch's too). One bias a gate where PyTorch has two, but for the GRU's candidate, whose
-second one the reset gate multiplies. The forget gates' bias begins at one (Jozefowicz et al. 2015), recurrent kernels
+after the product (cuDNN's form, PyTorch's too). One bias a gate where PyTorch has two, but for the GRU's candidate: its
+reset gate multiplies one of them. The forget gates' bias begins at one (Jozefowicz et al. 2015), recurrent kernels
 orthogonal.
 """
 
@@ -73,8 +73,8 @@ class Recurrent(nn.Module):
     """Sequences [B, T, F], or Rows, to outputs [B, T, hidden_size], twice that wide if bidirectional.
 
     Row b takes its first `lengths[b]` steps; outputs beyond are zero. Given a state (`init_state(B)`, or one returned
-    before), it returns `(outputs, state)`, else outputs. Dropout between layers; with `variational` its mask is the same
-    in every step (Gal and Ghahramani 2016). Features: layer0/cell, layer0/input_gate, layer0/forget_gate,
+    before), it returns `(outputs, state)`, else outputs. Dropout between layers; with `variational` its mask is the
+    same in every step (Gal and Ghahramani 2016). Features: layer0/cell, layer0/input_gate, layer0/forget_gate,
     layer0/output_gate of an LSTM, layer0/reset_gate, layer0/update_gate of a GRU, layer0_reverse/..., layer1/..., each
     [B, T, H]; output.
     """

@@ -1,8 +1,8 @@
 """Recurrent layers over time, with a gradient that forms each weight's in one matrix product.
 
 A layer is split in two. What does not depend on the state, `inputs` [T, B, G] = x @ kernel, is one matrix product over
-all steps (`project`), or a look-up in the projected table where x is an embedding (`project_tokens`). What does, `recur`,
-is a scan of h @ recurrent_kernel + bias and elementwise work. Time comes first, as the scan runs.
+all steps (`project`), or a look-up in the projected table where x is an embedding (`project_tokens`). What does depend
+on it, `recur`, is a scan of h @ recurrent_kernel + bias and elementwise work. Time comes first, as the scan runs.
 
 The scan's own gradient would add to a weight gradient once a step; here the backward scan only carries the state's
 gradient and leaves those by `inputs` behind, from which all steps' products are one. The gates of one step are one
@@ -169,8 +169,8 @@ def _product(h: jax.Array, kernel: jax.Array, transposed: bool = False) -> jax.A
     return lax.dot_general(h, kernel, contract, preferred_element_type=jnp.float32)
 
 
-# The fast cells. `gates` [B, G] is the tanh of all gates at once: of half the pre-activation for those that are sigmoids.
-# Of a GRU, `extra` [B, H] is the candidate's part of h @ recurrent_kernel.
+# The fast cells. `gates` [B, G] is the tanh of all gates at once, of half the pre-activation for those that are
+# sigmoids. Of a GRU, `extra` [B, H] is the candidate's part of h @ recurrent_kernel.
 
 
 def _cell_forward(
@@ -197,13 +197,13 @@ def _cell_forward(
 def _cell_backward(
     cell: Cell, gates: jax.Array, extra: jax.Array | None, before: State, by_state: State
 ) -> tuple[jax.Array, jax.Array | None, State]:
-    """From the gradient by the new state: that by x; of a GRU, that by `extra`, where the one by the product differs from
-    the one by x; and that by the state before, but for what h does through the product."""
+    """From the gradient by the new state: that by x; of a GRU, that by `extra`, where the one by the product differs
+    from the one by x; and that by the state before, but for what h does through the product."""
     by_h = by_state[0]
     if cell == "rnn":
         return by_h * (1 - gates * gates), None, (jnp.zeros_like(by_h),)
     size = by_h.shape[-1]
-    if cell == "gru":
+    if extra is not None:
         r, z, candidate = jnp.split(gates, 3, axis=-1)
         by_candidate = by_h * (1 - _sigmoid(z)) * (1 - candidate * candidate)
         by_r = by_candidate * extra * 0.25 * (1 - r * r)
@@ -301,7 +301,7 @@ def _recur_backward(cell, reverse, unroll, saved, by_results):
         by_before = (by_h, *by_before[1:])
         if present is not None:
             by_before = tuple(jnp.where(present, new, old) for new, old in zip(by_before, by_state, strict=True))
-        # The gradients take the place of what they are of. Read after written, or XLA copies the whole array every step.
+        # The gradients take the place of what they are of. Read after writing, or XLA copies the whole array each step.
         kept = jax.tree.map(lambda a, new: lax.dynamic_update_index_in_dim(a, new, t, 0), kept, (by_x, by_extra))
         return (by_before, kept, read(kept, t + 1 if reverse else t - 1)), None
 

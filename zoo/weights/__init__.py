@@ -20,7 +20,7 @@ Variables = Mapping[str, Any]
 def load_weights(
     model: str | nn.Module, path: str | os.PathLike, input_shape: tuple[int, ...] | None = None, **overrides: Any
 ) -> Variables:
-    """The variables of `model` from a `.safetensors` file: torchvision's layout, that of torch's recurrent layers, or ours.
+    """The variables of `model` from a `.safetensors` file, as torchvision, torch's recurrent layers or we lay them out.
 
     `model` is a registered name, with `overrides` of its fields, or a module. `input_shape` (one example's) defaults to
     the registered one; it matters where a dense layer follows the flattened maps. If the file's head has another

@@ -1,0 +1,20 @@
+"""A character model of Shakespeare's plays, as char-rnn's: two layers of 512.
+
+python -m train shakespeare-lstm
+"""
+
+from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextConfig
+
+
+def config() -> Config:
+    return Config(
+        workdir="runs/shakespeare-lstm",
+        steps=600,
+        batch_size=50,
+        eval_every=100,
+        model=ModelConfig("lstm_lm", {"hidden_size": 512, "num_layers": 2, "dropout_rate": 0.2}),
+        data=TextConfig("tiny_shakespeare", context=50),
+        task=LanguageModel(),
+        optimizer=OptimizerConfig("adamw", 4e-3, warmup_steps=50, weight_decay=0.1, clip_norm=1.0),
+        log=LogConfig(every=100),
+    )
