@@ -1,10 +1,14 @@
-"""python -m train report RUN: what a classifier learnt and where it errs, as pictures and a page that opens offline."""
+"""python -m train report RUN: what a model learnt and where it errs, as pictures and a page that opens offline.
+
+Image classifiers here; language models in `train.cells`.
+"""
 
 import base64
 import dataclasses
 import html
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -14,10 +18,12 @@ import tyro
 
 import zoo
 from train.config import Config, from_json
-from train.data import Dataset, Split, eval_batches, load_dataset
+from train.data import Split, eval_batches, load_dataset
 from train.report import draw_curves, write_text
+from train.tasks.language_model import LanguageModel
 from zoo.errors import ZooError
 from zoo.features import adding
+from zoo.inputs.image import ImageInputs
 from zoo.run import Run, named_leaves, read_config
 
 BATCH = 256
@@ -34,13 +40,15 @@ CAPTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-    """Draws what a trained classifier learnt and where it errs."""
+    """Draws what a trained model learnt and where it errs."""
 
     run: tyro.conf.Positional[str]  # a run folder
     images: list[str] = dataclasses.field(default_factory=list)  # image files to explain; default: some of the split
     split: Literal["test", "validation", "train"] = "test"  # the split whose mistakes are shown
     output: str | None = None  # where the pictures and report.html go; default: RUN/report
     number: int = 24  # mistakes shown
+    # of a language model: cells to colour held-out text by, as layer0:12; default: those that go most with the text
+    cells: list[str] = dataclasses.field(default_factory=list)
 
 
 def report_command(args: list[str]) -> None:
@@ -57,6 +65,12 @@ def draw_report(config: ReportConfig) -> pathlib.Path:
     settings: Config = from_json(read_config(folder).get("config"))
     run = zoo.load(folder)
     dataset = load_dataset(settings.data, run.inputs.shape, run.inputs)
+    if isinstance(settings.task, LanguageModel):
+        from train.cells import draw_cells
+
+        return draw_cells(config, folder, settings, run, dataset)
+    if not isinstance(run.inputs, ImageInputs):
+        raise ZooError("report draws image classifiers and language models; this run classifies texts")
     split: Split | None = getattr(dataset, config.split)
     if split is None:
         raise ZooError(f"{dataset.name} has no split {config.split} with labels")
@@ -71,12 +85,15 @@ def draw_report(config: ReportConfig) -> pathlib.Path:
     pictures[KERNELS] = draw_kernels(run, output / f"{KERNELS}.png")
     images = np.stack(chosen) if chosen else split.read(np.arange(min(8, split.size)))["image"]
     pictures[ATTENTION] = draw_attention(run, images, output / f"{ATTENTION}.png")
-    return write_page(folder, dataset, config.split, logits, labels, pictures, output / "report.html")
+    accuracy = float((logits.argmax(axis=1) == labels).mean())
+    summary = f"{dataset.name}: accuracy {accuracy:.4f} on {len(labels):,} examples of {config.split}"
+    return write_page(folder, summary, pictures, CAPTIONS, output / "report.html")
 
 
 def predictions(run: Run, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Logits float32 [n, classes] and labels [n] of a whole split."""
-    apply = jax.jit(lambda images: run.model.apply(run.variables, run.inputs.normalize(images)))
+    inputs: Any = run.inputs
+    apply = jax.jit(lambda images: run.model.apply(run.variables, inputs.normalize(images)))
     logits, labels = [], []
     for batch in eval_batches(split, BATCH):
         kept = batch["weight"] > 0
@@ -104,7 +121,7 @@ def draw_confusion(logits: np.ndarray, labels: np.ndarray, names: tuple[str, ...
         for i, j in zip(*np.nonzero(counts), strict=True):
             colour = "white" if shares[i, j] > 0.5 else "black"
             axis.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour, fontsize=8)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def confusion(logits: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -134,7 +151,7 @@ def draw_mistakes(
             axis.set_title(f"said {said}\nis {right}", fontsize=8)
     else:
         axes[0, 0].set_title("no mistakes", fontsize=8)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def worst_mistakes(logits: np.ndarray, labels: np.ndarray, number: int) -> np.ndarray:
@@ -181,7 +198,7 @@ def draw_kernels(run: Run, path: pathlib.Path) -> pathlib.Path:
     for axis, one in zip(axes.ravel(), kernels, strict=False):
         axis.imshow(one if channels == 3 else one.mean(-1), cmap="gray", vmin=0, vmax=1)
     figure.suptitle(f"{name} {list(kernel.shape)}", fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def draw_attention(run: Run, images: np.ndarray, path: pathlib.Path) -> pathlib.Path:
@@ -205,7 +222,7 @@ def draw_attention(run: Run, images: np.ndarray, path: pathlib.Path) -> pathlib.
     for axis in axes.ravel():
         axis.set_xticks([])
         axis.set_yticks([])
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def explain(run: Run, images: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -213,7 +230,8 @@ def explain(run: Run, images: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
 
     Grad-CAM is of the last stage: the ReLU of its maps, weighed by the mean gradient of the answer's logit by each.
     """
-    x = run.inputs.normalize(jnp.asarray(images))
+    inputs: Any = run.inputs
+    x = inputs.normalize(jnp.asarray(images))
     stage, shape = last_stage(run)
 
     def answer(x: jax.Array, delta: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -229,28 +247,25 @@ def explain(run: Run, images: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def write_page(
     folder: pathlib.Path,
-    dataset: Dataset,
-    split: str,
-    logits: np.ndarray,
-    labels: np.ndarray,
+    summary: str,
     pictures: dict[str, pathlib.Path],
+    captions: Mapping[str, str],
     path: pathlib.Path,
+    more: str = "",
 ) -> pathlib.Path:
-    """One HTML page with the pictures in it: it needs no other file and no network."""
-    accuracy = float((logits.argmax(axis=1) == labels).mean())
+    """One HTML page with the pictures in it, and `more` HTML: it needs no other file and no network."""
     model = read_config(folder)["model"]
     parts = [
         "<!doctype html><meta charset='utf-8'>",
         f"<title>{html.escape(folder.name)}</title>",
         "<style>body{font:15px/1.5 sans-serif;max-width:64em;margin:2em auto;padding:0 1em}img{max-width:100%}</style>",
         f"<h1>{html.escape(folder.name)}</h1>",
-        f"<p>{html.escape(model['name'])} {html.escape(json.dumps(model['args']))} on {html.escape(dataset.name)}: "
-        f"accuracy {accuracy:.4f} on {len(labels):,} examples of {html.escape(split)}.</p>",
+        f"<p>{html.escape(model['name'])} {html.escape(json.dumps(model['args']))} on {html.escape(summary)}.</p>",
     ]
     for name, picture in pictures.items():
         data = base64.b64encode(picture.read_bytes()).decode()
-        parts.append(f"<p>{CAPTIONS[name]}</p><img alt='{name}' src='data:image/png;base64,{data}'>")
-    write_text(path, "\n".join(parts) + "\n")
+        parts.append(f"<p>{captions[name]}</p><img alt='{name}' src='data:image/png;base64,{data}'>")
+    write_text(path, "\n".join([*parts, more]) + "\n")
     return path
 
 
@@ -258,7 +273,7 @@ def _show(axis: Any, image: np.ndarray) -> None:
     axis.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
 
 
-def _save(figure: Any, path: pathlib.Path) -> pathlib.Path:
+def save(figure: Any, path: pathlib.Path) -> pathlib.Path:
     import matplotlib.pyplot as plt
 
     figure.savefig(path, dpi=120)

@@ -1,4 +1,4 @@
-"""A character model of Shakespeare's plays, as char-rnn's: two layers of 512.
+"""A character model of Shakespeare's plays, one layer of 384.
 
 python -m train shakespeare-lstm
 """
@@ -9,10 +9,10 @@ from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig
 def config() -> Config:
     return Config(
         workdir="runs/shakespeare-lstm",
-        steps=600,
+        steps=1500,
         batch_size=50,
-        eval_every=100,
-        model=ModelConfig("lstm_lm", {"hidden_size": 512, "num_layers": 2, "dropout_rate": 0.2}),
+        eval_every=250,
+        model=ModelConfig("lstm_lm", {"hidden_size": 384, "num_layers": 1, "dropout_rate": 0.1}),
         data=TextConfig("tiny_shakespeare", context=50),
         task=LanguageModel(),
         optimizer=OptimizerConfig("adamw", 4e-3, warmup_steps=50, weight_decay=0.1, clip_norm=1.0),
