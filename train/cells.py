@@ -138,7 +138,7 @@ def draw_text(symbols: list[str], chosen: Mapping[str, np.ndarray], path: pathli
                     row, column = row + 1, 0
                 if row >= rows or character == "\n":
                     continue
-                axis.add_patch(plt.Rectangle((column, row), 1, 1, color=colours(0.5 + 0.45 * value), lw=0))
+                axis.add_patch(plt.Rectangle((column, row), 1, 1, color=colours(0.5 + 0.3 * value), lw=0))
                 axis.text(column + 0.5, row + 0.5, character, ha="center", va="center", family="monospace", fontsize=7)
                 column += 1
             if row >= rows:
