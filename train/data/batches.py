@@ -5,9 +5,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from train.data.dataset import Arrays, Split
+from train.data.dataset import Arrays, ArraySplit, Split
 from train.data.text import Stream
 from zoo.errors import ZooError
+
+POOL = 64  # batches whose texts are sorted by length together
 
 
 def train_batches(
@@ -24,23 +26,24 @@ class Batches:
     Epochs are permutations of the split, drawn from (seed, epoch) and laid end to end; batch k is the k-th piece of
     `batch_size`. Process i of n reads rows [i B / n, (i + 1) B / n). Besides the examples a batch has `row` int32 (the
     place in the global batch) and `weight` float32 (ones).
+
+    Texts come together with others of about their length: `POOL` batches are drawn at a time, sorted, cut and put in
+    random order; and a batch is as wide as its longest text, to the next power of two, so that few widths compile.
     """
 
     def __init__(self, split: Split, batch_size: int, seed: int, process: int = 0, processes: int = 1):
         self.split, self.batch_size, self.seed = split, batch_size, seed
         share = batch_size // processes
         self.rows = np.arange(process * share, (process + 1) * share)
+        self.lengths = split.arrays.get("length") if isinstance(split, ArraySplit) else None
         self._order = functools.lru_cache(maxsize=2)(self._permutation)
 
     def __call__(self, k: int) -> Arrays:
         """The arrays of batch `k`, fresh ones each time."""
-        epochs, places = np.divmod(k * self.batch_size + self.rows, self.split.size)
-        indices = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            mask = epochs == epoch
-            indices[mask] = self._order(int(epoch))[places[mask]]
+        indices = self._indices(k, self.rows)
         weight = np.ones(len(self.rows), np.float32)
-        return {**self.split.read(indices), "row": self.rows.astype(np.int32), "weight": weight}
+        batch = {**self.split.read(indices), "row": self.rows.astype(np.int32), "weight": weight}
+        return batch if self.lengths is None else trimmed(batch, self._longest(k))
 
     def from_step(self, start: int, stop: int) -> Iterator[Arrays]:
         """Batches `start` to `stop - 1`; what is decoded from files is read ahead by Grain's threads."""
@@ -51,8 +54,35 @@ class Batches:
         steps = grain.MapDataset.range(start, stop).map(self)
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=8, prefetch_buffer_size=16)))
 
+    def _indices(self, k: int, rows: np.ndarray) -> np.ndarray:
+        """The examples in `rows` of the global batch `k`."""
+        epochs, places = np.divmod(k * self.batch_size + rows, self.split.size)
+        indices = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            mask = epochs == epoch
+            indices[mask] = self._order(int(epoch))[places[mask]]
+        return indices
+
+    def _longest(self, k: int) -> int:
+        """The longest text of the whole batch `k`, which every process pads to."""
+        return int(self.lengths[self._indices(k, np.arange(self.batch_size))].max())  # type: ignore[index]
+
     def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch)).permutation(self.split.size)
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(self.split.size)
+        if self.lengths is None:
+            return order
+        pools = [order[i : i + POOL * self.batch_size] for i in range(0, len(order), POOL * self.batch_size)]
+        order = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
+        whole = len(order) // self.batch_size
+        batches = order[: whole * self.batch_size].reshape(whole, self.batch_size)
+        return np.concatenate([rng.permutation(batches).ravel(), order[whole * self.batch_size :]])
+
+
+def trimmed(batch: Arrays, longest: int) -> Arrays:
+    """A batch of texts without the padding that all share, its width a power of two or the full one."""
+    width = max(8, 1 << (max(longest, 1) - 1).bit_length())
+    return {**batch, "tokens": batch["tokens"][:, :width].copy()}
 
 
 class StreamBatches:

@@ -7,7 +7,15 @@ from train import Classification, Config, LabelledTextConfig, LogConfig, ModelCo
 
 
 def config() -> Config:
-    fields = {"embedding_size": 128, "hidden_size": 128, "pooling": "max", "dropout_rate": 0.5, "word_dropout_rate": 0.1}
+    sizes = {"embedding_size": 300, "hidden_size": 256}
+    fields = {
+        **sizes,
+        "embedding_size": 128,
+        "hidden_size": 128,
+        "pooling": "max",
+        "dropout_rate": 0.5,
+        "word_dropout_rate": 0.1,
+    }
     return Config(
         workdir="runs/lstm-sentiment",
         steps=2400,
