@@ -14,7 +14,7 @@ from benchmarks.timer import RESULTS, append_row, circumstances, in_turn
 from train import folder
 from train.__main__ import load_recipe
 from train.config import at_least
-from train.data import Batches, load_dataset
+from train.data import load_dataset
 from train.interrupt import Stop
 from train.loop import Trainer
 from train.report import Phases
@@ -42,7 +42,7 @@ def run(config: LoopConfig) -> dict[str, Any]:
         steps = -(-config.steps // settings.log.every) * settings.log.every
         dataset = load_dataset(settings.data, zoo.model_info(settings.model.name).input_shape)
         with Trainer(settings, path, dataset, Phases()) as trainer, Stop() as stop:
-            batch = trainer.layout.put_batch(Batches(dataset.train, settings.batch_size, settings.seed)(0))
+            batch = trainer.layout.put_batch(trainer.batches(0))
 
             def bare() -> None:
                 for _ in range(steps):

@@ -50,7 +50,7 @@ def run(config: QualityConfig) -> list[dict[str, Any]]:
     with phases("setup"):
         trainer = Trainer(settings, path, dataset, phases)
     variables = trainer.layout.fetch(trainer.state.variables())
-    batch = trainer.layout.put_batch(Batches(dataset.train, settings.batch_size, settings.seed)(0))
+    batch = trainer.layout.put_batch(trainer.batches(0))
     flops = settings.steps * zoo.count_flops(trainer.train_step, trainer.state, batch)
     with trainer, Stop() as stop:
         trainer.train(stop, until=settings.steps // 2)

@@ -58,6 +58,8 @@ class Trainer:
         model_args, model = make_model(config, dataset)
         optimizer = make_optimizer(config.optimizer, config.steps)
         begin = partial(initial_state, config, model, dataset, optimizer)
+        process, processes = jax.process_index(), jax.process_count()
+        self.batches = train_batches(dataset.train, config.batch_size, config.seed, process, processes)
         meta: dict[str, Any] = {"step": 0, "interval": {"steps": 0, "sums": {}}}
         resumes = ever_saved(workdir)
         state = jax.eval_shape(begin) if resumes else begin(config.model.weights)
@@ -88,9 +90,7 @@ class Trainer:
         """
         config, layout, interval = self.config, self.layout, self.interval
         first, trace = self.step, Trace(config.profile_steps(), self.workdir / "profile")
-        process, processes = jax.process_index(), jax.process_count()
-        batches = train_batches(self.dataset.train, config.batch_size, config.seed, process, processes)
-        coming = map(layout.put_batch, batches.from_step(self.step, until or config.steps))
+        coming = map(layout.put_batch, self.batches.from_step(self.step, until or config.steps))
         batch = next(coming, None)
         clock = Clock(self.step)
         while batch is not None:

@@ -1,0 +1,185 @@
+"""Language models are trained: truncated back-propagation under jit and on a mesh, resumed to the bit, scored whole."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+import train
+import zoo
+from runs import fingerprint
+from train import Classification, Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextConfig
+from train.__main__ import main
+from train.data import load_dataset, train_batches
+from train.data.batches import eval_batches
+from train.evaluate import evaluate
+from train.loop import make_model
+from train.optimizer import make_optimizer
+from train.sharding import make_layout
+from train.step import init_state, make_eval_step, make_train_step
+
+TEXT = "".join(f"{i} green bottles hanging on the wall,\n" for i in range(300))
+TOLERANCE = 2e-5  # sums in another order on eight devices than on one
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "bottles.txt"
+    path.write_text(TEXT)
+    optimizer = OptimizerConfig("adamw", 1e-2, clip_norm=1.0, ema=0.9)
+    return Config(
+        "", 20, 16, eval_every=5, model=ModelConfig("lstm_lm", {"hidden_size": 8}), data=TextConfig(path=str(path)),
+        task=LanguageModel(), optimizer=optimizer, log=LogConfig(5, tensorboard=False),
+    )  # fmt: skip
+
+
+def steps(config, parallel, n=4):
+    """Host state and metrics after n steps, and the compiled step."""
+    dataset = load_dataset(config.data, (64,))
+    _, model = make_model(config, dataset)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    layout = make_layout(parallel, config.batch_size, config.optimizer.accumulate)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
+    carry = config.task.initial_carry(model, config.batch_size)
+    state = layout.put_train_state(init_state(variables, optimizer, True, carry))
+    step = layout.compile_train(make_train_step(config, model, dataset.inputs, optimizer))
+    batches, seen = train_batches(dataset.train, config.batch_size, 0), []
+    for k in range(n):
+        state, metrics = step(state, layout.put_batch(batches(k)))
+        jax.block_until_ready(metrics)
+        seen.append(layout.fetch(metrics))
+    return layout.fetch(state), seen, step, (model, dataset, batches)
+
+
+def assert_close(a, b):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        assert np.abs(x - y).max() <= TOLERANCE * max(np.abs(x).max(), 1e-2), jax.tree_util.keystr(path)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(config):
+    return steps(config, "jit")
+
+
+def test_a_mesh_of_eight_devices_agrees_and_compiles_once(config, on_one_device):
+    state, seen, step, _ = steps(config, "mesh")
+    assert_close(state, on_one_device[0])
+    assert_close(seen, on_one_device[1])
+    assert step._cache_size() == 1
+
+
+def test_micro_batches_hand_on_their_own_rows(config, on_one_device):
+    accumulate = dataclasses.replace(config.optimizer, accumulate=2)
+    state, seen, _, _ = steps(dataclasses.replace(config, optimizer=accumulate), "mesh")
+    assert_close(state.carry, on_one_device[0].carry)
+    assert_close(seen, on_one_device[1])
+
+
+def test_the_state_is_carried_from_batch_to_batch(config, on_one_device):
+    """After four batches without learning, the carry is that of one pass over all their tokens."""
+    still = dataclasses.replace(config.optimizer, learning_rate=0.0)
+    state, _, _, (model, _, batches) = steps(dataclasses.replace(config, optimizer=still), "jit")
+    tokens = np.concatenate([batches(k)["tokens"] for k in range(4)], axis=1)
+    _, expected = model.apply(state.variables(), tokens, model.init_state(config.batch_size))
+    assert_close(state.carry, jax.tree.map(np.asarray, expected))
+    assert state.carry["position"].tolist() == [4 * 64] * 16
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 16])
+def test_the_loss_of_a_whole_text_is_the_mean_over_its_symbols(config, on_one_device, batch_size):
+    state, _, _, (model, dataset, _) = on_one_device
+    layout = make_layout("jit", batch_size, 1)
+    step = layout.compile_eval(make_eval_step(config, model, dataset.inputs))
+    split = dataset.validation
+    metrics = evaluate(step, layout, state.variables(), split, batch_size, config.task, model)
+    told, total = 0, 0.0
+    piece = -(-split.size // batch_size)
+    for start in range(0, split.size, piece):
+        tokens = split.tokens[start : start + piece + 1].astype(np.int32)
+        log_probabilities = jax.nn.log_softmax(model.apply(state.variables(), tokens[None, :-1])[0])
+        total -= float(np.take_along_axis(np.asarray(log_probabilities), tokens[1:, None], axis=1).sum())
+        told += len(tokens) - 1
+    assert told == split.size
+    assert metrics["loss"] == pytest.approx(total / told, rel=1e-5)
+    assert metrics["bits_per_character"] == pytest.approx(metrics["loss"] / math.log(2))
+    assert metrics["perplexity"] == pytest.approx(math.exp(metrics["loss"]))
+
+
+def test_bits_a_character_do_not_depend_on_the_tokens(config):
+    """A model that says nothing pays log2 of its vocabulary a token: per character less where tokens are longer."""
+    data = dataclasses.replace(config.data, tokenizer="bpe", vocab_size=300)
+    dataset = load_dataset(data, (64,))
+    batch = next(eval_batches(dataset.validation, 4))
+    logits = np.zeros((*batch["tokens"].shape, dataset.inputs.vocab_size), np.float32)
+    metrics = config.task.metrics(config.task.sums(logits, batch, train=False))
+    targets = batch["targets"][batch["weight"] > 0]
+    characters = sum(len(dataset.inputs.decode([token])) for token in targets)
+    assert characters > len(targets)
+    expected = math.log2(dataset.inputs.vocab_size) * len(targets) / characters
+    assert metrics["bits_per_character"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_resume_is_bit_exact_and_a_run_ends_with_a_sample(config, tmp_path, capsys):
+    whole = dataclasses.replace(config, workdir=str(tmp_path / "whole"))
+    result = train.run(whole)
+    out = capsys.readouterr().out
+    assert "a sample:\n" in out
+    assert f"python -m zoo generate {whole.workdir}" in out
+    half = dataclasses.replace(config, workdir=str(tmp_path / "half"))
+    decay = dataclasses.replace(config.optimizer, decay_steps=20)
+    train.run(dataclasses.replace(half, steps=10, optimizer=decay))
+    train.run(dataclasses.replace(half, resume=True, optimizer=decay))
+    metas, metrics, _, export = fingerprint(tmp_path / "whole")
+    again, resumed_metrics, _, resumed_export = fingerprint(tmp_path / "half")
+    assert "carry/layers/layer0/0" in metas[20]["digests"]["optimizer"]
+    assert again[20]["digests"] == metas[20]["digests"]
+    assert resumed_metrics == metrics
+    assert resumed_export == export
+    assert json.loads((tmp_path / "whole" / "config.json").read_text())["config"]["task"] == {"kind": "LanguageModel"}
+    assert result["validation"]["loss"] > 0
+
+
+def test_what_a_run_left_generates_evaluates_and_is_drawn(config, tmp_path, capsys):
+    workdir = str(tmp_path / "run")
+    train.run(dataclasses.replace(config, workdir=workdir))
+    capsys.readouterr()
+    from zoo.__main__ import main as zoo_main
+
+    assert zoo_main(["generate", workdir, "--prompt", "1 green", "--length", "30", "--top-k", "5"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("1 green")
+    assert len(said) == len("1 green") + 30 + 1
+    assert zoo_main(["generate", workdir, "--prompt", "§"]) == 2
+    assert capsys.readouterr().err.startswith("error: '§' is not among the")
+    assert zoo_main(["predict", workdir, "1 green"]) == 2
+    assert "has no classes: it is a language model" in capsys.readouterr().err
+    assert main(["evaluate", workdir, "--split", "validation"]) == 0
+    assert "bits_per_character" in capsys.readouterr().out
+    assert main(["report", workdir, "--cells", "layer0:3"]) == 0
+    page = (tmp_path / "run" / "report" / "report.html").read_text()
+    assert page.count("data:image/png") == 4
+    assert "<h2>cell layer0:3</h2>" in page
+    assert main(["report", workdir, "--cells", "layer7:3"]) == 2
+    assert "no cell 'layer7:3'; there are layer0:0 to layer0:7" in capsys.readouterr().err
+    assert main(["report", workdir]) == 0
+    assert "which goes with the place in the line" in (tmp_path / "run" / "report" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parallel": "pmap"}, "parallel pmap: a language model's state is carried over the batch; use mesh"),
+        ({"task": Classification()}, "task Classification does not go with data TextConfig"),
+        ({"model": ModelConfig("resnet8")}, "resnet8 takes numbers, such as images; the data are tokens of a text"),
+        ({"model": ModelConfig("lstm_classifier")}, "RecurrentClassifier is no language model: it has no init_state"),
+        ({"model": ModelConfig("lstm_lm", {"vocab_size": 9})}, "vocab_size=9, but bottles.txt has"),
+        ({"batch_size": 4096}, "fewer than one batch of batch-size 4096 times data.context 64"),
+    ],
+)
+def test_what_does_not_go_together(config, tmp_path, changes, message):
+    with pytest.raises(zoo.ZooError, match=message):
+        train.run(dataclasses.replace(config, workdir=str(tmp_path / "run"), **changes))
+    assert not (tmp_path / "run").exists()
