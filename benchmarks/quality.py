@@ -21,6 +21,7 @@ from train.report import Phases
 from zoo.errors import ZooError
 from zoo.weights import torchvision
 
+KINDS = ("loss", "accuracy", "bits_per_character")  # of metrics
 NOMINAL_GFLOPS = 150.0  # the matrix-product rate at which a nominal minute is a wall minute
 
 
@@ -61,19 +62,21 @@ def run(config: QualityConfig) -> list[dict[str, Any]]:
         last = trainer.evaluate(trainer.state.eval_variables(), dataset.test) if dataset.test else {}
     rates.append(matmul_gflops())
     seconds = result["seconds"]["total"] - result["seconds"]["rate"]
-    rows = [_row(config, settings, "flaxzoo", result.get("test", {}), last, flops, seconds, rates)]
+    rows = [_row(config, settings, "flaxzoo", result, last, flops, seconds, rates)]
     if config.peer:
         rates = [matmul_gflops()]
         start = time.perf_counter()
         metrics = train_peer(settings, dataset, variables, rates)
         rates.append(matmul_gflops())
-        rows.append(_row(config, settings, "torch", {}, metrics, flops, time.perf_counter() - start, rates))
+        took = time.perf_counter() - start
+        rows.append(_row(config, settings, "torch", {"data": dataset.name}, metrics, flops, took, rates))
     for row in rows:
         append_row(pathlib.Path(config.output), row)
+        shown = {name: row[name] for name in row if name.endswith(KINDS) and isinstance(row[name], float)}
+        figures = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in shown.items())
         print(
-            f"{row['framework']} {row['recipe']} seed {row['seed']}: test accuracy {_percent(row['accuracy'])}, "
-            f"after the last step {_percent(row['last_accuracy'])}; {row['seconds']:.0f} s, "
-            f"{row['nominal_minutes']:.2f} nominal minutes"
+            f"{row['framework']} {row['recipe']} seed {row['seed']} on {row['data']}: {figures}; "
+            f"{row['seconds']:.0f} s, {row['nominal_minutes']:.2f} nominal minutes"
         )
     return rows
 
@@ -82,21 +85,23 @@ def _row(
     config: QualityConfig,
     settings: Config,
     framework: str,
-    best: dict[str, float],
+    result: dict[str, Any],
     last: dict[str, float],
     flops: int,
     seconds: float,
     rates: list[float],
 ) -> dict[str, Any]:
-    """A row: test metrics of the weights that the recipe exports (the best on validation), and of the last ones."""
+    """A row: metrics of the weights that the recipe exports (the best on validation), on validation and test data; and
+    of the last weights on test data."""
     row: dict[str, Any] = {
         "recipe": config.recipe,
         "framework": framework,
+        "data": result["data"],
         "seed": config.seed,
         "steps": settings.steps,
     }
-    row |= {name: best.get(name, "") for name in ("loss", "accuracy")}
-    row |= {f"last_{name}": last.get(name, "") for name in ("loss", "accuracy")}
+    measured = {"": result.get("test", {}), "last_": last, "validation_": result.get("validation", {})}
+    row |= {before + kind: metrics.get(kind, "") for before, metrics in measured.items() for kind in KINDS}
     row |= {"training_flops": float(flops), "seconds": round(seconds, 1)}
     row["nominal_minutes"] = seconds / 60 * statistics.median(rates) / NOMINAL_GFLOPS
     row |= dict(zip(("gflops_before", "gflops_halfway", "gflops_after"), rates, strict=True))
@@ -149,7 +154,3 @@ def train_peer(settings: Config, dataset: Dataset, variables: Any, rates: list[f
             sums["accuracy"] += float(((logits.argmax(1) == labels) * weight).sum())
             sums["count"] += float(weight.sum())
     return settings.task.metrics(sums)
-
-
-def _percent(value: float | str) -> str:
-    return f"{value:.2%}" if isinstance(value, float) else "-"
