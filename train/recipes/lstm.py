@@ -9,9 +9,9 @@ from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig
 def config() -> Config:
     return Config(
         workdir="runs/lstm",
-        steps=1000,
+        steps=800,
         batch_size=64,
-        eval_every=250,
+        eval_every=400,
         model=ModelConfig("lstm_lm", {"hidden_size": 256, "num_layers": 1}),
         data=TextConfig("stdlib", context=64),
         task=LanguageModel(),

@@ -10,9 +10,9 @@ def config() -> Config:
     fields = {"embedding_size": 64, "hidden_size": 128, "pooling": "max", "dropout_rate": 0.2}
     return Config(
         workdir="runs/lstm-classify",
-        steps=1200,
+        steps=800,
         batch_size=64,
-        eval_every=300,
+        eval_every=400,
         model=ModelConfig("lstm_classifier", fields),
         data=LabelledTextConfig("stdlib", context=128),
         task=Classification(),
