@@ -254,13 +254,14 @@ def _forward(cell, reverse, unroll, inputs, kernel, bias, state, present):
 
     The gates take the place of the inputs, so that no second array of their size is filled.
     """
-    transposed = kernel.T  # outside the loop: one copy
+    turned = len(inputs) > 1  # one copy, outside the loop; for a single step it would not pay
+    laid = kernel.T if turned else kernel
 
     def step(carry, item):
         state, gates = carry
         t, present = item
         x = lax.dynamic_index_in_dim(gates, t, keepdims=False).astype(jnp.float32)
-        product = _product(state[0], transposed, transposed=True) + bias.astype(jnp.float32)
+        product = _product(state[0], laid, transposed=turned) + bias.astype(jnp.float32)
         new, act, extra = _cell_forward(cell, x, product, state)
         new = tuple(now.astype(was.dtype) for now, was in zip(new, state, strict=True))
         if present is not None:
