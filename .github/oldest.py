@@ -6,7 +6,8 @@ import tomllib
 
 project = tomllib.loads((pathlib.Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 extras = project["optional-dependencies"]
-for requirement in sorted({*project["dependencies"], *extras["train"], *extras["image"], *extras["text"], *extras["test"]}):
+extra = {requirement for name in ("train", "image", "text", "test") for requirement in extras[name]}
+for requirement in sorted({*project["dependencies"], *extra}):
     if match := re.fullmatch(r"([\w.-]+)>=([\d.]+)", requirement):
         print(f"{match[1]}=={match[2]}")
 print("jaxlib==" + next(r for r in project["dependencies"] if r.startswith("jax>=")).removeprefix("jax>="))

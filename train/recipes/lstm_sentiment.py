@@ -7,16 +7,17 @@ from train import Classification, Config, LabelledTextConfig, LogConfig, ModelCo
 
 
 def config() -> Config:
-    sizes = {"embedding_size": 300, "hidden_size": 256}
-    dropout = {"dropout_rate": 0.5, "word_dropout_rate": 0.2}
+    sizes = {"embedding_size": 300, "hidden_size": 256, "pooling": "attention"}
     return Config(
         workdir="runs/lstm-sentiment",
-        steps=2400,
-        batch_size=128,
-        eval_every=400,
-        model=ModelConfig("lstm_classifier", {**sizes, **dropout, "pooling": "max"}),
+        steps=3600,
+        batch_size=64,
+        eval_every=450,
+        model=ModelConfig("lstm_classifier", {**sizes, "dropout_rate": 0.5, "word_dropout_rate": 0.1}),
         data=LabelledTextConfig("sst2", tokenizer="word", vocab_size=20_000, context=48),
-        task=Classification(label_smoothing=0.1),
-        optimizer=OptimizerConfig("adamw", 1e-3, warmup_steps=100, weight_decay=0.1, clip_norm=1.0, ema=0.998),
+        task=Classification(),
+        optimizer=OptimizerConfig(
+            "sgd", 0.1, warmup_steps=100, weight_decay=3e-6, clip_norm=1.0, ema=0.999, args={"momentum": 0.9}
+        ),
         log=LogConfig(every=200),
     )
