@@ -1,6 +1,9 @@
 """A character model on text that every machine has: the standard library's own sources, four modules of them held out.
 
 python -m train lstm
+
+A minute on two cores (65 seconds from a cold start); 1.52 nats or 2.20 bits a character on the four modules (Python
+3.11.7, seed 0). It ends with a sample.
 """
 
 from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextConfig

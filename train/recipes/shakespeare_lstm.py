@@ -9,9 +9,9 @@ from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig
 def config() -> Config:
     return Config(
         workdir="runs/shakespeare-lstm",
-        steps=1500,
+        steps=1400,
         batch_size=50,
-        eval_every=250,
+        eval_every=350,
         model=ModelConfig("lstm_lm", {"hidden_size": 384, "num_layers": 1, "dropout_rate": 0.1}),
         data=TextConfig("tiny_shakespeare", context=50),
         task=LanguageModel(),
