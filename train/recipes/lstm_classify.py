@@ -1,6 +1,9 @@
 """Which module of the standard library does a snippet of 128 characters come from? Forty of them; offline.
 
 python -m train lstm-classify
+
+94 seconds on two cores; 34.5 % of the forty modules right on the last tenth of each, 41.5 % on the tenth before it
+(Python 3.11.7, seed 0). Chance is 2.5 %.
 """
 
 from train import Classification, Config, LabelledTextConfig, LogConfig, ModelConfig, OptimizerConfig
