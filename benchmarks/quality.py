@@ -7,6 +7,7 @@ import statistics
 import time
 from typing import Any
 
+import jax
 import numpy as np
 
 import zoo
@@ -51,8 +52,7 @@ def run(config: QualityConfig) -> list[dict[str, Any]]:
     with phases("setup"):
         trainer = Trainer(settings, path, dataset, phases)
     variables = trainer.layout.fetch(trainer.state.variables())
-    batch = trainer.layout.put_batch(trainer.batches(0))
-    flops = settings.steps * zoo.count_flops(trainer.train_step, trainer.state, batch)
+    flops = settings.steps * _step_flops(trainer, min(settings.steps, 100))
     with trainer, Stop() as stop:
         trainer.train(stop, until=settings.steps // 2)
         with phases("rate"):
@@ -81,13 +81,26 @@ def run(config: QualityConfig) -> list[dict[str, Any]]:
     return rows
 
 
+def _step_flops(trainer: Trainer, steps: int) -> float:
+    """FLOPs of a training step, the mean of the first `steps`: those of texts differ by the length of their batch."""
+
+    counted, total = {}, 0
+    for step in range(steps):
+        batch = trainer.layout.put_batch(trainer.batches(step))
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+        if shapes not in counted:
+            counted[shapes] = zoo.count_flops(trainer.train_step, trainer.state, batch)
+        total += counted[shapes]
+    return total / steps
+
+
 def _row(
     config: QualityConfig,
     settings: Config,
     framework: str,
     result: dict[str, Any],
     last: dict[str, float],
-    flops: int,
+    flops: float,
     seconds: float,
     rates: list[float],
 ) -> dict[str, Any]:
@@ -102,7 +115,7 @@ def _row(
     }
     measured = {"": result.get("test", {}), "last_": last, "validation_": result.get("validation", {})}
     row |= {before + kind: metrics.get(kind, "") for before, metrics in measured.items() for kind in KINDS}
-    row |= {"training_flops": float(flops), "seconds": round(seconds, 1)}
+    row |= {"training_flops": flops, "seconds": round(seconds, 1)}
     row["nominal_minutes"] = seconds / 60 * statistics.median(rates) / NOMINAL_GFLOPS
     row |= dict(zip(("gflops_before", "gflops_halfway", "gflops_after"), rates, strict=True))
     return {**row, **circumstances()}

@@ -1,6 +1,9 @@
 """A character model of Shakespeare's plays, one layer of 384.
 
 python -m train shakespeare-lstm
+
+Two minutes on two cores; 1.530 nats a character on validation, 1.619 on test, the last two twentieths of the text
+(2.21 and 2.34 bits; seed 0).
 """
 
 from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextConfig
