@@ -1,0 +1,177 @@
+"""Every implementation of attention is the textbook's, in value and gradient, under every mask."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zoo import ZooError
+from zoo.ops.attention import Mask, attention, attention_reference, attention_weights, choose, splash
+
+B, T, N, D = 2, 150, 4, 8  # more than one block, and not whole ones
+TOLERANCE = 2e-5  # of the largest value, float32: sums in another order
+
+
+def arrays(queries=T, keys=T, heads=N, key_heads=N, dtype=np.float32, width=D):
+    rng = np.random.default_rng(0)
+    shapes = [(B, queries, heads, width), (B, keys, key_heads, width), (B, keys, key_heads, width)]
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def segments(length, count=4):
+    cuts = np.sort(np.random.default_rng(1).integers(0, length, (B, count)), axis=1)
+    return jnp.asarray((np.arange(length) >= cuts[:, :, None]).sum(axis=1), jnp.int32)
+
+
+PACKED = segments(T)
+POSITIONS = jnp.asarray(np.stack([np.arange(20) + 100, np.arange(20) + 3]), jnp.int32)
+CASES = {
+    "cross": (Mask(), {"keys": 70}),
+    "causal": (Mask(causal=True), {}),
+    "grouped": (Mask(causal=True), {"key_heads": 2}),
+    "multi-query": (Mask(causal=True), {"key_heads": 1}),
+    "padding": (Mask(lengths=jnp.array([130, 7])), {}),
+    "empty row": (Mask(lengths=jnp.array([0, 140])), {}),
+    "window": (Mask(causal=True, window=40), {}),
+    "both ways": (Mask(window=40), {}),
+    "packed": (Mask(causal=True, segments=(PACKED, PACKED)), {}),
+    "cached": (Mask(causal=True, positions=POSITIONS), {"queries": 20, "key_heads": 2}),
+    "cached window": (Mask(causal=True, window=30, positions=POSITIONS), {"queries": 20}),
+    "few": (Mask(causal=True), {"queries": 5, "keys": 5}),
+}
+
+
+def close(ours, theirs, tolerance=TOLERANCE):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        scale = max(float(jnp.abs(b).max()), 1e-3)
+        assert float(jnp.abs(jnp.asarray(a, jnp.float32) - b).max()) <= tolerance * scale
+
+
+def value_and_gradients(function, *inputs):
+    out, back = jax.vjp(function, *inputs)
+    weights = jnp.asarray(np.random.default_rng(2).normal(size=out.shape), out.dtype)
+    return out, back(weights)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("implementation", ["xla", "blocked"])
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+def test_values_and_gradients_are_the_references(case, implementation, soft_cap):
+    mask, shapes = CASES[case]
+    inputs = arrays(**shapes)
+
+    @jax.jit
+    def ours(*inputs):
+        run = lambda *a: attention(*a, mask, soft_cap=soft_cap, implementation=implementation)  # noqa: E731
+        return value_and_gradients(run, *inputs)
+
+    @jax.jit
+    def theirs(*inputs):
+        return value_and_gradients(lambda *a: attention_reference(*a, mask, soft_cap=soft_cap), *inputs)
+
+    close(ours(*inputs), theirs(*inputs))
+
+
+@pytest.mark.parametrize("implementation", ["xla", "blocked"])
+def test_bfloat16_is_within_its_rounding(implementation):
+    inputs = arrays(dtype=jnp.bfloat16)
+    mask = Mask(causal=True)
+    ours = attention(*inputs, mask, implementation=implementation)
+    assert ours.dtype == jnp.bfloat16
+    close(ours, attention_reference(*inputs, mask), 2**-7)
+
+
+def test_a_bias_is_added_to_the_scores():
+    inputs = arrays(20, 30)
+    bias = jnp.asarray(np.random.default_rng(3).normal(size=(1, N, 20, 30)), jnp.float32)
+    close(attention(*inputs, bias=bias), attention_reference(*inputs, bias=bias))
+    uneven = value_and_gradients(lambda bias: attention(*inputs, bias=bias, scale=1.0), bias)
+    close(uneven, value_and_gradients(lambda bias: attention_reference(*inputs, bias=bias, scale=1.0), bias))
+
+
+def test_a_query_that_sees_no_key_gets_zeros():
+    for implementation in ("xla", "blocked"):
+        out = attention(*arrays(), Mask(lengths=jnp.array([0, T])), implementation=implementation)
+        assert not np.asarray(out[0]).any()
+        assert np.isfinite(out).all()
+
+
+def test_weights_are_distributions_over_what_is_seen():
+    query, key, _ = arrays(20, 20, key_heads=2)
+    weights = np.asarray(attention_weights(query, key, Mask(causal=True)))
+    assert weights.shape == (B, N, 20, 20)
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
+    assert not np.triu(weights, 1).any()
+
+
+@pytest.mark.parametrize("case", ["causal", "grouped", "padding", "window", "both ways", "packed"])
+def test_the_tpu_kernel_interpreted_is_the_reference(case):
+    mask, shapes = CASES[case]
+    inputs = arrays(256, 256, key_heads=shapes.get("key_heads", N), width=64)
+    if mask.segments is not None:
+        packed = segments(256)
+        mask = mask._replace(segments=(packed, packed))
+    ours = jax.jit(lambda *a: value_and_gradients(lambda *a: splash(*a, mask, 0.2, interpret=True), *a))(*inputs)
+    theirs = value_and_gradients(lambda *a: attention_reference(*a, mask, scale=0.2), *inputs)
+    close(ours, theirs, 1e-4)  # its exponentials and sums are its own
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN's kernel needs a GPU")
+@pytest.mark.parametrize("case", ["causal", "grouped", "padding", "window"])
+def test_cudnn_is_the_reference(case):
+    mask, shapes = CASES[case]
+    inputs = arrays(dtype=jnp.bfloat16, width=64, **shapes)
+    close(attention(*inputs, mask, implementation="cudnn"), attention_reference(*inputs, mask), 2**-6)
+
+
+@pytest.mark.skipif(jax.default_backend() != "tpu", reason="the compiled kernel needs a TPU")
+def test_the_tpu_kernel_is_the_reference():
+    inputs = arrays(256, 256, width=64)
+    mask = Mask(causal=True)
+    close(attention(*inputs, mask, implementation="pallas"), attention_reference(*inputs, mask), 1e-2)
+
+
+def test_the_choice_by_platform_and_shape():
+    causal = Mask(causal=True)
+    assert choose("cpu", 64, 64, 32, jnp.float32, causal, True) == "xla"
+    assert choose("cpu", 1, 4096, 32, jnp.float32, causal, True) == "xla"  # one token reads a cache
+    assert choose("cpu", 1024, 1024, 32, jnp.float32, causal, True) == "blocked"
+    assert choose("cpu", 1024, 1024, 32, jnp.float32, causal, False) == "xla"
+    assert choose("gpu", 1024, 1024, 64, jnp.bfloat16, causal, True) == "cudnn"
+    assert choose("gpu", 1024, 1024, 64, jnp.float32, causal, True) == "blocked"
+    assert choose("tpu", 1024, 1024, 64, jnp.bfloat16, causal, True) == "pallas"
+    assert choose("tpu", 1000, 1000, 64, jnp.bfloat16, causal, True) == "blocked"
+
+
+def test_blocked_never_holds_the_whole_matrix():
+    def largest(length):
+        inputs = [jax.ShapeDtypeStruct((1, length, 1, D), jnp.float32)] * 3
+
+        def loss(*inputs):
+            return attention(*inputs, Mask(causal=True), implementation="blocked").sum()
+
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*inputs).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert largest(4096) < 1.2 * 2 * largest(2048)  # linear in the length
+    assert largest(4096) < 4096 * 4096  # a quarter of the float32 matrix
+
+
+def test_a_causal_mask_halves_the_work_of_blocked():
+    """The loop over keys of a block of queries ends where the mask begins."""
+    from zoo.ops.attention import _bounds
+
+    places = jnp.arange(256, 320)[None]
+    assert [int(x) for x in _bounds(True, None, places, jnp.array(1024), 64)] == [0, 5]
+    assert [int(x) for x in _bounds(True, 100, places, jnp.array(1024), 64)] == [2, 5]
+    assert [int(x) for x in _bounds(False, None, places, jnp.array(130), 64)] == [0, 3]
+
+
+def test_shapes_and_implementations_that_do_not_go_together():
+    query, key, value = arrays()
+    with pytest.raises(ZooError, match=r"attention of \[2, 150, 4, 8\] to keys \[2, 150, 3, 8\]"):
+        attention(query, key[:, :, :3], value[:, :, :3])
+    with pytest.raises(ZooError, match="attention 'blocked' takes no bias; take 'xla'"):
+        attention(query, key, value, bias=jnp.zeros((1, N, T, T)), implementation="blocked")
+    with pytest.raises(ZooError, match="multiples of 128, not 150 and 150"):
+        attention(query, key, value, implementation="pallas")
