@@ -1,0 +1,239 @@
+"""Decoder-only Transformers, the causal language models: GPT-2, and Llama and Qwen 3, which differ in a row of a table.
+
+GPT-2 (Radford et al. 2019): learned positions, layer normalisation before each layer, GELU, biases, a tied head. Llama
+(Touvron et al. 2023) has rotary positions, RMS normalisation, a gated feed-forward layer and fewer key than query
+heads; Qwen 3 normalises queries and keys. `nanogpt` are Karpathy's small GPT-2s without biases, with GELU as it is.
+
+There is no dropout of attention weights, which kernels do not have; GPT-2's other dropouts are here.
+"""
+
+import functools
+import math
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo.errors import ZooError
+from zoo.features import sow
+from zoo.ops.attention import Implementation, Mask
+from zoo.ops.positions import Rotary, RotaryScaling, rotary
+from zoo.ops.recurrence import take_rows
+from zoo.registry import register
+from zoo.sequence import check_tokens
+from zoo.transformer.layers import Activation, Attention, Block, Context, Norm, Remat, Stack, new_dense, new_norm
+
+
+class Decoder(nn.Module):
+    """Tokens [B, T] to logits [B, T, vocab_size] of the next ones, by the protocol of `zoo.sequence`.
+
+    `segments` int32 [B, T] number the documents that a row is packed of: a token sees its own alone, and positions
+    begin anew in each. Features: embedded; layers/layer0/hidden, layers/layer0/attention/weights [B, N, T, S], ...;
+    normalised, what the head sees.
+    """
+
+    vocab_size: int = 50257
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    num_kv_heads: int | None = None  # default: num_heads
+    head_dim: int | None = None  # default: hidden_size / num_heads
+    mlp_size: int | None = None  # default: 4 hidden_size
+    max_length: int = 1024  # tokens that it may read
+    activation: Activation = "gelu_tanh"
+    norm: Norm = "layer"
+    norm_epsilon: float = 1e-5
+    use_bias: bool = True
+    positions: Literal["learned", "rotary"] = "learned"
+    rope_theta: float = 10_000.0
+    rope_scaling: tuple[float, float, float, int] | None = None  # Llama 3's factor, low, high, original length
+    qk_norm: bool = False
+    window: int | None = None  # tokens that a token sees, itself included; default: all
+    soft_cap: float | None = None  # of attention's scores
+    tied: bool = True  # the head's kernel is the embedding
+    dropout_rate: float = 0.0  # of the embedding and of what each layer adds
+    scan_layers: bool = False  # compile one layer, whatever the depth
+    remat: Remat = "none"  # what a backward pass computes again
+    attention: Implementation | None = None  # default: by platform and shape
+    dtype: Any = jnp.float32  # of the arithmetic
+    param_dtype: Any = jnp.float32  # of the parameters
+
+    head = "head"  # the module that another vocabulary replaces
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Key heads and the width of a head; ZooError where head counts do not divide."""
+        key_heads = self.num_kv_heads or self.num_heads
+        if self.num_heads % key_heads:
+            raise ZooError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {key_heads}")
+        if self.head_dim is None and self.hidden_size % self.num_heads:
+            raise ZooError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
+        return key_heads, self.head_dim or self.hidden_size // self.num_heads
+
+    def init_state(self, batch_size: int, max_length: int) -> dict[str, Any]:
+        """An empty cache for `max_length` tokens, at most the model's: zeros, in the compute dtype."""
+        if max_length > self.max_length:
+            raise ZooError(f"{max_length} tokens are more than the model's max_length of {self.max_length}")
+        shape = (batch_size, max_length, *self.sizes)
+        layers = {
+            f"layer{i}": {"key": jnp.zeros(shape, self.dtype), "value": jnp.zeros(shape, self.dtype)}
+            for i in range(self.num_layers)
+        }
+        return {"layers": layers, "position": jnp.zeros((batch_size,), jnp.int32)}
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        state: Any = None,
+        lengths: jax.Array | None = None,
+        train: bool = False,
+        segments: jax.Array | None = None,
+    ) -> Any:
+        check_tokens(self, tokens, self.vocab_size, lengths)
+        if tokens.shape[1] > self.max_length:
+            raise ZooError(f"{tokens.shape[1]} tokens are more than the model's max_length of {self.max_length}")
+        if state is not None and segments is not None:
+            raise ZooError("packed documents are read whole: segments go without a state")
+        table = self.param("embedding", nn.initializers.normal(0.02), self.shape_of_table(), self.param_dtype)
+        table = table.astype(self.dtype)
+        places = self.places(tokens, state, segments)
+        x = take_rows(table, tokens)
+        if self.positions == "learned":
+            init = nn.initializers.normal(0.02)
+            learned = self.param("positions", init, (self.max_length, self.hidden_size), self.param_dtype)
+            learned = learned.astype(self.dtype)
+            whole = state is None and segments is None
+            x = x + (learned[: tokens.shape[1]] if whole else jnp.take(learned, places, axis=0, mode="clip"))
+        x = sow(self, "embedded", nn.Dropout(self.dropout_rate, deterministic=not train)(x))
+        mask = Mask(True, self.window, None, None if segments is None else (segments, segments))
+        if state is not None:
+            mask = mask._replace(positions=places)
+        context = Context(mask, self.rotations(places), train=train)
+        x, layers = self.layers(x, context, None if state is None else state["layers"])
+        x = sow(self, "normalised", self.new_norm()(name="norm")(x))
+        if self.tied:
+            logits = x @ table.T
+        else:
+            logits = nn.Dense(self.vocab_size, False, self.dtype, self.param_dtype, name="head")(x)
+        if state is None:
+            return logits
+        consumed = tokens.shape[1] if lengths is None else lengths
+        return logits, {"layers": layers, "position": state["position"] + consumed}
+
+    def shape_of_table(self) -> tuple[int, int]:
+        return self.vocab_size, self.hidden_size
+
+    def places(self, tokens: jax.Array, state: Any, segments: jax.Array | None) -> jax.Array:
+        """Where each token stands, int32 [B or 1, T]: after the state's tokens, or in its own document."""
+        steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        if state is not None:
+            return state["position"][:, None] + steps
+        if segments is None:
+            return steps[None]
+        begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
+        return steps - jax.lax.cummax(jnp.where(begins, steps, 0), axis=1)
+
+    def rotations(self, places: jax.Array) -> Rotary | None:
+        if self.positions != "rotary":
+            return None
+        scaling = None if self.rope_scaling is None else RotaryScaling(*self.rope_scaling)
+        return rotary(places, self.sizes[1], self.rope_theta, scaling)
+
+    def new_norm(self) -> Any:
+        return functools.partial(
+            new_norm,
+            norm=self.norm,
+            epsilon=self.norm_epsilon,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+
+    def layers(self, x: jax.Array, context: Context, state: Any) -> tuple[jax.Array, Any]:
+        """The blocks over x [B, T, hidden_size], and their caches."""
+        key_heads, head_dim = self.sizes
+        dense = functools.partial(
+            new_dense,
+            std=0.02,
+            residual_std=0.02 / math.sqrt(2 * self.num_layers),  # Radford et al. 2019, section 2.3
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        attention = functools.partial(
+            Attention,
+            num_heads=self.num_heads,
+            num_kv_heads=key_heads,
+            head_dim=head_dim,
+            qk_norm=self.new_norm() if self.qk_norm else None,
+            scale=None,
+            soft_cap=self.soft_cap,
+            implementation=self.attention,
+            dense=dense,
+        )
+        block = functools.partial(
+            Block,
+            attention=attention,
+            mlp_size=self.mlp_size or 4 * self.hidden_size,
+            activation=self.activation,
+            dense=dense,
+            norm=self.new_norm(),
+            dropout_rate=self.dropout_rate,
+        )
+        stack = Stack(block, self.num_layers, self.scan_layers, self.remat, name="layers")
+        return stack(x, context, state)
+
+
+_NANO: dict[str, Any] = {"use_bias": False, "activation": "gelu"}
+_LLAMA: dict[str, Any] = {"norm": "rms", "use_bias": False, "activation": "swiglu", "positions": "rotary"}
+GPT2: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "gpt2_medium": {"hidden_size": 1024, "num_layers": 24, "num_heads": 16},
+    "gpt2_large": {"hidden_size": 1280, "num_layers": 36, "num_heads": 20},
+    "gpt2_xl": {"hidden_size": 1600, "num_layers": 48, "num_heads": 25},
+    "nanogpt": {"vocab_size": 65, "hidden_size": 384, "num_layers": 6, "num_heads": 6, "max_length": 256, **_NANO},
+    "nanogpt_4x128": {"vocab_size": 65, "hidden_size": 128, "num_layers": 4, "num_heads": 4, "max_length": 64, **_NANO},
+}
+SMOLLM2: dict[str, Any] = {**_LLAMA, "vocab_size": 49152, "rope_theta": 100_000.0, "max_length": 8192}
+LLAMA: dict[str, dict[str, Any]] = {
+    "smollm2_135m": {
+        **SMOLLM2,
+        **{"hidden_size": 576, "num_layers": 30, "num_heads": 9, "num_kv_heads": 3, "mlp_size": 1536},
+    },
+    "smollm2_360m": {
+        **SMOLLM2,
+        **{"hidden_size": 960, "num_layers": 32, "num_heads": 15, "num_kv_heads": 5, "mlp_size": 2560},
+    },
+    "llama3_1b": {
+        **_LLAMA,
+        **{"vocab_size": 128256, "hidden_size": 2048, "num_layers": 16, "num_heads": 32, "num_kv_heads": 8},
+        **{"mlp_size": 8192, "max_length": 131072, "rope_theta": 500_000.0, "rope_scaling": (32.0, 1.0, 4.0, 8192)},
+    },
+}
+QWEN3: dict[str, Any] = {
+    **_LLAMA,
+    **{
+        "vocab_size": 151936,
+        "hidden_size": 1024,
+        "num_layers": 28,
+        "num_heads": 16,
+        "num_kv_heads": 8,
+        "head_dim": 128,
+    },
+    **{"mlp_size": 3072, "max_length": 40960, "rope_theta": 1e6, "norm_epsilon": 1e-6, "qk_norm": True},
+}
+
+
+def _register(name: str, paper: str, row: dict[str, Any]) -> None:
+    length = min(row.get("max_length", 1024), 1024)
+    add = register(name, family="transformer", input_shape=(length,), input_dtype="int32", paper=paper)
+    add(functools.partial(Decoder, **row))
+
+
+for _name, _row in GPT2.items():
+    _register(_name, "Radford et al. 2019" + (", Karpathy 2022" if "nano" in _name else ""), _row)
+for _name, _row in LLAMA.items():
+    _register(_name, "Touvron et al. 2023, arXiv:2302.13971", _row)
+_register("qwen3_0.6b", "Yang et al. 2025, arXiv:2505.09388", QWEN3)

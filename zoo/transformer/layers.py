@@ -1,0 +1,274 @@
+"""The parts of which every Transformer here is made: attention with its cache, the feed-forward layer, the block, and
+the stack of blocks."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from zoo.features import sow
+from zoo.ops.attention import Implementation, Mask, attention, attention_weights
+from zoo.ops.positions import Rotary, rotate
+
+Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu"]
+Norm = Literal["layer", "rms"]
+Remat = Literal["none", "dots", "full"]
+Cache = dict[str, jax.Array]  # key and value [B, S, K, D]
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "swiglu": jax.nn.silu,  # of the gate; Shazeer 2020
+}
+POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
+
+class NewDense(Protocol):
+    """Makes a dense layer; `residual` ones add to the stream, and begin smaller where a model says so."""
+
+    def __call__(self, features: int, name: str, residual: bool = False) -> nn.Module: ...
+
+
+def new_dense(
+    features: int,
+    name: str,
+    residual: bool = False,
+    *,
+    std: float,
+    residual_std: float,
+    use_bias: bool,
+    dtype: Any,
+    param_dtype: Any,
+) -> nn.Dense:
+    """A dense layer whose kernel begins normal with a deviation of `std`, or `residual_std`."""
+    init = nn.initializers.normal(residual_std if residual else std)
+    return nn.Dense(features, use_bias, dtype, param_dtype, kernel_init=init, name=name)
+
+
+def new_norm(name: str, *, norm: Norm, epsilon: float, use_bias: bool, dtype: Any, param_dtype: Any) -> nn.Module:
+    """Layer normalisation (Ba et al. 2016) or RMS normalisation (Zhang and Sennrich 2019), statistics in float32."""
+    fields: dict[str, Any] = {"epsilon": epsilon, "dtype": dtype, "param_dtype": param_dtype, "name": name}
+    return nn.RMSNorm(**fields) if norm == "rms" else nn.LayerNorm(use_bias=use_bias, **fields)
+
+
+class Context(NamedTuple):
+    """What all blocks of a pass share."""
+
+    mask: Mask  # of self-attention; `positions` where there is a cache
+    rotary: Rotary | None = None
+    bias: jax.Array | None = None  # of self-attention's scores [1, N, T, S]
+    source_lengths: jax.Array | None = None  # [B], of what cross-attention reads
+    train: bool = False
+
+
+class Attention(nn.Module):
+    """x [B, T, width] to the same, of itself or of `source`, whose keys and values are given.
+
+    With a cache, the new keys and values are written at the mask's positions and all of the cache is read. Features:
+    weights [B, N, T, S].
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    qk_norm: Callable[..., nn.Module] | None  # of each head's queries and keys (Qwen 3)
+    scale: float | None
+    soft_cap: float | None
+    implementation: Implementation | None
+    dense: NewDense
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, context: Context, cache: Cache | None = None, source: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        query = self.heads("query", x, self.num_heads)
+        if source is None:
+            key, value = self.key_value(x)
+            mask, bias = context.mask, context.bias
+        else:
+            (key, value), mask, bias = (source["key"], source["value"]), Mask(lengths=context.source_lengths), None
+        if self.qk_norm is not None:
+            query, key = self.qk_norm(name="query_norm")(query), self.qk_norm(name="key_norm")(key)
+        if context.rotary is not None and source is None:
+            query, key = rotate(query, context.rotary), rotate(key, context.rotary)
+        if cache is not None:
+            cache = {"key": written(cache["key"], key, mask), "value": written(cache["value"], value, mask)}
+            key, value = cache["key"], cache["value"]
+        options: dict[str, Any] = {"bias": bias, "scale": self.scale, "soft_cap": self.soft_cap}
+        if self.is_mutable_collection("features") and not self.is_initializing():
+            sow(self, "weights", attention_weights(query, key, mask, **options))
+        out = attention(query, key, value, mask, **options, implementation=self.implementation)
+        return self.dense(x.shape[-1], name="out", residual=True)(out.reshape(*x.shape[:2], -1)), cache
+
+    def key_value(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The keys and values [B, S, K, D] of x."""
+        return self.heads("key", x, self.num_kv_heads), self.heads("value", x, self.num_kv_heads)
+
+    def heads(self, name: str, x: jax.Array, heads: int) -> jax.Array:
+        return self.dense(heads * self.head_dim, name=name)(x).reshape(*x.shape[:2], heads, self.head_dim)
+
+
+def written(cache: jax.Array, new: jax.Array, mask: Mask) -> jax.Array:
+    """The cache [B, S, K, D] with `new` [B, T, K, D] at the mask's positions [B, T]; what is beyond its end is left."""
+    rows = jnp.arange(len(cache))[:, None]
+    return cache.at[rows, mask.positions].set(new.astype(cache.dtype), mode="drop", unique_indices=True)
+
+
+class FeedForward(nn.Module):
+    """x [B, T, width] to the same, over `mlp_size` hidden features, gated where the activation is."""
+
+    mlp_size: int
+    activation: Activation
+    dense: NewDense
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        act = ACTIVATIONS[self.activation]
+        hidden = self.dense(self.mlp_size, name="up")(x)
+        gate = self.dense(self.mlp_size, name="gate")(x) if self.activation == "swiglu" else None
+        hidden = act(hidden) if gate is None else act(gate) * hidden
+        return self.dense(x.shape[-1], name="down", residual=True)(hidden)
+
+
+class Block(nn.Module):
+    """Attention, cross-attention where there is a source, feed-forward: each added to the stream [B, T, width].
+
+    Normalisation comes before each (`norm_first`, Xiong et al. 2020) or after the sum (Vaswani et al. 2017). Features:
+    hidden, its output; attention/weights, cross/weights.
+    """
+
+    attention: Callable[..., Attention]
+    mlp_size: int
+    activation: Activation
+    dense: NewDense
+    norm: Callable[..., nn.Module]
+    norm_first: bool = True
+    dropout_rate: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, context: Context, state: Cache | None = None, source: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        def add(x: jax.Array, norm: str, layer: Callable[[jax.Array], jax.Array]) -> jax.Array:
+            scaled = self.norm(name=norm)
+            dropout = nn.Dropout(self.dropout_rate, deterministic=not context.train)
+            return x + dropout(layer(scaled(x))) if self.norm_first else scaled(x + dropout(layer(x)))
+
+        def attend(x: jax.Array) -> jax.Array:
+            nonlocal state
+            out, state = self.attention(name="attention")(x, context, state)
+            return out
+
+        x = add(x, "norm1", attend)
+        if source is not None:
+            x = add(x, "norm_cross", lambda x: self.attention(name="cross")(x, context, None, source)[0])
+        mlp = FeedForward(self.mlp_size, self.activation, self.dense, name="mlp")
+        return sow(self, "hidden", add(x, "norm2", mlp)), state
+
+
+class Stack(nn.Module):
+    """Blocks one after the other over x [B, T, width]; the caches that they return are named like the features.
+
+    With `scan` one block is compiled and run over parameters [num_layers, ...], so that compiling takes as long for
+    every depth; a state is still read layer by layer. `remat` computes again in the backward pass all that is inside a
+    block (`full`), or all but its products with weights (`dots`), instead of keeping it. Features: layer0/..., ...
+    """
+
+    block: Callable[..., Block]
+    num_layers: int
+    scan: bool = False
+    remat: Remat = "none"
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, context: Context, state: Any = None, source: Any = None
+    ) -> tuple[jax.Array, dict[str, Cache]]:
+        names = [f"layer{i}" for i in range(self.num_layers)]
+        if self.scan:
+            return self.scanned(x, context, names, state, source)
+
+        def run(block: Block, x: jax.Array, cache: Any, memory: Any) -> tuple[jax.Array, Any]:
+            return block(x, context, cache, memory)
+
+        if self.remat != "none" and state is None:
+            run = nn.checkpoint(run, policy=POLICIES[self.remat])  # type: ignore[assignment]
+        caches = {}
+        for name in names:
+            cache, memory = (None if of is None else of[name] for of in (state, source))
+            x, caches[name] = run(self.block(name=name), x, cache, memory)
+        return x, caches
+
+    def scanned(
+        self, x: jax.Array, context: Context, names: list[str], state: Any, source: Any
+    ) -> tuple[jax.Array, dict[str, Cache]]:
+        block = self.block(parent=None)
+        first = None if source is None else source[names[0]]
+
+        def init(key: jax.Array) -> Any:
+            keys = jax.random.split(key, self.num_layers)
+            context_at_init = context._replace(train=False)
+            return jax.vmap(lambda key: block.init(key, x, context_at_init, None, first)["params"])(keys)
+
+        stacked = self.param(STACKED, init)
+        seen = self.is_mutable_collection("features") and not self.is_initializing()
+        keys = None
+        if context.train and block.dropout_rate:
+            keys = jax.random.split(self.make_rng("dropout"), self.num_layers)
+
+        def run(x: jax.Array, item: Any, cache: Any = None) -> tuple[jax.Array, tuple[Any, Any]]:
+            params, key, memory = item
+            rngs = None if key is None else {"dropout": key}
+            args = (x, context, cache, memory)
+            if not seen:
+                return (out := block.apply({"params": params}, *args, rngs=rngs))[0], (out[1], None)  # type: ignore
+            out, changed = block.apply({"params": params}, *args, rngs=rngs, mutable=["features"])  # type: ignore
+            return out[0], (out[1], changed["features"])
+
+        memories = (
+            None if source is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *(source[n] for n in names))
+        )
+        items, caches = (stacked, keys, memories), {}
+        if state is None:
+            body = run if self.remat == "none" else jax.checkpoint(run, policy=POLICIES[self.remat])  # type: ignore
+            x, (_, features) = lax.scan(body, x, items)
+            found = [jax.tree.map(lambda leaf, i=i: leaf[i], features) for i in range(self.num_layers)]
+        else:
+            found = []
+            for i, name in enumerate(names):
+                x, (caches[name], features) = run(x, jax.tree.map(lambda leaf, i=i: leaf[i], items), state[name])
+                found.append(features)
+        if seen:
+            for name, features in zip(names, found, strict=True):
+                self.put_variable("features", name, features)
+        return x, caches
+
+
+STACKED = "stacked"  # the module of a scanned stack's parameters [num_layers, ...]
+
+
+def unstacked(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of scanned stacks as those of separate layers, layer0, layer1, ...: as they lie on disk."""
+    plain: dict[str, Any] = {}
+    for name, value in params.items():
+        if name == STACKED:
+            depth = len(jax.tree.leaves(value)[0])
+            plain |= {f"layer{i}": jax.tree.map(lambda leaf, i=i: leaf[i], value) for i in range(depth)}
+        else:
+            plain[name] = unstacked(value) if isinstance(value, Mapping) else value
+    return plain
+
+
+def stacked(params: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `unstacked`, where `like` has scanned stacks."""
+    if STACKED in like:
+        layers = [params[f"layer{i}"] for i in range(len(params))]
+        return {STACKED: jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+    return {
+        name: stacked(value, like[name]) if isinstance(value, Mapping) and name in like else value
+        for name, value in params.items()
+    }
