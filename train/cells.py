@@ -30,7 +30,7 @@ CAPTIONS = {
     CELLS: "Cells along held-out text, from blue (-1) through white to red (1). The page's end has more of it.",
     GATES: "How far the gates are open: histograms over the cells and symbols, by layer. Near 0 and 1 they are "
     "saturated: an input gate at 0 shuts the cell, a forget gate at 1 keeps it.",
-    POSITIONS: "Loss by position from the zero state on: what a longer past is worth.",
+    POSITIONS: "Loss by position from nothing before: what a longer past is worth.",
 }
 
 
@@ -43,13 +43,19 @@ def draw_cells(
     if not isinstance(split, Stream) or not isinstance(inputs, TextInputs):
         raise ZooError(f"{dataset.name} has no held-out text")
     tokens = split.tokens[:TEXT].astype(np.int32)
-    activations, gates = trace(run, tokens)
+    chosen: dict[str, np.ndarray] = {}
+    gates: dict[str, np.ndarray] = {}
     symbols = [inputs.decode(token) for token in tokens]
-    chosen = choose_cells(activations, symbols, config.cells)
+    if getattr(run.model, "recurrent", False):
+        activations, gates = trace(run, tokens)
+        chosen = choose_cells(activations, symbols, config.cells)
+    elif config.cells:
+        raise ZooError(f"{type(run.model).__name__} has no cells to draw; leave cells out")
     output = pathlib.Path(config.output) if config.output else folder / "report"
     output.mkdir(parents=True, exist_ok=True)
     pictures = {CURVES: draw_curves(folder, settings.task.metric, output / f"{CURVES}.png")}
-    pictures[CELLS] = draw_text(symbols, chosen, output / f"{CELLS}.png")
+    if chosen:
+        pictures[CELLS] = draw_text(symbols, chosen, output / f"{CELLS}.png")
     if gates:
         pictures[GATES] = draw_gates(gates, output / f"{GATES}.png")
     losses = loss_by_position(run, split)
@@ -173,8 +179,9 @@ def draw_gates(gates: Mapping[str, np.ndarray], path: pathlib.Path) -> pathlib.P
 
 
 def loss_by_position(run: Run, split: Stream) -> np.ndarray:
-    """Mean nats [4 * window] by position from the zero state, over up to 256 windows spread over the split."""
-    length = min(4 * split.window, split.size)
+    """Mean nats [4 * window] by position from nothing before, over up to 256 windows spread over the split; as far as
+    the model reads."""
+    length = min(4 * split.window, split.size, getattr(run.model, "max_length", split.size))
     starts = np.linspace(0, split.size - length, min(WINDOWS, split.size - length + 1)).astype(int)
     rows = split.tokens[starts[:, None] + np.arange(length + 1)].astype(np.int32)
 

@@ -232,6 +232,8 @@ def make_model(config: Config, dataset: Dataset) -> tuple[dict[str, Any], nn.Mod
         raise ZooError(f"{config.model.name} takes {kinds[takes]}; the data are {kinds[gets]}")
     config.task.check_model(info.module_class)
     args = {**inputs.model_args(), **config.model.args}
+    if "max_length" in info.fields:
+        args.setdefault("max_length", inputs.shape[0])
     for name, value in inputs.model_args().items():
         if args[name] != value:
             what = name.replace("num_", "").replace("vocab_size", "tokens in its vocabulary")

@@ -15,6 +15,7 @@ import optax.contrib
 from train.config import OptimizerConfig
 from zoo.errors import ZooError, unknown
 from zoo.run import named_leaves
+from zoo.transformer.layers import STACKED
 
 # Those that take a schedule.
 NAMES = (
@@ -149,7 +150,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def muon_dimensions(params: Any) -> Any:
-    """Which parameters Muon orthogonalises: kernels of two or more axes, as matrices from all inputs to the outputs.
+    """Which parameters Muon orthogonalises: kernels of two or more axes, as matrices from all inputs to the outputs,
+    those of a scanned stack layer by layer.
 
     The rest, and embeddings, are Adam's.
     """
@@ -157,6 +159,7 @@ def muon_dimensions(params: Any) -> Any:
     def spec(path: Any, leaf: Any) -> Any:
         if path[-1].key != "kernel" or leaf.ndim < 2:
             return None
-        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+        first = int(any(key.key == STACKED for key in path))
+        return optax.contrib.MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), leaf.ndim - 1)
 
     return jax.tree_util.tree_map_with_path(spec, params)

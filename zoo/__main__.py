@@ -32,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--temperature", type=float, default=1.0, help="0 takes the most probable token each time")
     command.add_argument("--top-k", type=int, help="draw from so many of the most probable tokens")
     command.add_argument("--top-p", type=float, help="draw from the fewest tokens that have this probability together")
+    command.add_argument("--min-p", type=float, help="draw from tokens of this share of the first one's probability")
+    command.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: tokens come back more rarely")
+    command.add_argument("--stop", nargs="*", default=[], metavar="TEXT", help="end before the first of these")
     command.add_argument("--seed", type=int, default=0)
     command.set_defaults(run=generate)
     command = commands.add_parser("convert", help="a torch state dict (.pth) to .safetensors")
@@ -107,7 +110,8 @@ def generate(args: argparse.Namespace) -> None:
     from zoo.decode import stream
 
     run = zoo.load(args.run_folder)
-    pieces = stream(run, args.prompt, args.length, args.temperature, args.top_k, args.top_p, args.seed)
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed")
+    pieces = stream(run, args.prompt, args.length, **{name: getattr(args, name) for name in names})
     first = next(pieces)  # what is wrong with the arguments is known before anything is printed
     print(args.prompt, end="")
     for piece in itertools.chain([first], pieces):

@@ -4,6 +4,8 @@
 state=None, lengths=None, train=False)` returns logits [B, T, vocabulary], or `(logits, state)` exactly when a state was
 given. Row b takes its first `lengths[b]` tokens; its state stands after them. Every leaf of a state has the batch on
 axis 0, `position` [B] included. Token by token, in chunks and all at once give the same logits.
+
+A model whose state does not grow says `recurrent = True`; one that reads only so many tokens has a field `max_length`.
 """
 
 from typing import Any

@@ -168,6 +168,69 @@ def test_what_a_run_left_generates_evaluates_and_is_drawn(config, tmp_path, caps
     assert "which goes with the place in the line" in (tmp_path / "run" / "report" / "report.html").read_text()
 
 
+# A Transformer reads each window by itself.
+
+
+@pytest.fixture(scope="module")
+def of_windows(config):
+    fields = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "scan_layers": True}
+    optimizer = OptimizerConfig("muon", 1e-2, clip_norm=1.0, ema=0.9)
+    return dataclasses.replace(config, model=ModelConfig("nanogpt", fields), optimizer=optimizer)
+
+
+def test_a_transformer_agrees_on_a_mesh_and_carries_nothing(of_windows):
+    ours, seen, _, (model, _, _) = steps(of_windows, "jit")
+    assert ours.carry is None
+    assert model.max_length == 64
+    state, again, step, _ = steps(of_windows, "mesh")
+    assert_close(state.params, ours.params)
+    assert_close(again, seen)
+    assert step._cache_size() == 1
+
+
+def test_windows_are_scored_each_from_nothing_before(of_windows):
+    dataset = load_dataset(of_windows.data, (64,))
+    _, model = make_model(of_windows, dataset)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
+    layout, split = make_layout("jit", 1, 1), dataset.validation
+    step = layout.compile_eval(make_eval_step(of_windows, model, dataset.inputs))
+    metrics = evaluate(step, layout, variables, split, 1, of_windows.task, model)
+    total = 0.0
+    for start in range(0, split.size, 64):
+        tokens = split.tokens[start : start + 65].astype(np.int32)
+        told = np.asarray(jax.nn.log_softmax(model.apply(variables, tokens[None, :-1])[0]))
+        total -= float(np.take_along_axis(told, tokens[1:, None], axis=1).sum())
+    assert metrics["loss"] == pytest.approx(total / split.size, rel=1e-5)
+
+
+def test_a_transformers_run_resumes_to_the_bit_and_is_of_use(of_windows, tmp_path, capsys):
+    train.run(dataclasses.replace(of_windows, workdir=str(tmp_path / "whole")))
+    half = dataclasses.replace(of_windows, workdir=str(tmp_path / "half"))
+    decay = dataclasses.replace(of_windows.optimizer, decay_steps=20)
+    train.run(dataclasses.replace(half, steps=10, optimizer=decay))
+    train.run(dataclasses.replace(half, resume=True, optimizer=decay))
+    metas, metrics, _, export = fingerprint(tmp_path / "whole")
+    again, resumed_metrics, _, resumed_export = fingerprint(tmp_path / "half")
+    assert again[20]["digests"] == metas[20]["digests"]
+    assert (resumed_metrics, resumed_export) == (metrics, export)
+    capsys.readouterr()
+    from zoo.__main__ import main as zoo_main
+
+    folder = str(tmp_path / "whole")
+    assert (
+        zoo_main(["generate", folder, "--prompt", "1 green", "--length", "90", "--stop", "zzz", "--min-p", "0.1"]) == 0
+    )
+    assert len(capsys.readouterr().out) == len("1 green") + 90 + 1
+    assert zoo_main(["generate", folder, "--prompt", "1" * 65]) == 2
+    assert "65 tokens are more than the 64 that the model reads" in capsys.readouterr().err
+    assert main(["report", folder]) == 0
+    assert (tmp_path / "whole" / "report" / "report.html").read_text().count("data:image/png") == 2
+    assert main(["report", folder, "--cells", "layer0:3"]) == 2
+    assert "Decoder has no cells to draw" in capsys.readouterr().err
+    exported = zoo.load(tmp_path / "whole" / "export")
+    assert zoo.generate(exported, "1 green", 20) == zoo.generate(zoo.load(folder), "1 green", 20)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -176,6 +239,7 @@ def test_what_a_run_left_generates_evaluates_and_is_drawn(config, tmp_path, caps
         ({"model": ModelConfig("resnet8")}, "resnet8 takes numbers, such as images; the data are tokens of a text"),
         ({"model": ModelConfig("lstm_classifier")}, "RecurrentClassifier is no language model: it has no init_state"),
         ({"model": ModelConfig("lstm_lm", {"vocab_size": 9})}, "vocab_size=9, but bottles.txt has"),
+        ({"model": ModelConfig("nanogpt", {"max_length": 32})}, "64 tokens are more than the model's max_length of 32"),
         ({"batch_size": 4096}, "fewer than one batch of batch-size 4096 times data.context 64"),
     ],
 )

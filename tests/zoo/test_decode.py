@@ -7,8 +7,11 @@ import pytest
 
 import zoo
 from zoo.decode import Sampling, choose, filtered, sample, stream
+from zoo.decode.sampling import penalised
 from zoo.inputs.text import TextInputs
+from zoo.registry import abstract_variables
 from zoo.run import Run
+from zoo.transformer.layers import stacked
 
 LOGITS = jnp.log(jnp.array([0.1, 0.4, 0.05, 0.3, 0.15]))
 
@@ -28,6 +31,18 @@ def test_top_p_keeps_the_fewest_that_reach_it():
     assert allowed(top_p=0.41) == [1, 3]
     assert allowed(top_p=0.8) == [1, 3, 4]
     assert allowed(top_p=1.0) == [0, 1, 2, 3, 4]
+
+
+def test_min_p_keeps_those_of_a_share_of_the_first():
+    assert allowed(min_p=0.9) == [1]
+    assert allowed(min_p=0.7) == [1, 3]
+    assert allowed(min_p=0.2) == [0, 1, 3, 4]
+    assert allowed(min_p=0.0) == [0, 1, 2, 3, 4]
+
+
+def test_a_penalty_makes_seen_tokens_less_probable():
+    logits, seen = jnp.array([[2.0, -2.0, 2.0, -2.0]]), jnp.array([[True, True, False, False]])
+    np.testing.assert_allclose(penalised(logits, seen, 2.0), [[1, -4, 2, -2]])
 
 
 def test_draws_follow_the_probabilities_at_the_temperature():
@@ -82,6 +97,90 @@ def test_streamed_bytes_show_no_half_characters():
     assert all(piece == piece.rstrip("\ufffd") for piece in pieces[:-1])
 
 
+def test_a_penalty_counts_the_prompt_and_what_was_said(run):
+    (tokens,) = sample(run.model, run.variables, np.array([[1, 2]]), 8, Sampling(temperature=0, repetition_penalty=3.0))
+    (plain,) = sample(run.model, run.variables, np.array([[1, 2]]), 8, Sampling(temperature=0))
+    whole = [1, 2]
+    for _ in range(8):
+        logits = np.array(run.model.apply(run.variables, np.array([whole]))[0, -1])
+        for token in set(whole):
+            logits[token] = logits[token] / 3 if logits[token] > 0 else logits[token] * 3
+        whole.append(int(logits.argmax()))
+    assert tokens[0].tolist() == whole[2:]
+    assert plain[0].tolist() != whole[2:]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 40])
+def test_a_text_ends_before_a_stop_string(run, chunk):
+    whole = zoo.generate(run, "ab", length=40, seed=3)
+    stop = whole[10:13]
+    expected = whole[: whole.find(stop)]
+    assert zoo.generate(run, "ab", length=40, seed=3, stop=["zz", stop]) == expected
+    pieces = list(stream(run, "ab", length=40, seed=3, chunk=chunk, stop=[stop, "zz"]))
+    assert "".join(pieces) == expected
+    assert zoo.generate(run, "ab", length=40, seed=3, stop=["zz"]) == whole
+
+
+# Transformers, which read only so many tokens.
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    fields = {"vocab_size": 5, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "max_length": 12}
+    model = zoo.create_model("gpt2", **fields)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
+    return Run(
+        model,
+        jax.tree.map(lambda leaf: 9 * leaf if leaf.ndim > 1 else leaf, variables),
+        TextInputs("char", "\nabcd", 8),
+    )
+
+
+def test_a_decoders_greedy_answer_is_the_argmax_of_the_whole_sequence(decoder):
+    prompts, lengths = np.array([[1, 2, 3, 4], [4, 1, 0, 0]]), np.array([4, 2])
+    (tokens,) = sample(decoder.model, decoder.variables, prompts, 8, Sampling(temperature=0), lengths=lengths)
+    for row, length in enumerate(lengths):
+        whole = prompts[row : row + 1, :length]
+        for _ in range(8):
+            logits = decoder.model.apply(decoder.variables, whole)
+            whole = np.concatenate([whole, np.argmax(logits[:, -1:], axis=-1)], axis=1)
+        np.testing.assert_array_equal(tokens[row], whole[0, length:])
+
+
+def test_a_full_context_goes_on_from_its_last_half(decoder):
+    pieces = list(sample(decoder.model, decoder.variables, np.array([[1, 2, 3]]), 20, Sampling(temperature=0)))
+    assert [piece.shape[1] for piece in pieces] == [9, 6, 5]
+    text = np.concatenate([[1, 2, 3], *[piece[0] for piece in pieces]])
+    whole = text[None, :3]
+    for end in (12, 18, 23):
+        while len(text[: whole.shape[1]]) < end:
+            reads = whole[:, -6 - (whole.shape[1] - 12) % 6 :] if whole.shape[1] >= 12 else whole
+            logits = decoder.model.apply(decoder.variables, reads)
+            whole = np.concatenate([whole, np.argmax(logits[:, -1:], axis=-1)], axis=1)
+    np.testing.assert_array_equal(whole[0], text)
+
+
+def test_chunks_do_not_change_what_a_decoder_says(decoder):
+    whole = zoo.generate(decoder, "ab", length=40, seed=3)
+    assert len(whole) == 40
+    assert "".join(stream(decoder, "ab", length=40, seed=3, chunk=4)) == whole
+
+
+def test_scanned_layers_say_the_same(decoder):
+    shapes = abstract_variables(decoder.model.clone(scan_layers=True), jax.ShapeDtypeStruct((1, 2), jnp.int32))
+    scanned = decoder._replace(
+        model=decoder.model.clone(scan_layers=True),
+        variables={"params": stacked(decoder.variables["params"], shapes["params"])},
+    )
+    assert zoo.generate(scanned, "ab", length=8, seed=1) == zoo.generate(decoder, "ab", length=8, seed=1)
+
+
+def test_a_prompt_longer_than_the_context(decoder):
+    assert len(zoo.generate(decoder, "abcd" * 3, length=3)) == 3
+    with pytest.raises(zoo.ZooError, match="the prompt's 13 tokens are more than the 12 that the model reads"):
+        zoo.generate(decoder, "a" * 13)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -91,6 +190,9 @@ def test_streamed_bytes_show_no_half_characters():
         ({"temperature": -1.0}, "temperature must be a number of at least 0, not -1.0"),
         ({"top_k": 0}, "top-k must be at least 1, not 0"),
         ({"top_p": 1.5}, r"top-p must be in \(0, 1\], not 1.5"),
+        ({"min_p": 1.5}, r"min-p must be in \[0, 1\], not 1.5"),
+        ({"repetition_penalty": 0.0}, "repetition-penalty must be above 0, not 0.0"),
+        ({"stop": [""]}, "stop must be strings of at least one character"),
     ],
 )
 def test_wrong_options(run, options, message):

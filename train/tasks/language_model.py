@@ -17,7 +17,7 @@ Batch = Mapping[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """Back-propagation through the windows of a text, whose state each hands on to the next."""
+    """Back-propagation through the windows of a text; a recurrent model's state each hands on to the next."""
 
     metric: ClassVar[str] = "bits_per_character"  # drawn beside the loss
     unit: ClassVar[str] = "tokens"  # what `count` counts
@@ -31,8 +31,8 @@ class LanguageModel:
             raise ZooError(f"{model.__name__} is no language model: it has no init_state (see zoo.sequence)")
 
     def initial_carry(self, model: nn.Module, batch_size: int) -> Any:
-        """The state before the first window."""
-        return model.init_state(batch_size, 0)  # type: ignore[attr-defined]
+        """A recurrent model's state before the first window; others read each window by itself."""
+        return model.init_state(batch_size, 0) if getattr(model, "recurrent", False) else None  # type: ignore[attr-defined]
 
     def augmented(self, batch: Batch, config: AugmentConfig, key: jax.Array) -> Batch:
         return batch
@@ -40,6 +40,8 @@ class LanguageModel:
     def evaluate(self, model: nn.Module, variables: Any, inputs: Any, carry: Any, batch: Batch) -> tuple[Any, Any]:
         """Logits [B, T, V] of a window, and the state after it."""
         args, kwargs = inputs.arguments(batch)
+        if carry is None:
+            return model.apply(variables, *args, **kwargs), None
         return model.apply(variables, *args, state=carry, **kwargs)  # type: ignore[return-value]
 
     def sums(self, logits: jax.Array, batch: Batch, train: bool) -> dict[str, jax.Array]:

@@ -1,7 +1,8 @@
 """Sampling from a model of the sequence protocol, the loop over tokens compiled.
 
-The most probable token, or one drawn at a temperature from the `top_k` most probable (Fan et al. 2018) or the smallest
-set of them whose probability reaches `top_p` (Holtzman et al. 2020).
+The most probable token, or one drawn at a temperature from the `top_k` most probable (Fan et al. 2018), the smallest
+set of them whose probability reaches `top_p` (Holtzman et al. 2020), or those at least `min_p` times as probable as the
+first (Nguyen et al. 2024). Tokens that were there before may be made less probable (Keskar et al. 2019).
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.errors import ZooError
+from zoo.transformer.layers import unstacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,10 @@ class Sampling:
     temperature: float = 1.0  # divides the logits; 0 takes the most probable token
     top_k: int | None = None  # draw from so many of the most probable
     top_p: float | None = None  # draw from the fewest of the most probable that have this probability together
+    min_p: float | None = None  # draw from those that have this share of the first one's probability
+    repetition_penalty: float = (
+        1.0  # divides the logits, where positive, of tokens read or said; multiplies negative ones
+    )
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -33,6 +39,10 @@ class Sampling:
             raise ZooError(f"top-k must be at least 1, not {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ZooError(f"top-p must be in (0, 1], not {self.top_p}")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise ZooError(f"min-p must be in [0, 1], not {self.min_p}")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise ZooError(f"repetition-penalty must be above 0, not {self.repetition_penalty}")
 
 
 def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
@@ -47,7 +57,15 @@ def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
         before = jnp.cumsum(probabilities, axis=-1) - probabilities  # what the more probable ones have
         least = jnp.min(jnp.where(before < sampling.top_p, descending, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
+    if sampling.min_p:
+        least = jnp.max(logits, axis=-1, keepdims=True) + math.log(sampling.min_p)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
     return logits
+
+
+def penalised(logits: jax.Array, seen: jax.Array, penalty: float) -> jax.Array:
+    """Logits [B, V] with those of `seen` tokens, bool [B, V], made less by the penalty (more, where it is below 1)."""
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def choose(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
@@ -70,26 +88,72 @@ def sample(
 ) -> Iterator[np.ndarray]:
     """The `steps` tokens that follow each of the prompts int [B, T], of which row b has `lengths[b]`: int32 [B, n].
 
-    Yields `chunk` of them at a time, each from one dispatch of a compiled loop, by default all at once. Token i of the
-    answer depends on the seed and i, not on the chunks. ZooError for a prompt without tokens or with strange ones.
+    Yields `chunk` of them at a time (fewer where a context is full), each from one dispatch of a compiled loop, by
+    default all at once. Token i of the answer depends on the seed and i, not on the chunks. A model that reads only
+    `max_length` tokens goes on, where it has, from the last half of them. ZooError for a prompt without tokens, with
+    strange ones, or longer than the model reads.
     """
     prompts, sampling = np.asarray(prompts), sampling or Sampling()
     lengths = np.full(len(prompts), prompts.shape[1], np.int32) if lengths is None else np.asarray(lengths, np.int32)
+    check_prompts(model, prompts, lengths, steps)
+    if getattr(model, "scan_layers", False):  # a step then reads each layer's parameters where they lie
+        model, variables = model.clone(scan_layers=False), {"params": unstacked(variables["params"])}
+    limit = getattr(model, "max_length", None)
+    key, chunk, said = jax.random.key(seed), min(chunk or steps, steps), 0
+    texts = [row[:length] for row, length in zip(prompts.astype(np.int32), lengths, strict=True)]
+    seen = _seen(prompts, lengths, model.vocab_size)  # type: ignore[attr-defined]
+    while said < steps:
+        logits, state, room = _begin(model, variables, texts, steps - said, limit)
+        while room > 0 and said < steps:
+            n = min(chunk, room)
+            tokens, logits, state, seen = _continue(model, sampling, n, variables, state, logits, seen, key, said)
+            tokens = np.asarray(tokens)
+            yield tokens[:, : steps - said]
+            texts = [np.concatenate(pair) for pair in zip(texts, tokens, strict=True)]
+            said, room = said + n, room - n
+        texts = [text[-max(1, (limit or 0) // 2) :] for text in texts]
+
+
+def check_prompts(model: nn.Module, prompts: np.ndarray, lengths: np.ndarray, steps: int) -> None:
+    """ZooError for what `sample` cannot go on from."""
     if steps < 1:
         raise ZooError(f"the number of tokens to generate must be at least 1, not {steps}")
     if not prompts.size or lengths.min() < 1:
         raise ZooError("a prompt needs at least one token")
+    limit, longest = getattr(model, "max_length", None), int(lengths.max())
+    if limit is not None and longest > limit:
+        raise ZooError(
+            f"the prompt's {longest} tokens are more than the {limit} that the model reads; give its end alone"
+        )
     vocab_size = model.vocab_size  # type: ignore[attr-defined]
     if prompts.min() < 0 or prompts.max() >= vocab_size:
         wrong = prompts.min() if prompts.min() < 0 else prompts.max()
         raise ZooError(f"token {wrong} is outside the vocabulary of {vocab_size}")
-    padded = 1 << (prompts.shape[1] - 1).bit_length()  # so that few lengths are compiled
-    prompts = np.pad(prompts.astype(np.int32), ((0, 0), (0, padded - prompts.shape[1])))
-    key, chunk = jax.random.key(seed), min(chunk or steps, steps)
-    logits, state = _read(model, padded + steps, variables, prompts, lengths)
-    for start in range(0, steps, chunk):
-        tokens, logits, state = _continue(model, sampling, chunk, variables, state, logits, key, start)
-        yield np.asarray(tokens)[:, : steps - start]
+
+
+def _seen(prompts: np.ndarray, lengths: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Which tokens each prompt has, bool [B, V]."""
+    seen = np.zeros((len(prompts), vocab_size), bool)
+    for row, prompt, length in zip(seen, prompts, lengths, strict=True):
+        row[prompt[:length]] = True
+    return seen
+
+
+def _begin(
+    model: nn.Module, variables: Any, texts: list[np.ndarray], steps: int, limit: int | None
+) -> tuple[jax.Array, Any, int]:
+    """The logits after texts, the state, and how many more tokens it has room for, `steps` or fewer."""
+    lengths = np.array([len(text) for text in texts], np.int32)
+    longest = int(lengths.max())
+    padded = 1 << (longest - 1).bit_length()  # so that few lengths are compiled
+    capacity = padded + steps
+    if limit is not None:
+        padded, capacity = min(padded, limit), min(capacity, limit)
+        if longest == limit:  # no room to go on from all of it
+            return _begin(model, variables, [text[-max(1, limit // 2) :] for text in texts], steps, limit)
+    prompts = np.stack([np.pad(text, (0, padded - len(text))) for text in texts])
+    logits, state = _read(model, capacity, variables, prompts, lengths)
+    return logits, state, steps if limit is None else limit - longest
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -110,16 +174,21 @@ def _continue(
     variables: Any,
     state: Any,
     logits: jax.Array,
+    seen: jax.Array,
     key: jax.Array,
     start: jax.Array,
-) -> tuple[jax.Array, jax.Array, Any]:
-    """Tokens [B, steps] from `logits` on; the logits and the state after them."""
+) -> tuple[jax.Array, jax.Array, Any, jax.Array]:
+    """Tokens [B, steps] from `logits` on; the logits, the state and the tokens seen after them."""
 
-    def step(carry: tuple[jax.Array, Any], i: jax.Array) -> tuple[tuple[jax.Array, Any], jax.Array]:
-        logits, state = carry
+    def step(carry: tuple[jax.Array, Any, jax.Array], i: jax.Array) -> tuple[tuple[Any, Any, Any], jax.Array]:
+        logits, state, seen = carry
+        if sampling.repetition_penalty != 1:
+            logits = penalised(logits.astype(jnp.float32), seen, sampling.repetition_penalty)
         tokens = choose(logits, sampling, jax.random.fold_in(key, i))
+        if sampling.repetition_penalty != 1:
+            seen = seen | jax.nn.one_hot(tokens, seen.shape[-1], dtype=bool)
         logits, state = model.apply(variables, tokens[:, None], state=state)
-        return (logits[:, 0], state), tokens
+        return (logits[:, 0], state, seen), tokens
 
-    (logits, state), tokens = jax.lax.scan(step, (logits, state), start + jnp.arange(steps))
-    return tokens.T, logits, state
+    (logits, state, seen), tokens = jax.lax.scan(step, (logits, state, seen), start + jnp.arange(steps))
+    return tokens.T, logits, state, seen

@@ -1,6 +1,7 @@
 """Text that goes on from a prompt: `generate` whole, `stream` as it comes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +21,18 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop: Sequence[str] = (),
 ) -> str:
     """The text of `length` tokens after `prompt`, by a language model as `zoo.load` gives it, in one dispatch.
 
-    A temperature of 0 takes the most probable token each time. ZooError for a run that is no language model, a prompt
+    A temperature of 0 takes the most probable token each time. The text ends before the first of the strings `stop`, of
+    which it has none. ZooError for a run that is no language model, a prompt
     that is empty or has characters unknown to it, and numbers out of range.
     """
-    return "".join(stream(run, prompt, length, temperature, top_k, top_p, seed, chunk=length))
+    options: dict[str, Any] = {"min_p": min_p, "repetition_penalty": repetition_penalty, "stop": stop, "chunk": length}
+    return "".join(stream(run, prompt, length, temperature, top_k, top_p, seed, **options))
 
 
 def stream(
@@ -37,6 +43,9 @@ def stream(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop: Sequence[str] = (),
     chunk: int = CHUNK,
 ) -> Iterator[str]:
     """The same text as `generate`, in pieces of about `chunk` tokens."""
@@ -44,12 +53,25 @@ def stream(
     if not isinstance(inputs, TextInputs) or not hasattr(model, "init_state"):
         raise ZooError(f"{type(model).__name__} generates no text: it is no language model")
     tokens = inputs.encode(prompt)[None]
-    pieces = sample(model, variables, tokens, length, Sampling(temperature, top_k, top_p), seed=seed, chunk=chunk)
+    if any(not word for word in stop):
+        raise ZooError("stop must be strings of at least one character, not ''")
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    pieces = sample(model, variables, tokens, length, sampling, seed=seed, chunk=chunk)
     said, shown = [np.zeros(0, np.int32)], 0
     for piece in pieces:
         said.append(piece[0])
         text = inputs.decode(np.concatenate(said))
+        ends = [text.find(word) for word in stop if word in text]
+        if ends:
+            yield text[shown : min(ends)]
+            return
         whole = len(text.rstrip("\ufffd"))  # a character whose last bytes are still to come
+        whole -= max((held_back(text[:whole], word) for word in stop), default=0)
         yield text[shown:whole]
         shown = max(shown, whole)
     yield text[shown:]
+
+
+def held_back(text: str, stop: str) -> int:
+    """How many of the last characters of `text` may be the beginning of `stop`."""
+    return max((n for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n])), default=0)
