@@ -10,6 +10,7 @@ from zoo import transformer as transformer
 from zoo.decode import generate
 from zoo.errors import ZooError
 from zoo.flops import count_flops
+from zoo.huggingface import from_pretrained, save_pretrained
 from zoo.registry import ModelInfo, create_model, list_models, model_info, register
 from zoo.run import Run, load
 from zoo.weights import load_weights, save_weights
@@ -21,11 +22,13 @@ __all__ = [
     "ZooError",
     "count_flops",
     "create_model",
+    "from_pretrained",
     "generate",
     "list_models",
     "load",
     "load_weights",
     "model_info",
     "register",
+    "save_pretrained",
     "save_weights",
 ]

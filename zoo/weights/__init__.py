@@ -1,7 +1,9 @@
 """Weights in files: our own layout and other people's, always `.safetensors`, checked whole before use."""
 
+import json
 import os
 import pathlib
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +14,9 @@ import numpy as np
 
 from zoo.errors import ZooError
 from zoo.registry import abstract_variables, create_model, list_models, model_info
-from zoo.weights import native, recurrent, torchvision
+from zoo.transformer.decoder import Decoder
+from zoo.transformer.layers import stacked, unstacked
+from zoo.weights import huggingface, native, recurrent, torchvision
 
 Variables = Mapping[str, Any]
 
@@ -20,7 +24,8 @@ Variables = Mapping[str, Any]
 def load_weights(
     model: str | nn.Module, path: str | os.PathLike, input_shape: tuple[int, ...] | None = None, **overrides: Any
 ) -> Variables:
-    """The variables of `model` from a `.safetensors` file, as torchvision, torch's recurrent layers or we lay them out.
+    """The variables of `model` from a `.safetensors` file, as torchvision, torch's recurrent layers, Hugging Face's
+    decoders or we lay them out, or from the `.safetensors.index.json` of a file in shards.
 
     `model` is a registered name, with `overrides` of its fields, or a module. `input_shape` (one example's) defaults to
     the registered one; it matters where a dense layer follows the flattened maps. If the file's head has another
@@ -29,15 +34,19 @@ def load_weights(
     """
     module, example = _module_and_example(model, input_shape, overrides)
     template = abstract_variables(module, example)
-    tensors = read_safetensors(path)
+    plain = jax.eval_shape(unstacked, template)  # as files have it: scanned stacks layer by layer
+    tensors = read_sharded(path) if str(path).endswith(".index.json") else read_safetensors(path)
     layout: Any = native if native.is_native(tensors) else torchvision
-    if recurrent.is_recurrent(tensors):
-        layout = recurrent
-        try:
-            tensors = recurrent.merged(tensors)
-        except ValueError as error:
-            raise ZooError(f"{str(path)!r} does not fit {type(module).__name__}: {error}") from None
-    expected = layout.names(template)
+    try:
+        if layout is torchvision and huggingface.is_decoder(plain):
+            layout, tensors = huggingface, huggingface.merged(tensors, plain)
+        elif recurrent.is_recurrent(tensors):
+            layout, tensors = recurrent, recurrent.merged(tensors)
+    except ZooError:
+        raise
+    except ValueError as error:
+        raise ZooError(f"{str(path)!r} does not fit {type(module).__name__}: {error}") from None
+    expected = layout.names(plain)
     missing = sorted(set(expected) - set(tensors))
     unexpected = sorted(name for name in set(tensors) - set(expected) if not layout.ignored(name))
     leaves, misfits = {}, {}
@@ -65,20 +74,25 @@ def load_weights(
         )
         for keys, leaf in _initial_head(module, example, head[1]).items():
             leaves[keys] = leaf
-    return nested(leaves, template)
+    if layout is huggingface:
+        leaves = huggingface.leaves(leaves, plain)
+    return stacked(nested(leaves, plain), template)
 
 
 def save_weights(variables: Variables, path: str | os.PathLike, overwrite: bool = False) -> None:
-    """Writes variables as torch has them: in torchvision's layout (no `num_batches_tracked`), or that of torch's
-    recurrent layers. Refuses to replace a file unasked."""
-    leaves = jax.tree_util.tree_leaves_with_path(variables)
-    layout = recurrent if any(path[-1].key == "recurrent_kernel" for path, _ in leaves) else torchvision
-    write_safetensors(layout.to_file(variables), path, overwrite)
+    """Writes variables as torch has them: in torchvision's layout (no `num_batches_tracked`), that of torch's
+    recurrent layers, or that of Hugging Face's decoders. Refuses to replace a file unasked."""
+    plain = unstacked(variables)
+    leaves = jax.tree_util.tree_leaves_with_path(plain)
+    layout: Any = recurrent if any(path[-1].key == "recurrent_kernel" for path, _ in leaves) else torchvision
+    if huggingface.is_decoder(plain):
+        layout = huggingface
+    write_safetensors(layout.to_file(plain), path, overwrite)
 
 
 def save_native(variables: Variables, path: str | os.PathLike, overwrite: bool = False) -> None:
     """Writes variables in our own layout: a tensor a leaf, `collection/module/.../name`."""
-    write_safetensors(native.to_file(variables), path, overwrite)
+    write_safetensors(native.to_file(unstacked(variables)), path, overwrite)
 
 
 def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -95,7 +109,36 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise ZooError(f"{str(path)!r} is not a readable .safetensors file: {error}{hint}") from None
 
 
-def write_safetensors(tensors: Mapping[str, Any], path: str | os.PathLike, overwrite: bool = False) -> None:
+def read_sharded(index: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Every tensor of a `.safetensors.index.json`, from the files beside it that it names; ZooError where one lacks."""
+    index = pathlib.Path(index)
+    if not index.is_file():
+        raise ZooError(f"no weights index {str(index)!r}")
+    try:
+        places = dict(json.loads(index.read_text())["weight_map"])
+        if not all(isinstance(shard, str) for shard in places.values()):
+            raise TypeError("its weight_map gives tensors no file names")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ZooError(f"{str(index)!r} is no index of weights: {error!r:.120}") from None
+    for shard in sorted(set(places.values())):
+        if shard in ("", ".", "..") or re.search(r"[/\\\0]", shard):
+            raise ZooError(f"{str(index)!r} names {shard!r}; a shard must be a file beside the index")
+    tensors: dict[str, np.ndarray] = {}
+    for shard in sorted(set(places.values())):
+        found = read_safetensors(index.parent / shard)
+        wanted = [name for name, place in places.items() if place == shard]
+        if lacking := sorted(set(wanted) - set(found)):
+            raise ZooError(f"{str(index.parent / shard)!r} lacks what its index says it has: {_some(lacking)}")
+        tensors |= {name: found[name] for name in wanted}
+    return tensors
+
+
+def write_safetensors(
+    tensors: Mapping[str, Any],
+    path: str | os.PathLike,
+    overwrite: bool = False,
+    metadata: dict[str, str] | None = None,
+) -> None:
     """Writes tensors under a temporary name and renames it, so that the file is whole or absent."""
     from safetensors.flax import save_file
 
@@ -104,7 +147,7 @@ def write_safetensors(tensors: Mapping[str, Any], path: str | os.PathLike, overw
         raise ZooError(f"{str(path)!r} exists already; remove it or name another file")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        save_file({name: jax.numpy.asarray(tensor) for name, tensor in tensors.items()}, str(temporary))
+        save_file({name: jax.numpy.asarray(tensor) for name, tensor in tensors.items()}, str(temporary), metadata)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -156,6 +199,8 @@ def _module_and_example(
             raise ZooError(f"{type(model).__name__} is not registered; give its module to zoo.register first")
         info, module = found[0], model.clone(**overrides)
     shape = info.input_shape if input_shape is None else tuple(input_shape)
+    if isinstance(module, Decoder):
+        shape = (1,)  # its parameters do not depend on the length, and it reads no more than max_length
     return module, jax.ShapeDtypeStruct((1, *shape), np.dtype(info.input_dtype))
 
 
