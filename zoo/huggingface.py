@@ -112,7 +112,7 @@ def _gpt2_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_heads": heads,
         "num_kv_heads": heads,
         "head_dim": size // heads,
-        "mlp_size": config.get("n_inner") or 4 * size,
+        "mlp_size": _count(config, "n_inner", 4 * size),
         "max_length": _count(config, "n_positions"),
         "activation": _activation(config.get("activation_function", "gelu_new"), _GPT2_ACTIVATIONS),
         "norm": "layer",
@@ -129,13 +129,16 @@ def _gpt2_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def _llama_fields(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     size, heads = _count(config, "hidden_size"), _count(config, "num_attention_heads")
     theta, scaling = _rotations(config)
+    head_dim = _count(config, "head_dim", 128 if kind == "qwen3" else size // heads)
+    if head_dim % 2:
+        raise ZooError(f"head_dim must be even, as features are turned in pairs, not {head_dim}")
     return {
         "vocab_size": _count(config, "vocab_size"),
         "hidden_size": size,
         "num_layers": _count(config, "num_hidden_layers"),
         "num_heads": heads,
-        "num_kv_heads": config.get("num_key_value_heads") or heads,
-        "head_dim": config.get("head_dim") or (128 if kind == "qwen3" else size // heads),
+        "num_kv_heads": _count(config, "num_key_value_heads", heads),
+        "head_dim": head_dim,
         "mlp_size": _count(config, "intermediate_size"),
         "max_length": _count(config, "max_position_embeddings"),
         "activation": _activation(config.get("hidden_act", "silu"), _LLAMA_ACTIVATIONS),
@@ -152,8 +155,9 @@ def _llama_fields(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     }
 
 
-def _count(config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key)
+def _count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A size of the config; ZooError where it is none, or is left out or null and has no default."""
+    value = default if config.get(key) is None else config[key]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ZooError(f"{key} must be an integer of at least 1, not {value!r}")
     return value
@@ -193,7 +197,7 @@ def _window(config: Mapping[str, Any]) -> int | None:
     sliding = depth - config.get("max_window_layers", 28) if kinds is None else kinds.count("sliding_attention")
     if 0 < sliding < depth:
         raise ZooError(f"sliding_window must be of all {depth} layers or none, not of {sliding}")
-    return config["sliding_window"] if sliding > 0 else None
+    return _count(config, "sliding_window") if sliding > 0 else None
 
 
 def _config(model: Decoder) -> dict[str, Any]:

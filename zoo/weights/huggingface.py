@@ -124,7 +124,7 @@ def leaves(
     table, found = _table(variables), {}
     for path, _ in _leaves(variables):
         tensor = tensors[(_name(path, table),)]
-        if _fused(path, table):
+        if _fused(path, table):  # `to_file` saw to it that the three are as wide
             tensor = np.split(tensor, 3, axis=-1)[_QKV.index(path[-2])]
         found[path] = np.ascontiguousarray(tensor.T if _transposed(path, table) else tensor)
     return found
