@@ -105,8 +105,8 @@ def _model(config: RecurrentStepConfig | SamplingConfig, **fields: Any) -> Any:
     return zoo.create_model(f"{config.cell}_lm", **{name: getattr(config, name) for name in names}, **fields)
 
 
-def our_step(config: RecurrentStepConfig, model: Any, variables: Any, tokens: np.ndarray) -> tuple[Step, int, int]:
-    """Our step as the loop runs it, its FLOPs, its temporary bytes."""
+def our_step(config: Any, model: Any, variables: Any, tokens: np.ndarray) -> tuple[Step, int, int]:
+    """A language model's step as the loop runs it, its FLOPs, its temporary bytes; `config` has the sizes."""
     optimizer_config = OptimizerConfig("adam", LEARNING_RATE, schedule="constant")
     settings = Config("", 1, config.batch_size, data=TextConfig(), task=LanguageModel(), optimizer=optimizer_config)
     optimizer, layout = make_optimizer(optimizer_config, 1), make_layout("jit", config.batch_size, 1)
@@ -115,7 +115,7 @@ def our_step(config: RecurrentStepConfig, model: Any, variables: Any, tokens: np
     batch: dict[str, Any] = {"tokens": tokens[:, :-1].astype(np.int32), "targets": tokens[:, 1:].astype(np.int32)}
     batch |= {"weight": ones, "characters": ones, "row": np.arange(config.batch_size, dtype=np.int32)}
     placed = layout.put_batch(batch)
-    carry = model.init_state(config.batch_size)
+    carry = settings.task.initial_carry(model, config.batch_size)
     state = layout.put_train_state(init_state(variables, optimizer, ema=False, carry=carry))
     pure = make_train_step(settings, model, inputs, optimizer)
     step = layout.compile_train(pure)

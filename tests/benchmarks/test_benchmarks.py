@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from benchmarks import decoder
 from benchmarks.__main__ import main
 from benchmarks.timer import Contest, append_row, in_turn, matmul_gflops
 from benchmarks.train_step import Step, TrainStepConfig, check_same, run
@@ -77,6 +78,15 @@ def test_ours_alone(tmp_path):
 def test_ours_beside_torch(tmp_path):
     pytest.importorskip("torch", reason="the peer needs torch: pip install '.[benchmarks]'")
     row = run(tiny(tmp_path, "eager"))
+    assert row["peer"] == "torch eager"
+    assert 0 < row["ratio_p10"] <= row["ratio"] <= row["ratio_p90"]
+
+
+@pytest.mark.parity
+def test_a_gpt_beside_torch(tmp_path):
+    pytest.importorskip("torch", reason="the peer needs torch: pip install '.[benchmarks]'")
+    sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "batch_size": 2, "length": 8, "vocab_size": 11}
+    row = decoder.run(decoder.DecoderStepConfig(**sizes, peers="eager", rounds=2, output=str(tmp_path / "x.csv")))
     assert row["peer"] == "torch eager"
     assert 0 < row["ratio_p10"] <= row["ratio"] <= row["ratio_p90"]
 

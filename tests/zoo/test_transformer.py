@@ -232,3 +232,9 @@ def test_more_tokens_than_the_model_reads():
         model.init_state(1, 20)
     with pytest.raises(zoo.ZooError, match="token 11 is outside the vocabulary of 11"):
         model.apply(variables, np.full((1, 3), 11, np.int32))
+
+
+def test_flops_are_those_of_the_arithmetic_also_where_blocks_are_skipped():
+    """Products with weights, and both of attention's with the whole T x T."""
+    weights = 12 * 12 * 768**2 + 768 * 50257
+    assert zoo.model_info("gpt2").flops == 2 * 1024 * weights + 12 * 4 * 1024**2 * 768

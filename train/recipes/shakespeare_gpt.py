@@ -1,6 +1,9 @@
 """A character GPT of Shakespeare's plays, in the sizes of nanoGPT's recipe for a CPU: four layers of 128, context 64.
 
 python -m train shakespeare-gpt
+
+97 seconds on two cores, beside other work; 1.676 nats a character on validation, 1.758 on test, the last two twentieths
+of the text, each window of 64 read by itself (seed 0).
 """
 
 from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextConfig
@@ -9,9 +12,9 @@ from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig
 def config() -> Config:
     return Config(
         workdir="runs/shakespeare-gpt",
-        steps=2000,
+        steps=600,
         batch_size=32,
-        eval_every=1000,
+        eval_every=300,
         model=ModelConfig("nanogpt_4x128"),
         data=TextConfig("tiny_shakespeare", context=64),
         task=LanguageModel(),
