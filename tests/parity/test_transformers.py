@@ -10,6 +10,9 @@ import zoo
 from zoo.weights import read_safetensors, save_native
 
 torch = pytest.importorskip("torch", reason="parity compares with torch")
+from benchmarks.peers import torchvision_models  # noqa: E402
+
+torchvision_models()  # loaded also where its operators do not, on which transformers would stumble
 transformers = pytest.importorskip("transformers", reason="parity compares with transformers")
 pytestmark = pytest.mark.parity
 
