@@ -6,8 +6,9 @@ on it, `recur`, is a scan of h @ recurrent_kernel + bias and elementwise work. T
 
 The scan's own gradient would add to a weight gradient once a step; here the backward scan only carries the state's
 gradient and leaves those by `inputs` behind, from which all steps' products are one. The gates of one step are one
-`tanh` of one array, by sigmoid(x) = (1 + tanh(x / 2)) / 2, and the forward scan has its own transposed copy of the
-recurrent kernel, which XLA's CPU products want. `recur_reference` is the textbook's scan, which the tests hold this to.
+`tanh` of one array, by sigmoid(x) = (1 + tanh(x / 2)) / 2, and the backward scan has its own transposed copy of the
+recurrent kernel: XLA's CPU product would turn it again in every step. `recur_reference` is the textbook's scan, which
+the tests hold this to.
 
 Gates in PyTorch's order: LSTM i, f, g, o (Hochreiter and Schmidhuber 1997, with forget gates), GRU r, z, n (Cho et al.
 2014, in the form of cuDNN: r multiplies after the product).
@@ -163,10 +164,9 @@ def textbook_cell(cell: Cell, x: jax.Array, product: jax.Array, state: State) ->
     return (o * jnp.tanh(c), c), {"input_gate": i, "forget_gate": f, "output_gate": o, "cell": c}
 
 
-def _product(h: jax.Array, kernel: jax.Array, transposed: bool = False) -> jax.Array:
-    """h @ kernel in float32, of a kernel that lies [H, G] or, `transposed`, [G, H]."""
-    contract = (((1,), (1 if transposed else 0,)), ((), ()))
-    return lax.dot_general(h, kernel, contract, preferred_element_type=jnp.float32)
+def _product(h: jax.Array, kernel: jax.Array) -> jax.Array:
+    """h @ kernel in float32."""
+    return jnp.matmul(h, kernel, preferred_element_type=jnp.float32)
 
 
 # The fast cells. `gates` [B, G] is the tanh of all gates at once, of half the pre-activation for those that are
@@ -254,14 +254,12 @@ def _forward(cell, reverse, unroll, inputs, kernel, bias, state, present):
 
     The gates take the place of the inputs, so that no second array of their size is filled.
     """
-    turned = len(inputs) > 1  # one copy, outside the loop; for a single step it would not pay
-    laid = kernel.T if turned else kernel
 
     def step(carry, item):
         state, gates = carry
         t, present = item
         x = lax.dynamic_index_in_dim(gates, t, keepdims=False).astype(jnp.float32)
-        product = _product(state[0], laid, transposed=turned) + bias.astype(jnp.float32)
+        product = _product(state[0], kernel) + bias.astype(jnp.float32)
         new, act, extra = _cell_forward(cell, x, product, state)
         new = tuple(now.astype(was.dtype) for now, was in zip(new, state, strict=True))
         if present is not None:
@@ -285,6 +283,7 @@ def _recur_backward(cell, reverse, unroll, saved, by_results):
     by_carried, by_final = by_results
     ends = (carried[1:], state[0][None]) if reverse else (state[0][None], carried[:-1])
     before = jnp.concatenate(ends)  # h before every step
+    turned = kernel.T  # once, outside the loop
 
     def read(kept, t):
         return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, t, keepdims=False), kept)
@@ -298,7 +297,7 @@ def _recur_backward(cell, reverse, unroll, saved, by_results):
         by_x, by_extra = jax.tree.map(
             lambda a: (a if present is None else jnp.where(present, a, 0)).astype(gates.dtype), (by_x, by_extra)
         )
-        by_h = by_before[0] + _product(_by_product(by_x, by_extra), kernel, transposed=True)
+        by_h = by_before[0] + _product(_by_product(by_x, by_extra), turned)
         by_before = (by_h, *by_before[1:])
         if present is not None:
             by_before = tuple(jnp.where(present, new, old) for new, old in zip(by_before, by_state, strict=True))
