@@ -90,6 +90,15 @@ def test_rows_of_another_length_do_not_depend_on_the_padding(cell):
                 np.testing.assert_allclose(leaf[row], expected[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_no_steps_leave_the_state_as_it_is(cell):
+    inputs, kernel, bias, state = arguments(cell)
+    for lengths in (None, np.zeros(B, np.int32)):
+        outputs, final = recur(cell, inputs[:0], kernel, state, lengths, bias=bias)
+        assert outputs.shape == (0, B, H)
+        assert_close(final, state, 0)
+
+
 def test_saturated_gates_have_finite_gradients():
     inputs, kernel, _, state = arguments("lstm", scale=200.0)
     gradients = jax.grad(weighted(recur, "lstm", None, False), argnums=(0, 1, 3))(inputs, kernel, None, state)

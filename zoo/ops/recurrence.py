@@ -127,6 +127,8 @@ def recur(
     state stands after them and its outputs beyond are zero. `unroll` steps of the scan make one round of the loop.
     Differentiable in reverse mode.
     """
+    if not len(inputs):  # no step to index
+        return jnp.zeros((0, *state[0].shape), state[0].dtype), state
     if bias is None:
         bias = jnp.zeros((inputs.shape[-1],), recurrent_kernel.dtype)
     present = None if lengths is None else (jnp.arange(len(inputs))[:, None] < lengths)[..., None]
