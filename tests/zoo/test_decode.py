@@ -160,6 +160,16 @@ def test_a_full_context_goes_on_from_its_last_half(decoder):
     np.testing.assert_array_equal(whole[0], text)
 
 
+def test_a_model_that_reads_one_token_goes_on_from_each():
+    model = zoo.create_model("gpt2", vocab_size=5, hidden_size=16, num_layers=1, num_heads=2, max_length=1)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 1), np.int32))
+    text = [1]
+    for piece in sample(model, variables, np.array([text]), 4, Sampling(temperature=0)):
+        text += piece[0].tolist()
+    expected = [int(model.apply(variables, np.array([[token]]))[0, 0].argmax()) for token in text[:-1]]
+    assert text[1:] == expected
+
+
 def test_chunks_do_not_change_what_a_decoder_says(decoder):
     whole = zoo.generate(decoder, "ab", length=40, seed=3)
     assert len(whole) == 40

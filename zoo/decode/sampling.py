@@ -28,9 +28,7 @@ class Sampling:
     top_k: int | None = None  # draw from so many of the most probable
     top_p: float | None = None  # draw from the fewest of the most probable that have this probability together
     min_p: float | None = None  # draw from those that have this share of the first one's probability
-    repetition_penalty: float = (
-        1.0  # divides the logits, where positive, of tokens read or said; multiplies negative ones
-    )
+    repetition_penalty: float = 1.0  # above 1, tokens that were read or said are less probable (`penalised`)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -111,7 +109,6 @@ def sample(
             yield tokens[:, : steps - said]
             texts = [np.concatenate(pair) for pair in zip(texts, tokens, strict=True)]
             said, room = said + n, room - n
-        texts = [text[-max(1, (limit or 0) // 2) :] for text in texts]
 
 
 def check_prompts(model: nn.Module, prompts: np.ndarray, lengths: np.ndarray, steps: int) -> None:
@@ -142,18 +139,18 @@ def _seen(prompts: np.ndarray, lengths: np.ndarray, vocab_size: int) -> np.ndarr
 def _begin(
     model: nn.Module, variables: Any, texts: list[np.ndarray], steps: int, limit: int | None
 ) -> tuple[jax.Array, Any, int]:
-    """The logits after texts, the state, and how many more tokens it has room for, `steps` or fewer."""
+    """The logits after texts (a full context's last half), the state, and how many tokens may follow."""
+    if limit is not None and max(map(len, texts)) >= limit:  # no room to go on from all of it
+        texts = [text[-max(1, limit // 2) :] for text in texts]
     lengths = np.array([len(text) for text in texts], np.int32)
     longest = int(lengths.max())
     padded = 1 << (longest - 1).bit_length()  # so that few lengths are compiled
-    capacity = padded + steps
-    if limit is not None:
-        padded, capacity = min(padded, limit), min(capacity, limit)
-        if longest == limit:  # no room to go on from all of it
-            return _begin(model, variables, [text[-max(1, limit // 2) :] for text in texts], steps, limit)
+    capacity, room = padded + steps, steps
+    if limit is not None:  # the last token may be said without room to read it
+        padded, capacity, room = min(padded, limit), min(capacity, limit), max(limit - longest, 1)
     prompts = np.stack([np.pad(text, (0, padded - len(text))) for text in texts])
     logits, state = _read(model, capacity, variables, prompts, lengths)
-    return logits, state, steps if limit is None else limit - longest
+    return logits, state, room
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -27,9 +27,9 @@ def generate(
 ) -> str:
     """The text of `length` tokens after `prompt`, by a language model as `zoo.load` gives it, in one dispatch.
 
-    A temperature of 0 takes the most probable token each time. The text ends before the first of the strings `stop`, of
-    which it has none. ZooError for a run that is no language model, a prompt
-    that is empty or has characters unknown to it, and numbers out of range.
+    A temperature of 0 takes the most probable token each time. The text ends before the first of the strings `stop`.
+    ZooError for a run that is no language model, a prompt that is empty or has characters unknown to it, and numbers
+    out of range.
     """
     options: dict[str, Any] = {"min_p": min_p, "repetition_penalty": repetition_penalty, "stop": stop, "chunk": length}
     return "".join(stream(run, prompt, length, temperature, top_k, top_p, seed, **options))

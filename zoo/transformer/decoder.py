@@ -96,7 +96,9 @@ class Decoder(nn.Module):
             raise ZooError(f"{tokens.shape[1]} tokens are more than the model's max_length of {self.max_length}")
         if state is not None and segments is not None:
             raise ZooError("packed documents are read whole: segments go without a state")
-        table = self.param("embedding", nn.initializers.normal(0.02), self.shape_of_table(), self.param_dtype)
+        table = self.param(
+            "embedding", nn.initializers.normal(0.02), (self.vocab_size, self.hidden_size), self.param_dtype
+        )
         table = table.astype(self.dtype)
         places = self.places(tokens, state, segments)
         x = take_rows(table, tokens)
@@ -121,9 +123,6 @@ class Decoder(nn.Module):
             return logits
         consumed = tokens.shape[1] if lengths is None else lengths
         return logits, {"layers": layers, "position": state["position"] + consumed}
-
-    def shape_of_table(self) -> tuple[int, int]:
-        return self.vocab_size, self.hidden_size
 
     def places(self, tokens: jax.Array, state: Any, segments: jax.Array | None) -> jax.Array:
         """Where each token stands, int32 [B or 1, T]: after the state's tokens, or in its own document."""
@@ -168,7 +167,6 @@ class Decoder(nn.Module):
             num_kv_heads=key_heads,
             head_dim=head_dim,
             qk_norm=self.new_norm() if self.qk_norm else None,
-            scale=None,
             soft_cap=self.soft_cap,
             implementation=self.attention,
             dense=dense,

@@ -25,6 +25,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "swiglu": jax.nn.silu,  # of the gate; Shazeer 2020
 }
+STACKED = "stacked"  # the module of a scanned stack's parameters [num_layers, ...]
 POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
@@ -59,15 +60,13 @@ def new_norm(name: str, *, norm: Norm, epsilon: float, use_bias: bool, dtype: An
 class Context(NamedTuple):
     """What all blocks of a pass share."""
 
-    mask: Mask  # of self-attention; `positions` where there is a cache
+    mask: Mask  # with `positions` where there is a cache
     rotary: Rotary | None = None
-    bias: jax.Array | None = None  # of self-attention's scores [1, N, T, S]
-    source_lengths: jax.Array | None = None  # [B], of what cross-attention reads
     train: bool = False
 
 
 class Attention(nn.Module):
-    """x [B, T, width] to the same, of itself or of `source`, whose keys and values are given.
+    """Self-attention of x [B, T, width] to the same.
 
     With a cache, the new keys and values are written at the mask's positions and all of the cache is read. Features:
     weights [B, N, T, S].
@@ -77,37 +76,25 @@ class Attention(nn.Module):
     num_kv_heads: int
     head_dim: int
     qk_norm: Callable[..., nn.Module] | None  # of each head's queries and keys (Qwen 3)
-    scale: float | None
     soft_cap: float | None
     implementation: Implementation | None
     dense: NewDense
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, context: Context, cache: Cache | None = None, source: Cache | None = None
-    ) -> tuple[jax.Array, Cache | None]:
-        query = self.heads("query", x, self.num_heads)
-        if source is None:
-            key, value = self.key_value(x)
-            mask, bias = context.mask, context.bias
-        else:
-            (key, value), mask, bias = (source["key"], source["value"]), Mask(lengths=context.source_lengths), None
+    def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None) -> tuple[jax.Array, Cache | None]:
+        mask, query = context.mask, self.heads("query", x, self.num_heads)
+        key, value = self.heads("key", x, self.num_kv_heads), self.heads("value", x, self.num_kv_heads)
         if self.qk_norm is not None:
             query, key = self.qk_norm(name="query_norm")(query), self.qk_norm(name="key_norm")(key)
-        if context.rotary is not None and source is None:
+        if context.rotary is not None:
             query, key = rotate(query, context.rotary), rotate(key, context.rotary)
         if cache is not None:
             cache = {"key": written(cache["key"], key, mask), "value": written(cache["value"], value, mask)}
             key, value = cache["key"], cache["value"]
-        options: dict[str, Any] = {"bias": bias, "scale": self.scale, "soft_cap": self.soft_cap}
         if self.is_mutable_collection("features") and not self.is_initializing():
-            sow(self, "weights", attention_weights(query, key, mask, **options))
-        out = attention(query, key, value, mask, **options, implementation=self.implementation)
+            sow(self, "weights", attention_weights(query, key, mask, soft_cap=self.soft_cap))
+        out = attention(query, key, value, mask, soft_cap=self.soft_cap, implementation=self.implementation)
         return self.dense(x.shape[-1], name="out", residual=True)(out.reshape(*x.shape[:2], -1)), cache
-
-    def key_value(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The keys and values [B, S, K, D] of x."""
-        return self.heads("key", x, self.num_kv_heads), self.heads("value", x, self.num_kv_heads)
 
     def heads(self, name: str, x: jax.Array, heads: int) -> jax.Array:
         return self.dense(heads * self.head_dim, name=name)(x).reshape(*x.shape[:2], heads, self.head_dim)
@@ -136,10 +123,9 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, cross-attention where there is a source, feed-forward: each added to the stream [B, T, width].
+    """Attention and feed-forward, each of the normalised stream [B, T, width] and added to it (Xiong et al. 2020).
 
-    Normalisation comes before each (`norm_first`, Xiong et al. 2020) or after the sum (Vaswani et al. 2017). Features:
-    hidden, its output; attention/weights, cross/weights.
+    Features: hidden, its output; attention/weights.
     """
 
     attention: Callable[..., Attention]
@@ -147,28 +133,15 @@ class Block(nn.Module):
     activation: Activation
     dense: NewDense
     norm: Callable[..., nn.Module]
-    norm_first: bool = True
     dropout_rate: float = 0.0
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, context: Context, state: Cache | None = None, source: Cache | None = None
-    ) -> tuple[jax.Array, Cache | None]:
-        def add(x: jax.Array, norm: str, layer: Callable[[jax.Array], jax.Array]) -> jax.Array:
-            scaled = self.norm(name=norm)
-            dropout = nn.Dropout(self.dropout_rate, deterministic=not context.train)
-            return x + dropout(layer(scaled(x))) if self.norm_first else scaled(x + dropout(layer(x)))
-
-        def attend(x: jax.Array) -> jax.Array:
-            nonlocal state
-            out, state = self.attention(name="attention")(x, context, state)
-            return out
-
-        x = add(x, "norm1", attend)
-        if source is not None:
-            x = add(x, "norm_cross", lambda x: self.attention(name="cross")(x, context, None, source)[0])
+    def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None) -> tuple[jax.Array, Cache | None]:
+        dropout = nn.Dropout(self.dropout_rate, deterministic=not context.train)
+        out, cache = self.attention(name="attention")(self.norm(name="norm1")(x), context, cache)
+        x = x + dropout(out)
         mlp = FeedForward(self.mlp_size, self.activation, self.dense, name="mlp")
-        return sow(self, "hidden", add(x, "norm2", mlp)), state
+        return sow(self, "hidden", x + dropout(mlp(self.norm(name="norm2")(x)))), cache
 
 
 class Stack(nn.Module):
@@ -185,54 +158,44 @@ class Stack(nn.Module):
     remat: Remat = "none"
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, context: Context, state: Any = None, source: Any = None
-    ) -> tuple[jax.Array, dict[str, Cache]]:
+    def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, dict[str, Cache]]:
         names = [f"layer{i}" for i in range(self.num_layers)]
         if self.scan:
-            return self.scanned(x, context, names, state, source)
+            return self.scanned(x, context, names, state)
 
-        def run(block: Block, x: jax.Array, cache: Any, memory: Any) -> tuple[jax.Array, Any]:
-            return block(x, context, cache, memory)
+        def run(block: Block, x: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+            return block(x, context, cache)
 
         if self.remat != "none" and state is None:
             run = nn.checkpoint(run, policy=POLICIES[self.remat])  # type: ignore[assignment]
         caches = {}
         for name in names:
-            cache, memory = (None if of is None else of[name] for of in (state, source))
-            x, caches[name] = run(self.block(name=name), x, cache, memory)
+            x, caches[name] = run(self.block(name=name), x, None if state is None else state[name])
         return x, caches
 
     def scanned(
-        self, x: jax.Array, context: Context, names: list[str], state: Any, source: Any
+        self, x: jax.Array, context: Context, names: list[str], state: Any
     ) -> tuple[jax.Array, dict[str, Cache]]:
         block = self.block(parent=None)
-        first = None if source is None else source[names[0]]
 
         def init(key: jax.Array) -> Any:
-            keys = jax.random.split(key, self.num_layers)
-            context_at_init = context._replace(train=False)
-            return jax.vmap(lambda key: block.init(key, x, context_at_init, None, first)["params"])(keys)
+            keys, still = jax.random.split(key, self.num_layers), context._replace(train=False)
+            return jax.vmap(lambda key: block.init(key, x, still)["params"])(keys)
 
-        stacked = self.param(STACKED, init)
+        params = self.param(STACKED, init)
         seen = self.is_mutable_collection("features") and not self.is_initializing()
         keys = None
         if context.train and block.dropout_rate:
             keys = jax.random.split(self.make_rng("dropout"), self.num_layers)
 
         def run(x: jax.Array, item: Any, cache: Any = None) -> tuple[jax.Array, tuple[Any, Any]]:
-            params, key, memory = item
+            params, key = item
             rngs = None if key is None else {"dropout": key}
-            args = (x, context, cache, memory)
-            if not seen:
-                return (out := block.apply({"params": params}, *args, rngs=rngs))[0], (out[1], None)  # type: ignore
-            out, changed = block.apply({"params": params}, *args, rngs=rngs, mutable=["features"])  # type: ignore
-            return out[0], (out[1], changed["features"])
+            mutable: Any = ["features"] if seen else []
+            (x, cache), changed = block.apply({"params": params}, x, context, cache, rngs=rngs, mutable=mutable)
+            return x, (cache, changed.get("features"))
 
-        memories = (
-            None if source is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *(source[n] for n in names))
-        )
-        items, caches = (stacked, keys, memories), {}
+        items, caches = (params, keys), {}
         if state is None:
             body = run if self.remat == "none" else jax.checkpoint(run, policy=POLICIES[self.remat])  # type: ignore
             x, (_, features) = lax.scan(body, x, items)
@@ -246,9 +209,6 @@ class Stack(nn.Module):
             for name, features in zip(names, found, strict=True):
                 self.put_variable("features", name, features)
         return x, caches
-
-
-STACKED = "stacked"  # the module of a scanned stack's parameters [num_layers, ...]
 
 
 def unstacked(params: Mapping[str, Any]) -> dict[str, Any]:

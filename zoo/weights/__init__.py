@@ -42,8 +42,6 @@ def load_weights(
             layout, tensors = huggingface, huggingface.merged(tensors, plain)
         elif recurrent.is_recurrent(tensors):
             layout, tensors = recurrent, recurrent.merged(tensors)
-    except ZooError:
-        raise
     except ValueError as error:
         raise ZooError(f"{str(path)!r} does not fit {type(module).__name__}: {error}") from None
     expected = layout.names(plain)
