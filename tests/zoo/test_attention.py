@@ -159,7 +159,7 @@ def test_blocked_never_holds_the_whole_matrix():
 
 def test_a_causal_mask_halves_the_work_of_blocked():
     """The loop over keys of a block of queries ends where the mask begins."""
-    from zoo.ops.attention import _bounds
+    from zoo.ops.blocked_attention import _bounds
 
     places = jnp.arange(256, 320)[None]
     assert [int(x) for x in _bounds(True, None, places, jnp.array(1024), 64)] == [0, 5]

@@ -1,0 +1,80 @@
+"""What queries see of keys, and their products: the parts of which the implementations of attention are made.
+
+Heads lie [B, K, G, T, D], the G query heads of a key head side by side.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+LEAST = -1e30  # below any score, and finite
+
+
+class Mask(NamedTuple):
+    """What a query sees. A key is seen where all that is given holds.
+
+    `causal`: its position is not beyond the query's. `window`: it is fewer than so many positions before the query
+    (and, without `causal`, after it). `lengths` [B]: it is among the row's first so many keys. `segments`: it has the
+    query's number, int32 [B, T] and [B, S]. `positions` int32 [B, T] are the queries' places among the keys, where
+    those are not 0 to T - 1.
+    """
+
+    causal: bool = False
+    window: int | None = None
+    lengths: jax.Array | None = None
+    segments: tuple[jax.Array, jax.Array] | None = None
+    positions: jax.Array | None = None
+
+    def visible(self, queries: int, keys: int) -> jax.Array | None:
+        """bool [B or 1, T, S]; None where every key is seen."""
+        places = jnp.arange(queries)[None] if self.positions is None else self.positions
+        return self.of_block(places, jnp.arange(keys), None if self.segments is None else self.segments)
+
+    def of_block(
+        self, places: jax.Array, keys: jax.Array, segments: tuple[jax.Array, jax.Array] | None
+    ) -> jax.Array | None:
+        """The same of queries at `places` [B or 1, t] and keys at `keys` [s], with their segments [B, t] and [B, s]."""
+        seen = []
+        ahead = keys - places[..., None]  # [B, t, s]
+        if self.causal:
+            seen.append(ahead <= 0)
+        if self.window is not None:
+            seen.append(ahead > -self.window)
+            if not self.causal:
+                seen.append(ahead < self.window)
+        if self.lengths is not None:
+            seen.append(keys < self.lengths[:, None, None])
+        if segments is not None:
+            seen.append(segments[0][:, :, None] == segments[1][:, None, :])
+        return functools.reduce(jnp.logical_and, seen) if seen else None
+
+
+def by_head(query: jax.Array, heads: int) -> jax.Array:
+    """[B, T, N, D] to [B, K, G, T, D]."""
+    rows, steps, _, width = query.shape
+    return query.reshape(rows, steps, heads, -1, width).transpose(0, 2, 3, 1, 4)
+
+
+def by_time(x: jax.Array) -> jax.Array:
+    """[B, K, G, T, D] to [B, T, N, D]."""
+    return x.transpose(0, 3, 1, 2, 4).reshape(len(x), x.shape[3], -1, x.shape[4])
+
+
+def scaled_scores(query: jax.Array, key: jax.Array, scale: float, soft_cap: float | None) -> jax.Array:
+    """Capped scores, float32 [B, K, G, t, s], of [B, K, G, t, D] and [B, K, s, D]."""
+    rows = query.reshape(*query.shape[:2], -1, query.shape[-1])  # the G heads are more rows of one product
+    contract = (((3,), (3,)), ((0, 1), (0, 1)))
+    scores = lax.dot_general(rows, key, contract, preferred_element_type=jnp.float32).reshape(*query.shape[:4], -1)
+    scores = scores * scale
+    return scores if soft_cap is None else soft_cap * jnp.tanh(scores / soft_cap)
+
+
+def weighted_sums(weights: jax.Array, value: jax.Array) -> jax.Array:
+    """[B, K, G, t, s] times [B, K, s, D], float32 [B, K, G, t, D]."""
+    rows = weights.reshape(*weights.shape[:2], -1, weights.shape[-1]).astype(value.dtype)
+    contract = (((3,), (2,)), ((0, 1), (0, 1)))
+    product = lax.dot_general(rows, value, contract, preferred_element_type=jnp.float32)
+    return product.reshape(*weights.shape[:4], -1)
