@@ -105,9 +105,10 @@ def tfds_dir(directory: str | None) -> str:
 class OptimizerConfig:
     name: str = "adamw"  # an Optax optimizer: sgd, adam, adamw, lion, lamb, rmsprop, ...
     learning_rate: float = 1e-3  # the peak
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"  # how it falls, to zero, after the warm-up
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"  # how it falls, to zero, after the warm-up
     warmup_steps: int = 0  # linear rise from zero
     decay_steps: int | None = None  # where the schedule ends; default: steps, as the run was begun
+    decay_fraction: float = 0.2  # the last share of the steps, in which wsd (warm-up, stable, decay) falls
     weight_decay: float = 0.0  # of kernels and embeddings; biases and norms' scales are spared
     clip_norm: float | None = None  # the gradient's largest global norm
     ema: float | None = None  # decay of averaged weights, which are then the ones evaluated and exported
@@ -157,6 +158,8 @@ class Config:
         at_least("optimizer.weight-decay", optimizer.weight_decay, 0)
         at_least("optimizer.accumulate", optimizer.accumulate, 1)
         at_least("optimizer.learning-rate", optimizer.learning_rate, 0)
+        if not 0 < optimizer.decay_fraction <= 1:
+            raise ZooError(f"optimizer.decay-fraction must be in (0, 1], not {optimizer.decay_fraction}")
         for pattern, factor in optimizer.rates.items():
             if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):
                 raise ZooError(f"optimizer.rates {pattern} must be a number of at least 0, not {factor!r}")

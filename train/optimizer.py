@@ -3,6 +3,7 @@
 import difflib
 import fnmatch
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -46,20 +47,24 @@ NAMES = (
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear from 0 over `warmup_steps`, then constant or falling to 0 at `decay_steps`."""
-    end = config.decay_steps or steps
-    if config.warmup_steps >= end:
-        raise ZooError(f"optimizer.warmup-steps {config.warmup_steps} must be below the schedule's end, {end}")
-    length = end - config.warmup_steps
-    fall: Callable[[Any], Any] = {
-        "constant": optax.constant_schedule(config.learning_rate),
-        "linear": optax.linear_schedule(config.learning_rate, 0.0, length),
-        "cosine": optax.cosine_decay_schedule(config.learning_rate, length),
-    }[config.schedule]
-    if not config.warmup_steps:
-        return fall
-    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-    return optax.join_schedules([warmup, fall], [config.warmup_steps])
+    """Learning rate by step: linear from 0 over `warmup_steps`, then constant or falling to 0 at `decay_steps`.
+
+    "wsd" stays at the peak until the last `decay_fraction` of all steps, then falls in a line (Hu et al. 2024,
+    arXiv:2404.06395).
+    """
+    peak, rise, end = config.learning_rate, config.warmup_steps, config.decay_steps or steps
+    if rise >= end:
+        raise ZooError(f"optimizer.warmup-steps {rise} must be below the schedule's end, {end}")
+    length = end - rise
+    if config.schedule == "wsd":
+        length = min(length, max(round(config.decay_fraction * end), 1))
+    constant, line = optax.constant_schedule(peak), optax.linear_schedule(peak, 0.0, length)
+    cosine = optax.cosine_decay_schedule(peak, length)
+    fall = {"constant": constant, "linear": line, "cosine": cosine, "wsd": line}[config.schedule]
+    phases = [(optax.linear_schedule(0.0, peak, rise), rise), (constant, end - rise - length)]
+    phases = [(schedule, duration) for schedule, duration in phases if duration]
+    ends = list(itertools.accumulate(duration for _, duration in phases))
+    return optax.join_schedules([*(schedule for schedule, _ in phases), fall], ends)
 
 
 def matches(path: str, pattern: str) -> bool:

@@ -78,7 +78,8 @@ def make_train_step(
     """The pure function (state, batch) -> (state, metrics).
 
     Metrics are sums over the batch (`loss`, ..., `count`) and `grad_norm`, the norm of the averaged gradient. Gradients
-    are averaged over examples, over all micro-batches and devices, each example alike.
+    are averaged over examples, over all micro-batches and devices, each example alike: those of `loss`, and of the
+    `penalty` that a task may add to it.
     """
 
     def sum_gradients(
@@ -98,7 +99,7 @@ def make_train_step(
                 out, changed = model.apply(variables, *args, train=True, rngs=rngs, mutable=mutable, **kwargs)
             logits, after = (out, None) if carry is None else out
             sums = config.task.sums(logits, batch, train=True)
-            return sums["loss"], (dict(changed), after, sums)
+            return sums["loss"] + sums.get("penalty", 0.0), (dict(changed), after, sums)
 
         gradients, (changed, after, sums) = jax.grad(summed_loss, has_aux=True)(state.params)
         return gradients, changed, after, sums

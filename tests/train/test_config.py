@@ -65,6 +65,7 @@ def test_list_prints_every_recipe(capsys):
         ("optimizer.learning_rate", float("nan"), "optimizer.learning-rate must be at least 0, not nan"),
         ("optimizer.ema", 1.0, "optimizer.ema must be between 0 and 1"),
         ("optimizer.clip_norm", 0.0, "optimizer.clip-norm must be above 0"),
+        ("optimizer.decay_fraction", 0.0, r"optimizer.decay-fraction must be in \(0, 1\], not 0.0"),
         ("optimizer.accumulate", 3, "batch-size 64 is not divisible by optimizer.accumulate 3"),
         ("data.validation_fraction", 1.0, r"data.validation-fraction must be in \[0, 1\)"),
         ("data.image_size", 0, "data.image-size must be at least 1"),

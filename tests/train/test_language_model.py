@@ -5,6 +5,7 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -247,3 +248,29 @@ def test_what_does_not_go_together(config, tmp_path, changes, message):
     with pytest.raises(zoo.ZooError, match=message):
         train.run(dataclasses.replace(config, workdir=str(tmp_path / "run"), **changes))
     assert not (tmp_path / "run").exists()
+
+
+# What is minimised.
+
+
+def test_z_loss_moves_the_gradient_by_that_of_the_squared_log_z_and_no_metric(of_windows):
+    """A step of plain descent on micro-batches; the penalty's gradient is taken apart, by hand."""
+    descent = OptimizerConfig("sgd", 1.0, schedule="constant", accumulate=2)
+    plain = dataclasses.replace(of_windows, optimizer=descent)
+    with_z = dataclasses.replace(plain, task=LanguageModel(z_loss=0.1))
+    (a, (seen,), _, (model, _, batches)), (b, (seen_z,), _, _) = (steps(c, "jit", n=1) for c in (plain, with_z))
+    batch = batches(0)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
+
+    def penalty(params):
+        logits = model.apply({"params": params}, batch["tokens"])
+        return 0.1 * jnp.mean(jnp.log(jnp.sum(jnp.exp(logits), axis=-1)) ** 2)
+
+    moved = jax.grad(penalty)(variables["params"])
+    assert_close(b.params, jax.tree.map(lambda x, y: x - y, a.params, moved))
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(moved)) > 0.01
+    assert seen_z["penalty"] / seen_z["count"] == pytest.approx(penalty(variables["params"]), rel=1e-5)
+    assert with_z.task.metrics(seen_z) == plain.task.metrics(seen)
+    assert "penalty" not in with_z.task.sums(np.zeros((*batch["tokens"].shape, 65)), batch, train=False)
+    with pytest.raises(zoo.ZooError, match=r"task\.z-loss must be at least 0, not -1"):
+        LanguageModel(z_loss=-1.0).check()

@@ -54,6 +54,18 @@ def test_schedules():
     assert rates(schedule="linear", decay_steps=200)[4] == 0.4
 
 
+def test_wsd_stays_at_the_peak_and_falls_in_the_last_share():
+    def rates(*steps, **changes):
+        schedule = make_schedule(OptimizerConfig("sgd", 0.8, "wsd", **changes), 100)
+        return [round(float(schedule(step)), 6) for step in steps]
+
+    assert rates(0, 5, 10, 55, 80, 90, 100, 150, warmup_steps=10) == [0, 0.4, 0.8, 0.8, 0.8, 0.4, 0, 0]
+    assert rates(0, 50, 75, 100, decay_fraction=0.5) == [0.8, 0.8, 0.4, 0]
+    assert rates(80, 160, 180, 200, decay_steps=200) == [0.8, 0.8, 0.4, 0]
+    assert rates(99, 100, decay_fraction=1e-6) == [0.8, 0]
+    assert rates(10, 20, 60, 100, warmup_steps=20, decay_fraction=1.0) == [0.4, 0.8, 0.4, 0]
+
+
 def test_clipping_bounds_the_global_norm():
     config = OptimizerConfig("sgd", 1.0, schedule="constant", clip_norm=0.5)
     optimizer = make_optimizer(config, 10)

@@ -19,11 +19,15 @@ Batch = Mapping[str, jax.Array]
 class LanguageModel:
     """Back-propagation through the windows of a text; a recurrent model's state each hands on to the next."""
 
+    z_loss: float = 0.0  # in training, this times log(Z)^2 a symbol, which keeps logits small (PaLM: 1e-4)
+
     metric: ClassVar[str] = "bits_per_character"  # drawn beside the loss
     unit: ClassVar[str] = "tokens"  # what `count` counts
 
     def check(self) -> None:
-        """Nothing to go wrong."""
+        """ZooError for a value out of range."""
+        if not self.z_loss >= 0:
+            raise ZooError(f"task.z-loss must be at least 0, not {self.z_loss}")
 
     def check_model(self, model: type[nn.Module]) -> None:
         """ZooError for a model that does not follow the protocol of `zoo.sequence`."""
@@ -45,12 +49,20 @@ class LanguageModel:
         return model.apply(variables, *args, state=carry, **kwargs)  # type: ignore[return-value]
 
     def sums(self, logits: jax.Array, batch: Batch, train: bool) -> dict[str, jax.Array]:
-        """Sums over symbols of weight 1, in float32: `loss` in nats, `characters` (theirs), `count`."""
-        log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+        """Sums over symbols of weight 1, in float32: `loss` in nats, `characters` (theirs), `count`.
+
+        With `z_loss`, training minimises the `penalty` too: z_loss log(Z)^2, where Z is the softmax's denominator
+        (Chowdhery et al. 2022, section 5).
+        """
+        logits, weight = logits.astype(jnp.float32), batch["weight"]
+        log_probabilities = jax.nn.log_softmax(logits)
         told = jnp.take_along_axis(log_probabilities, batch["targets"][..., None], axis=-1)[..., 0]
-        weight = batch["weight"]
         characters = jnp.sum(batch["characters"] * weight)
-        return {"loss": -jnp.sum(told * weight), "characters": characters, "count": jnp.sum(weight)}
+        sums = {"loss": -jnp.sum(told * weight), "characters": characters, "count": jnp.sum(weight)}
+        if train and self.z_loss:
+            log_z = jax.nn.logsumexp(logits, axis=-1)
+            sums["penalty"] = self.z_loss * jnp.sum(log_z**2 * weight)
+        return sums
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Nats and perplexity a token, bits a character, of summed sums."""
