@@ -269,7 +269,7 @@ def test_z_loss_moves_the_gradient_by_that_of_the_squared_log_z_and_no_metric(of
     moved = jax.grad(penalty)(variables["params"])
     assert_close(b.params, jax.tree.map(lambda x, y: x - y, a.params, moved))
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(moved)) > 0.01
-    assert seen_z["penalty"] / seen_z["count"] == pytest.approx(penalty(variables["params"]), rel=1e-5)
+    assert seen_z["penalty"] / seen_z["count"] == pytest.approx(float(penalty(variables["params"])), rel=1e-5)
     assert with_z.task.metrics(seen_z) == plain.task.metrics(seen)
     assert "penalty" not in with_z.task.sums(np.zeros((*batch["tokens"].shape, 65)), batch, train=False)
     with pytest.raises(zoo.ZooError, match=r"task\.z-loss must be at least 0, not -1"):
