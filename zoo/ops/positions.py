@@ -1,10 +1,19 @@
-"""How a Transformer knows where a token stands: rotations."""
+"""How a Transformer knows where a token stands: sinusoids, rotations, distances in buckets."""
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+def sinusoids(places: jax.Array, width: int) -> jax.Array:
+    """float32 [..., width] of int32 places [...] (Vaswani et al. 2017, section 3.5): sines in the first half of the
+    features, cosines in the second, as their own code has it (the paper's alternate, which is another order)."""
+    rates = np.exp(-math.log(10_000.0) * np.arange(width // 2) / max(width // 2 - 1, 1)).astype(np.float32)
+    angles = places[..., None].astype(jnp.float32) * rates
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 class Rotary(NamedTuple):
@@ -40,3 +49,22 @@ def rotate(x: jax.Array, by: Rotary) -> jax.Array:
     cos, sin = by.cos[:, :, None], by.sin[:, :, None]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def distance_buckets(ahead: jax.Array, buckets: int, furthest: int, both_ways: bool) -> jax.Array:
+    """T5's bucket (Raffel et al. 2020, section 2.1) of a key that stands `ahead` of its query, int32 like `ahead`.
+
+    Half of the buckets are a distance each, the others grow with its logarithm up to `furthest`; with `both_ways` half
+    of them all are for keys that come later, else those are at distance 0.
+    """
+    start = jnp.zeros_like(ahead)
+    if both_ways:
+        buckets //= 2
+        start = jnp.where(ahead > 0, buckets, 0)
+        distance = jnp.abs(ahead)
+    else:
+        distance = jnp.maximum(-ahead, 0)
+    near = buckets // 2
+    grown = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / near) / math.log(furthest / near)
+    far = jnp.minimum(near + (grown * (buckets - near)).astype(jnp.int32), buckets - 1)
+    return start + jnp.where(distance < near, distance, far)

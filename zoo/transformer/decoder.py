@@ -167,6 +167,7 @@ class Decoder(nn.Module):
             num_kv_heads=key_heads,
             head_dim=head_dim,
             qk_norm=self.new_norm() if self.qk_norm else None,
+            scale=None,
             soft_cap=self.soft_cap,
             implementation=self.attention,
             dense=dense,

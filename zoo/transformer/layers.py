@@ -1,5 +1,5 @@
-"""The parts of which every Transformer here is made: attention with its cache, the feed-forward layer, the block, and
-the stack of blocks."""
+"""The parts of which every Transformer here is made: attention to itself, with its cache, and to a source; the
+feed-forward layer, the block, and the stack of blocks."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -60,13 +60,15 @@ def new_norm(name: str, *, norm: Norm, epsilon: float, use_bias: bool, dtype: An
 class Context(NamedTuple):
     """What all blocks of a pass share."""
 
-    mask: Mask  # with `positions` where there is a cache
+    mask: Mask  # of self-attention; with `positions` where there is a cache
     rotary: Rotary | None = None
+    bias: jax.Array | None = None  # of self-attention's scores [1 or B, N, T, S]
+    source_lengths: jax.Array | None = None  # [B], of what cross-attention reads
     train: bool = False
 
 
 class Attention(nn.Module):
-    """Self-attention of x [B, T, width] to the same.
+    """Attention of x [B, T, width] to itself, or to a source of which the keys and values are given.
 
     With a cache, the new keys and values are written at the mask's positions and all of the cache is read. Features:
     weights [B, N, T, S].
@@ -76,24 +78,31 @@ class Attention(nn.Module):
     num_kv_heads: int
     head_dim: int
     qk_norm: Callable[..., nn.Module] | None  # of each head's queries and keys (Qwen 3)
+    scale: float | None  # of scores; default: 1 / sqrt(head_dim)
     soft_cap: float | None
     implementation: Implementation | None
     dense: NewDense
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None) -> tuple[jax.Array, Cache | None]:
-        mask, query = context.mask, self.heads("query", x, self.num_heads)
-        key, value = self.heads("key", x, self.num_kv_heads), self.heads("value", x, self.num_kv_heads)
+    def __call__(
+        self, x: jax.Array, context: Context, cache: Cache | None = None, source: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        query, mask, bias = self.heads("query", x, self.num_heads), context.mask, context.bias
+        if source is None:
+            key, value = self.heads("key", x, self.num_kv_heads), self.heads("value", x, self.num_kv_heads)
+        else:
+            key, value, mask, bias = source["key"], source["value"], Mask(lengths=context.source_lengths), None
         if self.qk_norm is not None:
             query, key = self.qk_norm(name="query_norm")(query), self.qk_norm(name="key_norm")(key)
-        if context.rotary is not None:
+        if context.rotary is not None and source is None:
             query, key = rotate(query, context.rotary), rotate(key, context.rotary)
         if cache is not None:
             cache = {"key": written(cache["key"], key, mask), "value": written(cache["value"], value, mask)}
             key, value = cache["key"], cache["value"]
+        options: dict[str, Any] = {"bias": bias, "scale": self.scale, "soft_cap": self.soft_cap}
         if self.is_mutable_collection("features") and not self.is_initializing():
-            sow(self, "weights", attention_weights(query, key, mask, soft_cap=self.soft_cap))
-        out = attention(query, key, value, mask, soft_cap=self.soft_cap, implementation=self.implementation)
+            sow(self, "weights", attention_weights(query, key, mask, **options))
+        out = attention(query, key, value, mask, **options, implementation=self.implementation)
         return self.dense(x.shape[-1], name="out", residual=True)(out.reshape(*x.shape[:2], -1)), cache
 
     def heads(self, name: str, x: jax.Array, heads: int) -> jax.Array:
@@ -123,9 +132,10 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each of the normalised stream [B, T, width] and added to it (Xiong et al. 2020).
+    """Attention, cross-attention where there is a source, feed-forward: each added to the stream [B, T, width].
 
-    Features: hidden, its output; attention/weights.
+    Normalised is what each reads (`norm_first`, Xiong et al. 2020) or the sum (Vaswani et al. 2017). Features: hidden,
+    its output; attention/weights, cross/weights.
     """
 
     attention: Callable[..., Attention]
@@ -133,15 +143,28 @@ class Block(nn.Module):
     activation: Activation
     dense: NewDense
     norm: Callable[..., nn.Module]
+    norm_first: bool = True
     dropout_rate: float = 0.0
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None) -> tuple[jax.Array, Cache | None]:
-        dropout = nn.Dropout(self.dropout_rate, deterministic=not context.train)
-        out, cache = self.attention(name="attention")(self.norm(name="norm1")(x), context, cache)
-        x = x + dropout(out)
+    def __call__(
+        self, x: jax.Array, context: Context, cache: Cache | None = None, source: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        def add(x: jax.Array, norm: str, layer: Callable[[jax.Array], jax.Array]) -> jax.Array:
+            scaled = self.norm(name=norm)
+            dropout = nn.Dropout(self.dropout_rate, deterministic=not context.train)
+            return x + dropout(layer(scaled(x))) if self.norm_first else scaled(x + dropout(layer(x)))
+
+        def attend(x: jax.Array) -> jax.Array:
+            nonlocal cache
+            out, cache = self.attention(name="attention")(x, context, cache)
+            return out
+
+        x = add(x, "norm1", attend)
+        if source is not None:
+            x = add(x, "norm_cross", lambda x: self.attention(name="cross")(x, context, None, source)[0])
         mlp = FeedForward(self.mlp_size, self.activation, self.dense, name="mlp")
-        return sow(self, "hidden", x + dropout(mlp(self.norm(name="norm2")(x)))), cache
+        return sow(self, "hidden", add(x, "norm2", mlp)), cache
 
 
 class Stack(nn.Module):
@@ -158,44 +181,50 @@ class Stack(nn.Module):
     remat: Remat = "none"
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, dict[str, Cache]]:
+    def __call__(
+        self, x: jax.Array, context: Context, state: Any = None, source: Any = None
+    ) -> tuple[jax.Array, dict[str, Cache]]:
         names = [f"layer{i}" for i in range(self.num_layers)]
         if self.scan:
-            return self.scanned(x, context, names, state)
+            return self.scanned(x, context, names, state, source)
 
-        def run(block: Block, x: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-            return block(x, context, cache)
+        def run(block: Block, x: jax.Array, cache: Any, memory: Any) -> tuple[jax.Array, Any]:
+            return block(x, context, cache, memory)
 
         if self.remat != "none" and state is None:
             run = nn.checkpoint(run, policy=POLICIES[self.remat])  # type: ignore[assignment]
         caches = {}
         for name in names:
-            x, caches[name] = run(self.block(name=name), x, None if state is None else state[name])
+            cache, memory = (None if of is None else of[name] for of in (state, source))
+            x, caches[name] = run(self.block(name=name), x, cache, memory)
         return x, caches
 
     def scanned(
-        self, x: jax.Array, context: Context, names: list[str], state: Any
+        self, x: jax.Array, context: Context, names: list[str], state: Any, source: Any
     ) -> tuple[jax.Array, dict[str, Cache]]:
         block = self.block(parent=None)
 
         def init(key: jax.Array) -> Any:
             keys, still = jax.random.split(key, self.num_layers), context._replace(train=False)
-            return jax.vmap(lambda key: block.init(key, x, still)["params"])(keys)
+            memory = None if source is None else source[names[0]]
+            return jax.vmap(lambda key: block.init(key, x, still, None, memory)["params"])(keys)
 
         params = self.param(STACKED, init)
         seen = self.is_mutable_collection("features") and not self.is_initializing()
         keys = None
         if context.train and block.dropout_rate:
             keys = jax.random.split(self.make_rng("dropout"), self.num_layers)
+        memories = None if source is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(source.get, names))
 
         def run(x: jax.Array, item: Any, cache: Any = None) -> tuple[jax.Array, tuple[Any, Any]]:
-            params, key = item
+            params, key, memory = item
             rngs = None if key is None else {"dropout": key}
             mutable: Any = ["features"] if seen else []
-            (x, cache), changed = block.apply({"params": params}, x, context, cache, rngs=rngs, mutable=mutable)
+            args = (x, context, cache, memory)
+            (x, cache), changed = block.apply({"params": params}, *args, rngs=rngs, mutable=mutable)
             return x, (cache, changed.get("features"))
 
-        items, caches = (params, keys), {}
+        items, caches = (params, keys, memories), {}
         if state is None:
             body = run if self.remat == "none" else jax.checkpoint(run, policy=POLICIES[self.remat])  # type: ignore
             x, (_, features) = lax.scan(body, x, items)
