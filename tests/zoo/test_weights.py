@@ -75,7 +75,7 @@ def test_every_wrong_tensor_is_named(model, variables, tmp_path):
 @pytest.mark.parametrize("save", [zoo.save_weights, save_native])
 def test_another_number_of_classes_replaces_the_head_and_says_so(save, variables, tmp_path):
     save(variables, tmp_path / "w.safetensors")
-    with pytest.warns(UserWarning, match=r"another number of classes; the head 'fc' \(3\) is drawn anew"):
+    with pytest.warns(UserWarning, match=r"no head of as many classes; the head 'fc' \(3\) is drawn anew"):
         loaded = zoo.load_weights("resnet8", tmp_path / "w.safetensors", width=4, num_classes=3)
     head = loaded["params"].pop("fc")
     assert head["kernel"].shape == (16, 3)

@@ -71,6 +71,12 @@ class Decoder(nn.Module):
             raise ZooError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
         return key_heads, self.head_dim or self.hidden_size // self.num_heads
 
+    @property
+    def settled(self) -> dict[str, int]:
+        """The fields that have a default by others, as they are."""
+        key_heads, head_dim = self.sizes
+        return {"num_kv_heads": key_heads, "head_dim": head_dim, "mlp_size": self.mlp_size or 4 * self.hidden_size}
+
     def init_state(self, batch_size: int, max_length: int) -> dict[str, Any]:
         """An empty cache for `max_length` tokens, at most the model's: zeros, in the compute dtype."""
         if max_length > self.max_length:
@@ -175,7 +181,7 @@ class Decoder(nn.Module):
         block = functools.partial(
             Block,
             attention=attention,
-            mlp_size=self.mlp_size or 4 * self.hidden_size,
+            mlp_size=self.settled["mlp_size"],
             activation=self.activation,
             dense=dense,
             norm=self.new_norm(),

@@ -14,9 +14,9 @@ import numpy as np
 
 from zoo.errors import ZooError
 from zoo.registry import abstract_variables, create_model, list_models, model_info
-from zoo.transformer.decoder import Decoder
 from zoo.transformer.layers import stacked, unstacked
 from zoo.weights import huggingface, native, recurrent, torchvision
+from zoo.weights.huggingface.layout import Layout
 
 Variables = Mapping[str, Any]
 
@@ -25,21 +25,21 @@ def load_weights(
     model: str | nn.Module, path: str | os.PathLike, input_shape: tuple[int, ...] | None = None, **overrides: Any
 ) -> Variables:
     """The variables of `model` from a `.safetensors` file, as torchvision, torch's recurrent layers, Hugging Face's
-    decoders or we lay them out, or from the `.safetensors.index.json` of a file in shards.
+    transformers or we lay them out, or from the `.safetensors.index.json` of a file in shards.
 
     `model` is a registered name, with `overrides` of its fields, or a module. `input_shape` (one example's) defaults to
     the registered one; it matters where a dense layer follows the flattened maps. If the file's head has another
-    number of classes, the head alone is drawn anew, with a warning. ZooError names every tensor that is missing,
-    unexpected or of another shape; nothing is half loaded.
+    number of classes, or a Transformer's file has none, the head alone is drawn anew, with a warning. ZooError names
+    every tensor that is missing, unexpected or of another shape; nothing is half loaded.
     """
     module, example = _module_and_example(model, input_shape, overrides)
     template = abstract_variables(module, example)
     plain = jax.eval_shape(unstacked, template)  # as files have it: scanned stacks layer by layer
     tensors = read_sharded(path) if str(path).endswith(".index.json") else read_safetensors(path)
-    layout: Any = native if native.is_native(tensors) else torchvision
+    layout: Any = native if native.is_native(tensors) else huggingface.layout_of(plain) or torchvision
     try:
-        if layout is torchvision and huggingface.is_decoder(plain):
-            layout, tensors = huggingface, huggingface.merged(tensors, plain)
+        if isinstance(layout, Layout):
+            tensors = layout.merged(tensors, plain)
         elif recurrent.is_recurrent(tensors):
             layout, tensors = recurrent, recurrent.merged(tensors)
     except ValueError as error:
@@ -55,36 +55,35 @@ def load_weights(
         except ValueError as error:
             misfits[name] = keys, str(error)
     head = ("params", getattr(module, "head", ""))
-    other_head = (
-        bool(misfits)
-        and {keys for keys, _ in misfits.values()} == {keys for keys, _ in expected.values() if keys[:2] == head}
-        and all(layout.differs_in_classes(tensors[name], expected[name][1]) for name in misfits)
-    )
+    of_head = sorted(name for name, (keys, _) in expected.items() if keys[:2] == head)
+    other_head = bool(misfits) and sorted(misfits) == of_head
+    other_head &= all(layout.differs_in_classes(tensors[name], expected[name][1]) for name in misfits)
+    if isinstance(layout, Layout) and layout.classifies and missing and missing == of_head:
+        other_head, missing = True, []
     wrong = [] if other_head else [f"{name} ({why})" for name, (_, why) in sorted(misfits.items())]
     problems = {"missing": missing, "unexpected": unexpected, "misshapen": wrong}
     if any(problems.values()):
         report = "; ".join(f"{kind}: {_some(found)}" for kind, found in problems.items() if found)
         raise ZooError(f"{str(path)!r} does not fit {type(module).__name__}: {report}")
+    if isinstance(layout, Layout):
+        leaves = layout.leaves(leaves, plain)
     if other_head:
         classes = getattr(module, "num_classes", "other")
         warnings.warn(
-            f"{path} has another number of classes; the head {head[1]!r} ({classes}) is drawn anew", stacklevel=2
+            f"{path} has no head of as many classes; the head {head[1]!r} ({classes}) is drawn anew", stacklevel=2
         )
         for keys, leaf in _initial_head(module, example, head[1]).items():
             leaves[keys] = leaf
-    if layout is huggingface:
-        leaves = huggingface.leaves(leaves, plain)
     return stacked(nested(leaves, plain), template)
 
 
 def save_weights(variables: Variables, path: str | os.PathLike, overwrite: bool = False) -> None:
     """Writes variables as torch has them: in torchvision's layout (no `num_batches_tracked`), that of torch's
-    recurrent layers, or that of Hugging Face's decoders. Refuses to replace a file unasked."""
+    recurrent layers, or that of Hugging Face's transformers. Refuses to replace a file unasked."""
     plain = unstacked(variables)
     leaves = jax.tree_util.tree_leaves_with_path(plain)
     layout: Any = recurrent if any(path[-1].key == "recurrent_kernel" for path, _ in leaves) else torchvision
-    if huggingface.is_decoder(plain):
-        layout = huggingface
+    layout = huggingface.layout_of(plain) or layout
     write_safetensors(layout.to_file(plain), path, overwrite)
 
 
@@ -185,6 +184,11 @@ def nested(leaves: Mapping[tuple[str, ...], Any], template: Variables) -> Variab
     return jax.tree_util.tree_map_with_path(lambda path, _: leaves[tuple(key.key for key in path)], template)
 
 
+def abstract_variables_of(module: nn.Module) -> Variables:
+    """The shapes and dtypes of a registered model's variables."""
+    return abstract_variables(*_module_and_example(module, None, {}))
+
+
 def _module_and_example(
     model: str | nn.Module, input_shape: tuple[int, ...] | None, overrides: Mapping[str, Any]
 ) -> tuple[nn.Module, jax.ShapeDtypeStruct]:
@@ -197,8 +201,8 @@ def _module_and_example(
             raise ZooError(f"{type(model).__name__} is not registered; give its module to zoo.register first")
         info, module = found[0], model.clone(**overrides)
     shape = info.input_shape if input_shape is None else tuple(input_shape)
-    if isinstance(module, Decoder):
-        shape = (1,)  # its parameters do not depend on the length, and it reads no more than max_length
+    if info.family == "transformer" and info.input_dtype == "int32":
+        shape = (1,)  # parameters do not depend on the length, and no more than max_length is read
     return module, jax.ShapeDtypeStruct((1, *shape), np.dtype(info.input_dtype))
 
 

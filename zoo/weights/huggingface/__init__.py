@@ -1,0 +1,19 @@
+"""Hugging Face's architectures, one file each: the tensors' names and forms, and the config.json.
+
+A file has ARCHITECTURES (model_type to the classes that it is written as, the first by default), LAYOUT,
+`fields(config)` (the registered model and its fields), `config(model)` and `writes(model)`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from zoo.weights.huggingface import gpt2, llama
+from zoo.weights.huggingface.layout import Layout
+
+FAMILIES: tuple[Any, ...] = (gpt2, llama)  # those of more marks first
+KINDS: dict[str, Any] = {kind: family for family in FAMILIES for kind in family.ARCHITECTURES}
+
+
+def layout_of(variables: Mapping[str, Any]) -> Layout | None:
+    """The layout that variables, unstacked, have in files of Hugging Face's; None where they have none."""
+    return next((family.LAYOUT for family in FAMILIES if family.LAYOUT.is_of(variables)), None)

@@ -1,0 +1,123 @@
+"""State dicts as Hugging Face's `transformers` names them, by an architecture's table.
+
+`params/layers/layer0/mlp/up/kernel` [in, out] is `model.layers.0.mlp.up_proj.weight` [out, in] in a Llama. Leaves that
+a table gives one name are one tensor, side by side: GPT-2's queries, keys and values.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.errors import ZooError
+
+_LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+Path = tuple[str, ...]
+
+
+class Layout(NamedTuple):
+    """The names and forms of one architecture's tensors; regular expressions match at a name's beginning."""
+
+    title: str  # for messages
+    marks: tuple[str, ...]  # modules or arrays by which parameters are known to be of this architecture
+    table: Mapping[str, str]  # modules, and arrays outside of them, to their names; a layer's number is {}
+    prefix: str  # what a file of the body alone leaves out
+    body: str  # how names begin that then have no prefix
+    unused: str  # tensors that have no place in a model, such as masks
+    tied: tuple[str, str] | None = None  # the head's tensor and the embedding's, which a tied model has in one
+    as_it_is: bool = False  # kernels of layers lie [in, out]
+    classifies: bool = False  # a head of another number of classes, or none, may be drawn anew
+
+    def is_of(self, variables: Mapping[str, Any]) -> bool:
+        """Whether variables, unstacked, are of this architecture."""
+        paths = ["/".join(path[1:]) for path in _paths(variables)]
+        return all(any(f"{path}/".startswith(f"{mark}/") for path in paths) for mark in self.marks)
+
+    def ignored(self, name: str) -> bool:
+        """Whether a tensor of the file has no place in a model; a tied head is its embedding, see `merged`."""
+        return bool(self.tied and name == self.tied[0]) or re.match(self.unused, name) is not None
+
+    def merged(self, tensors: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """A state dict with the names that a whole model's has, where it may be its body's alone.
+
+        ValueError where it has a head of its own and the model, a tied one, would not.
+        """
+        begin = re.compile(f"^(?={self.body})")
+        named = {begin.sub(self.prefix, name): tensor for name, tensor in tensors.items()}
+        if self.tied and self.tied[0] not in self.names(variables) and set(self.tied) <= set(named):
+            head, embedding = (named[name] for name in self.tied)
+            if head is not embedding and not np.array_equal(head, embedding):
+                raise ValueError(f"its {self.tied[0]} is not its embedding, as in a tied model; give tied=False")
+        return named
+
+    def names(self, variables: Mapping[str, Any]) -> dict[str, tuple[Path, Any]]:
+        """The state dict's tensors by name, each with the path of its (first) leaf and its shape in the file."""
+        shapes = jax.eval_shape(self.to_file, variables)
+        return {name: (paths[0], shapes[name]) for name, paths in self._groups(variables).items()}
+
+    def from_file(self, tensor: np.ndarray, leaf: Any, path: Path) -> np.ndarray:
+        """The tensor, cast to the leaf's dtype; ValueError (what was, what should be) where it does not fit."""
+        if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
+            raise ValueError(f"{tensor.dtype}, not floating point")
+        if tensor.shape != leaf.shape:
+            raise ValueError(f"{tensor.shape}, not {leaf.shape}")
+        return tensor.astype(leaf.dtype)
+
+    def differs_in_classes(self, tensor: np.ndarray, leaf: Any) -> bool:
+        """Whether a head's tensor would fit but for the number of classes."""
+        return self.classifies and tensor.shape[1:] == leaf.shape[1:]
+
+    def to_file(self, variables: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """The state dict of variables, unstacked."""
+        found, tensors = _paths(variables), {}
+        for name, paths in self._groups(variables).items():
+            if len({found[path].shape for path in paths}) > 1:
+                raise ZooError(f"Hugging Face's {self.title} has as many key as query heads; {name} would not")
+            parts = [self._turned(path, found[path]) for path in paths]
+            tensors[name] = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+        return tensors
+
+    def leaves(self, tensors: Mapping[Path, np.ndarray], variables: Mapping[str, Any]) -> dict[Path, np.ndarray]:
+        """The inverse of `to_file`, of tensors by `names`' paths: the leaves of variables, unstacked, by theirs."""
+        found = {}
+        for paths in self._groups(variables).values():
+            if paths[0] in tensors:
+                for path, part in zip(paths, np.split(tensors[paths[0]], len(paths), axis=-1), strict=True):
+                    found[path] = np.ascontiguousarray(self._turned(path, part, back=True))
+        return found
+
+    def _turned(self, path: Path, leaf: Any, back: bool = False) -> Any:
+        """A kernel as the file has it, or `back`: outputs first, of convolutions [out, in, height, width]."""
+        if path[-1] != "kernel" or (self.as_it_is and _layer(path)):
+            return leaf
+        return leaf.T if leaf.ndim == 2 else leaf.transpose((2, 3, 1, 0) if back else (3, 2, 0, 1))
+
+    def _groups(self, variables: Mapping[str, Any]) -> dict[str, list[Path]]:
+        """Paths of leaves by the name of their tensor, in the table's order where they share it."""
+        order = {key: i for i, key in enumerate(self.table)}
+        groups: dict[str, list[tuple[int, Path]]] = {}
+        for path in _paths(variables):
+            name, key = self._name(path)
+            groups.setdefault(name, []).append((order[key], path))
+        return {name: [path for _, path in sorted(places)] for name, places in groups.items()}
+
+    def _name(self, path: Path) -> tuple[str, str]:
+        """The name of a leaf's tensor and the table's key; ZooError where Hugging Face's have no such."""
+        number = _layer(path)
+        keys = ["layer{}" if key == f"layer{number}" else key for key in path[1:]]
+        for key, ending in (("/".join(keys), ""), ("/".join(keys[:-1]), f".{_LEAF.get(path[-1], path[-1])}")):
+            if key in self.table:
+                return self.table[key].format(number) + ending, key
+        raise ZooError(f"Hugging Face's {self.title} has no {'/'.join(path)}; zoo.weights.save_native keeps it")
+
+
+def _layer(path: Path) -> str | None:
+    return next((key[5:] for key in path if re.fullmatch(r"layer\d+", key)), None)
+
+
+def _paths(variables: Mapping[str, Any]) -> dict[Path, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return {tuple(key.key for key in path): leaf for path, leaf in leaves}
