@@ -71,14 +71,16 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """Text read as one long stream."""
+    """Text read as one long stream, or as documents."""
 
     name: str = "stdlib"  # the standard library's sources (built in), or any text set of TFDS
-    path: str | None = None  # a file, instead of a name: UTF-8 text; where labelled, text and label by a tab
+    # instead of a name, UTF-8 text: a file, or a folder of files; where labelled, text and label by a tab
+    path: str | None = None
     dir: str | None = None  # where TFDS sets lie or go; default $TFDS_DATA_DIR, else ~/tensorflow_datasets
     tokenizer: Literal["char", "byte", "bpe", "word"] = "char"  # what a token is
     vocab_size: int = 4096  # the most tokens of bpe and word
     context: int = 64  # tokens in an example; back-propagation goes back so far
+    packed: bool = False  # documents (a folder's files, a set's texts) share examples but see nothing of one another
     validation_fraction: float = 0.1  # the end of train that validates, where a set has no validation split
 
     def check(self) -> None:
@@ -94,6 +96,12 @@ class TextConfig:
 @dataclasses.dataclass(frozen=True)
 class LabelledTextConfig(TextConfig):
     """Texts with a label each."""
+
+    def check(self) -> None:
+        """ZooError for a value out of range."""
+        super().check()
+        if self.packed:
+            raise ZooError("data.packed is for language models; labelled texts are examples by themselves")
 
 
 def tfds_dir(directory: str | None) -> str:

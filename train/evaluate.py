@@ -11,6 +11,7 @@ import tyro
 import zoo
 from train.config import Config, DataConfig, LabelledTextConfig, TextConfig, from_json
 from train.data import Split, eval_batches, load_dataset
+from train.data.text import check_packed
 from train.sharding import Layout, make_layout
 from train.step import make_eval_step
 from train.tasks.classification import Classification
@@ -93,6 +94,8 @@ def evaluate_target(config: EvaluateConfig) -> dict[str, float]:
             args: dict[str, Any] = inputs.model_args()
             model = zoo.create_model(config.target, **args)
             variables = zoo.load_weights(model, config.weights, inputs.shape)
+    if isinstance(config.data, TextConfig):
+        check_packed(config.data, type(model))
     found = dataset.inputs
     if type(inputs) is not type(found) or len(inputs.labels) != len(found.labels) or inputs.shape != found.shape:
         raise ZooError(

@@ -15,8 +15,9 @@ import numpy as np
 import zoo
 from train import folder
 from train.checkpoint import Checkpoints, ever_saved
-from train.config import Config
+from train.config import Config, TextConfig
 from train.data import Dataset, Split, load_dataset, train_batches
+from train.data.text import check_packed
 from train.evaluate import evaluate
 from train.interrupt import Stop
 from train.optimizer import check_patterns, make_optimizer
@@ -231,6 +232,8 @@ def make_model(config: Config, dataset: Dataset) -> tuple[dict[str, Any], nn.Mod
         kinds = {"f": "numbers, such as images", "i": "tokens of a text"}
         raise ZooError(f"{config.model.name} takes {kinds[takes]}; the data are {kinds[gets]}")
     config.task.check_model(info.module_class)
+    if isinstance(config.data, TextConfig):
+        check_packed(config.data, info.module_class)
     args = {**inputs.model_args(), **config.model.args}
     if "max_length" in info.fields:
         args.setdefault("max_length", inputs.shape[0])

@@ -140,7 +140,7 @@ def test_empty_and_binary_files(tmp_path, content, message):
 
 
 def test_a_missing_file_and_a_text_shorter_than_a_batch(tmp_path):
-    with pytest.raises(zoo.ZooError, match=r"data\.path '.*none.txt' is not a file"):
+    with pytest.raises(zoo.ZooError, match=r"data\.path '.*none.txt' is no file or folder"):
         load_dataset(TextConfig(path=str(tmp_path / "none.txt")), (64,))
     with pytest.raises(zoo.ZooError, match="the training text has 101 tokens, fewer than one batch of batch-size 30"):
         train_batches(stream(), 30, seed=0)

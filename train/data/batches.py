@@ -91,7 +91,7 @@ class StreamBatches:
 
     The text is a circle on which the rows stand at equal distances, turned by an angle drawn from the seed; each reads
     on by a window a batch. When a row reaches where the next one began, every symbol has been read once, and what
-    follows is the next epoch. Arrays are those of `Stream.read`, with `row` int32 [B] and `weight` float32 [B, window].
+    follows is the next epoch. Arrays are those of `Stream.read`, with `row` int32 [B].
     """
 
     def __init__(self, split: Stream, batch_size: int, seed: int, process: int = 0, processes: int = 1):
@@ -107,9 +107,7 @@ class StreamBatches:
 
     def __call__(self, k: int) -> Arrays:
         """The arrays of batch `k`, fresh ones each time."""
-        weight = np.ones((len(self.rows), self.split.window), np.float32)
-        examples = self.split.read(self.starts + k * self.split.window)
-        return {**examples, "row": self.rows.astype(np.int32), "weight": weight}
+        return {**self.split.read(self.starts + k * self.split.window), "row": self.rows.astype(np.int32)}
 
     def from_step(self, start: int, stop: int) -> Iterator[Arrays]:
         """Batches `start` to `stop - 1`."""
@@ -120,16 +118,18 @@ def eval_batches(split: Split, batch_size: int, process: int = 0, processes: int
     """Every example once, in order, in batches of one size: the last is padded with examples of weight 0.
 
     A stream is cut into `batch_size` equal pieces, a row each, that are read window by window: every symbol but the
-    very first is told once.
+    very first, or of packed documents each one's first, is told once.
     """
     share = batch_size // processes
     rows = np.arange(process * share, (process + 1) * share)
     if isinstance(split, Stream):
-        piece = -(-split.size // batch_size)
-        starts, ends = rows * piece, np.minimum((rows + 1) * piece, split.size)
+        last = len(split.tokens) - 1
+        piece = -(-last // batch_size)
+        starts, ends = rows * piece, np.minimum((rows + 1) * piece, last)
         for begin in range(0, piece, split.window):
-            weight = (starts[:, None] + begin + np.arange(split.window) < ends[:, None]).astype(np.float32)
-            yield {**split.read(starts + begin), "row": rows.astype(np.int32), "weight": weight}
+            batch = split.read(starts + begin)
+            batch["weight"] *= starts[:, None] + begin + np.arange(split.window) < ends[:, None]
+            yield {**batch, "row": rows.astype(np.int32)}
         return
     for start in range(0, split.size, batch_size):
         indices = start + rows

@@ -1,12 +1,15 @@
 """Texts as tokens: one long stream a split for language models, labelled pieces for classifiers.
 
-From the standard library's sources (built in), from a file, or from TFDS. What is learnt of a text, the vocabulary, is
-learnt of the training split, but for characters, of which those of all splits belong to it.
+From the standard library's sources (built in), from a file or a folder of files, or from TFDS. What is learnt of a
+text, the vocabulary, is learnt of the training split, but for characters, of which those of all splits belong to it.
 """
 
 import csv
 import dataclasses
+import inspect
+import itertools
 import pathlib
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,42 +27,85 @@ SPLIT_FILES = {"train": "train", "validation": "validation", "dev": "validation"
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """One long text: `tokens` [N], read in windows of `window` targets; `characters` [V] a token."""
+    """One long text: `tokens` [N], read in windows of `window` targets; `characters` [V] a token.
+
+    Where documents are packed, `begins` are the places at which they begin, the first of them 0.
+    """
 
     tokens: np.ndarray
     window: int
     characters: np.ndarray
+    begins: np.ndarray | None = None
     in_memory = True
 
     @property
     def size(self) -> int:
         """Symbols that have one before them, from which to tell them."""
-        return len(self.tokens) - 1
+        return len(self.tokens) - (1 if self.begins is None else len(self.begins))
 
     def read(self, starts: np.ndarray) -> Arrays:
         """Windows that begin at `starts` [n], around the text's end to its beginning: `tokens` and `targets` int32
-        [n, window], `characters` float32 of the targets."""
-        rows = self.tokens[(starts[:, None] + np.arange(self.window + 1)) % len(self.tokens)].astype(np.int32)
-        return {"tokens": rows[:, :-1], "targets": rows[:, 1:], "characters": self.characters[rows[:, 1:]]}
+        [n, window], `characters` float32 of the targets, and their `weight` float32.
+
+        Of packed documents also `segments` int32 [n, window], a document's number; the weight of a document's first
+        token, of which nothing tells, is 0.
+        """
+        places = starts[:, None] % len(self.tokens) + np.arange(self.window + 1)
+        laps, within = np.divmod(places, len(self.tokens))
+        rows = self.tokens[within].astype(np.int32)
+        batch = {"tokens": rows[:, :-1], "targets": rows[:, 1:], "characters": self.characters[rows[:, 1:]]}
+        if self.begins is None:
+            return {**batch, "weight": np.ones(batch["targets"].shape, np.float32)}
+        numbers = (laps * len(self.begins) + np.searchsorted(self.begins, within, side="right")).astype(np.int32)
+        weight = (numbers[:, 1:] == numbers[:, :-1]).astype(np.float32)
+        return {**batch, "weight": weight, "segments": numbers[:, :-1]}
 
 
 def load_stream(config: "TextConfig", inputs: TextInputs | None = None) -> Dataset:
     """Streams of the settings' text, in the tokens of `inputs` if given, else of a vocabulary learnt here."""
     name, texts = _texts(config)
+    if not config.packed:
+        texts = {split: ["\n".join(documents)] for split, documents in texts.items()}
     if inputs is None:
-        learnt_from = list(texts.values()) if config.tokenizer == "char" else [texts["train"]]
+        learnt_from = itertools.chain(*texts.values()) if config.tokenizer == "char" else texts["train"]
         inputs = learn(config.tokenizer, learnt_from, config.vocab_size, config.context)
     if "validation" not in texts:
-        cut = len(texts["train"]) - int(len(texts["train"]) * config.validation_fraction)
-        texts = {**texts, "train": texts["train"][:cut], "validation": texts["train"][cut:]}
+        train, validation = _cut(texts["train"], config.validation_fraction)
+        texts = {**texts, "train": train, "validation": validation}
     streams = {}
-    for split, text in texts.items():
-        tokens = inputs.encode(text).astype(np.uint16 if inputs.vocab_size <= 1 << 16 else np.int32)
-        if split == "train" and len(tokens) < 2:
-            raise ZooError(f"{name} has {len(tokens)} tokens to train on, too few to tell one from another")
-        if len(tokens) > 1:
-            streams[split] = Stream(tokens, config.context, inputs.characters)
+    for split, documents in texts.items():
+        stream = _stream(documents, config, inputs)
+        if split == "train" and stream.size < 1:
+            raise ZooError(f"{name} has {len(stream.tokens)} tokens to train on, too few to tell one from another")
+        if stream.size > 0:
+            streams[split] = stream
     return Dataset(name, streams["train"], streams.get("validation"), streams.get("test"), inputs)
+
+
+def _stream(documents: list[str], config: "TextConfig", inputs: TextInputs) -> Stream:
+    """The documents end to end; where they are not packed, there is one."""
+    dtype = np.uint16 if inputs.vocab_size <= 1 << 16 else np.int32
+    pieces = [piece for document in documents if len(piece := inputs.encode(document).astype(dtype))]
+    begins = np.cumsum([0, *map(len, pieces)])[:-1]
+    tokens = np.concatenate([np.zeros(0, dtype), *pieces])
+    return Stream(tokens, config.context, inputs.characters, begins if config.packed else None)
+
+
+def _cut(documents: list[str], fraction: float) -> tuple[list[str], list[str]]:
+    """Documents without the last `fraction` of their characters, and that part; the one in which it begins is cut."""
+    total = sum(map(len, documents))
+    left, first, last = total - int(total * fraction), [], []
+    for document in documents:
+        first.append(document[:left])
+        last.append(document[left:])
+        left = max(left - len(document), 0)
+    return first, last
+
+
+def check_packed(config: "TextConfig", model: type) -> None:
+    """ZooError for a model that cannot keep packed documents apart."""
+    if config.packed and "segments" not in inspect.signature(model.__call__).parameters:
+        raise ZooError(f"{model.__name__} takes no segments, so it cannot keep documents apart; set data.packed false")
 
 
 def load_labelled(config: "LabelledTextConfig", inputs: TextInputs | None = None) -> Dataset:
@@ -79,14 +125,15 @@ def load_labelled(config: "LabelledTextConfig", inputs: TextInputs | None = None
     return Dataset(name, train, validation, arrays.get("test"), inputs)
 
 
-def _texts(config: "TextConfig") -> tuple[str, dict[str, str]]:
-    """A name, and the text of each split."""
+def _texts(config: "TextConfig") -> tuple[str, dict[str, list[str]]]:
+    """A name, and the documents of each split."""
     if config.path is not None:
-        return pathlib.Path(config.path).name, {"train": read_text(pathlib.Path(config.path))}
+        path = pathlib.Path(config.path)
+        return path.resolve().name, read_folder(path) if path.is_dir() else {"train": [read_text(path)]}
     if config.name == "stdlib":
         name, modules = stdlib.load()
         parts = {"train": stdlib.TRAIN, "validation": stdlib.VALIDATION}
-        return name, {split: "\n".join(modules[module] for module in part) for split, part in parts.items()}
+        return name, {split: [modules[module] for module in part] for split, part in parts.items()}
     return config.name, tfds.load_texts(config.name, config.tfds_dir())
 
 
@@ -120,7 +167,7 @@ def snippets(text: str, length: int) -> list[tuple[str, str]]:
 def read_text(path: pathlib.Path) -> str:
     """A file's text; ZooError where it is missing, empty or not UTF-8."""
     if not path.is_file():
-        raise ZooError(f"data.path {str(path)!r} is not a file")
+        raise ZooError(f"data.path {str(path)!r} is no file or folder")
     raw = path.read_bytes()
     if not raw.strip():
         raise ZooError(f"{str(path)!r} is empty")
@@ -131,6 +178,31 @@ def read_text(path: pathlib.Path) -> str:
     if "\0" in text:
         raise ZooError(f"{str(path)!r} is not text: it has a zero byte at {raw.index(0):,}")
     return text.replace("\r\n", "\n")
+
+
+def read_folder(folder: pathlib.Path) -> dict[str, list[str]]:
+    """The texts of all files under a folder, in the order of their paths, by split.
+
+    Folders and files at its top that are named train, validation (or dev) and test are splits, or without a train all
+    is train. What is hidden is passed over; what is empty or not UTF-8 is left out with a warning. ZooError where no
+    text is left.
+    """
+    texts: dict[str, list[str]] = {}
+    files, wrong = [(path, path.relative_to(folder).parts) for path in sorted(folder.rglob("*")) if path.is_file()], []
+    shown = [(path, parts) for path, parts in files if not any(part.startswith(".") for part in parts)]
+    tops = [parts[0] if len(parts) > 1 else path.stem for path, parts in shown]
+    for (path, _), top in zip(shown, tops, strict=True):
+        split = SPLIT_FILES.get(top) if "train" in tops else "train"
+        if split is not None:
+            try:
+                texts.setdefault(split, []).append(read_text(path))
+            except ZooError:
+                wrong.append(path)
+    if not texts.get("train"):
+        raise ZooError(f"{str(folder)!r} has no text to train on: no file that is UTF-8, not empty and not hidden")
+    if wrong:
+        warnings.warn(f"left out {len(wrong)} files, empty or not UTF-8 text, such as {str(wrong[0])!r}", stacklevel=2)
+    return texts
 
 
 def read_table(path: pathlib.Path) -> tuple[str, dict[str, list[tuple[str, int]]], list[str]]:

@@ -45,15 +45,12 @@ def load(
     return name, splits, labels
 
 
-def load_texts(name: str, data_dir: str) -> dict[str, str]:
-    """The text of each split of a TFDS set: its first feature of text, all examples one after the other."""
+def load_texts(name: str, data_dir: str) -> dict[str, list[str]]:
+    """The texts of each split of a TFDS set: its first feature of text."""
     builder = _builder(name, data_dir)
     feature = _text_feature(name, builder)
     splits = [split for split in ("train", "validation", "test") if split in builder.info.splits]
-    return {
-        split: "\n".join(example[feature].decode("utf-8") for example in builder.as_data_source(split))
-        for split in splits
-    }
+    return {split: [example[feature].decode("utf-8") for example in builder.as_data_source(split)] for split in splits}
 
 
 def load_labelled_texts(name: str, data_dir: str) -> tuple[str, dict[str, list[tuple[str, int]]], list[str]]:

@@ -100,7 +100,8 @@ class TextInputs:
 
     def arguments(self, batch: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a model is applied to, of a batch: positional and keyword arguments."""
-        return (batch["tokens"],), {"lengths": batch["length"]} if "length" in batch else {}
+        named = {"lengths": "length", "segments": "segments"}  # the model's argument: the batch's array
+        return (batch["tokens"],), {argument: batch[key] for argument, key in named.items() if key in batch}
 
     def model_args(self) -> dict[str, int]:
         """The fields of a model that follow from its inputs."""

@@ -1,0 +1,257 @@
+"""Folders of texts, and their documents packed: none sees another, each target counts once, in every layout."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import train
+import zoo
+from runs import fingerprint
+from train import Config, LabelledTextConfig, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextConfig
+from train.data import eval_batches, load_dataset, train_batches
+from train.data.text import Stream
+from train.evaluate import EvaluateConfig, evaluate, evaluate_target
+from train.loop import make_model
+from train.optimizer import make_optimizer
+from train.sharding import make_layout
+from train.step import init_state, make_eval_step, make_train_step
+
+LENGTHS = (7, 1, 30, 2, 19, 5, 44, 12)  # of documents: 120 tokens
+BEGINS = np.cumsum([0, *LENGTHS])[:-1]
+
+
+def packed(window, lengths=LENGTHS):
+    """A stream in which every token is its own place."""
+    size = sum(lengths)
+    return Stream(np.arange(size).astype(np.uint16), window, np.ones(size, np.float32), np.cumsum([0, *lengths])[:-1])
+
+
+def document(places):
+    return np.searchsorted(BEGINS, places, side="right")
+
+
+# Windows.
+
+
+def test_segments_are_documents_and_the_first_token_of_each_is_not_told():
+    batches = train_batches(packed(6), 5, seed=3)
+    for k in range(12):
+        batch = batches(k)
+        of_tokens, of_targets = document(batch["tokens"]), document(batch["targets"])
+        np.testing.assert_array_equal(batch["weight"], of_tokens == of_targets)
+        same = batch["segments"][:, 1:] == batch["segments"][:, :-1]
+        np.testing.assert_array_equal(same, of_tokens[:, 1:] == of_tokens[:, :-1])
+        assert {name: array.dtype for name, array in batch.items() if name in ("segments", "weight")} == {
+            "segments": np.int32,
+            "weight": np.float32,
+        }
+
+
+def test_an_epoch_tells_every_token_but_the_first_of_each_document_once():
+    batches = train_batches(packed(6), 5, seed=1)  # 120 tokens are 4 batches of 5 rows of 6
+    told = np.concatenate([batch["targets"][batch["weight"] > 0] for batch in map(batches, range(4))])
+    assert sorted(told.tolist()) == sorted(set(range(120)) - set(BEGINS.tolist()))
+    assert packed(6).size == len(told)
+
+
+def test_around_the_end_a_lone_document_begins_anew():
+    batch = packed(8, lengths=(10,)).read(np.array([6]))
+    assert batch["tokens"].tolist() == [[6, 7, 8, 9, 0, 1, 2, 3]]
+    assert batch["weight"].tolist() == [[1, 1, 1, 0, 1, 1, 1, 1]]
+    assert np.diff(batch["segments"]).tolist() == [[0, 0, 0, 1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 150])
+@pytest.mark.parametrize("window", [1, 4, 64])
+def test_evaluation_tells_each_prediction_within_a_document_once(batch_size, window):
+    batches = list(eval_batches(packed(window), batch_size))
+    told = np.concatenate([batch["targets"][batch["weight"] > 0] for batch in batches])
+    assert sorted(told.tolist()) == sorted(set(range(120)) - set(BEGINS.tolist()))
+    assert set(np.unique([batch["weight"] for batch in batches])) <= {0.0, 1.0}
+
+
+def test_processes_read_their_own_rows_of_the_global_batch():
+    whole = train_batches(packed(4), 6, seed=0)(7)
+    parts = [train_batches(packed(4), 6, 0, process, 3)(7) for process in range(3)]
+    assert "segments" in whole
+    for name, array in whole.items():
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)
+
+
+# Folders.
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "texts"
+    files = {"b.md": "bbbb\r\nb", "a/z.py": "zz", "a/y.txt": "yyy", ".git/x": "xxxx", "a/.h.txt": "hh"}
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(text.encode())
+    return root
+
+
+def text_of(stream, inputs):
+    return [inputs.decode(piece) for piece in np.split(stream.tokens, stream.begins[1:])]
+
+
+def test_the_files_of_a_folder_are_documents_in_the_order_of_their_paths(folder):
+    whole = TextConfig(path=str(folder), context=4, validation_fraction=0.0)
+    dataset = load_dataset(whole, (64,))
+    assert dataset.inputs.decode(dataset.train.tokens) == "yyy\nzz\nbbbb\nb"
+    assert (dataset.name, dataset.validation, dataset.test) == ("texts", None, None)
+    apart = load_dataset(dataclasses.replace(whole, packed=True), (64,))
+    assert text_of(apart.train, apart.inputs) == ["yyy", "zz", "bbbb\nb"]
+    held = load_dataset(dataclasses.replace(whole, packed=True, validation_fraction=0.4), (64,))
+    assert text_of(held.train, held.inputs) == ["yyy", "zz", "bb"]  # 11 characters, the last 4 held out
+    assert text_of(held.validation, held.inputs) == ["bb\nb"]
+
+
+def test_parts_of_a_folder_that_are_named_so_are_splits(folder):
+    (folder / "a").rename(folder / "train")
+    (folder / "dev.txt").write_text("zzyy")
+    (folder / "test").mkdir()
+    (folder / "test" / "1.txt").write_text("yyzz")
+    dataset = load_dataset(TextConfig(path=str(folder), packed=True), (64,))
+    splits = (dataset.train, dataset.validation, dataset.test)
+    assert [text_of(split, dataset.inputs) for split in splits] == [["yyy", "zz"], ["zzyy"], ["yyzz"]]
+
+
+def test_what_is_no_text_is_left_out_and_said(folder):
+    (folder / "photo.png").write_bytes(b"\x89PNG\xff")
+    (folder / "a" / "empty.txt").write_bytes(b"")
+    config = TextConfig(path=str(folder), packed=True, validation_fraction=0.0)
+    with pytest.warns(UserWarning, match=r"left out 2 files, empty or not UTF-8 text, such as '.*empty\.txt'"):
+        dataset = load_dataset(config, (64,))
+    assert text_of(dataset.train, dataset.inputs) == ["yyy", "zz", "bbbb\nb"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe"])
+def test_a_folder_without_text(tmp_path, content):
+    if content is not None:
+        (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(zoo.ZooError, match="has no text to train on: no file that is UTF-8, not empty and not hidden"):
+        load_dataset(TextConfig(path=str(tmp_path)), (64,))
+
+
+# Models.
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    root = tmp_path_factory.mktemp("documents")
+    rng = np.random.default_rng(0)
+    for i, length in enumerate(rng.integers(1, 60, 60)):
+        (root / f"{i:02}.txt").write_text("".join(rng.choice(list("abcdefgh"), length)))
+    fields = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "scan_layers": True}
+    return Config(
+        "", 12, 16, eval_every=6, model=ModelConfig("nanogpt", fields),
+        data=TextConfig(path=str(root), context=32, packed=True), task=LanguageModel(z_loss=1e-3),
+        optimizer=OptimizerConfig("adamw", 1e-2, schedule="wsd", clip_norm=1.0, ema=0.9),
+        log=LogConfig(6, tensorboard=False),
+    )  # fmt: skip
+
+
+def parts(config):
+    dataset = load_dataset(config.data, (64,))
+    _, model = make_model(config, dataset)
+    return dataset, model, jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
+
+
+def apart(batch):
+    """Tokens, targets and weights [n, window] of the documents of a batch, a row each: nothing stands before them."""
+    rows = []
+    for row in zip(*(np.asarray(batch[name]) for name in ("tokens", "targets", "weight", "segments")), strict=True):
+        for number in np.unique(row[3]):
+            mine = row[3] == number
+            rows.append([np.pad(array[mine], (0, (~mine).sum())) for array in row[:3]])
+    return [np.stack(arrays) for arrays in zip(*rows, strict=True)]
+
+
+def summed(model, params, tokens, targets, weight):
+    """The summed cross-entropy of rows read each by itself."""
+    told = jax.nn.log_softmax(model.apply({"params": params}, tokens))
+    return -jnp.sum(jnp.take_along_axis(told, targets[..., None], axis=-1)[..., 0] * weight)
+
+
+def assert_close(ours, theirs, tolerance=1e-5):
+    """To a part of each array's largest value."""
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        assert np.abs(x - y).max() <= tolerance * max(np.abs(y).max(), 1e-2), jax.tree_util.keystr(path)
+
+
+def test_loss_and_gradient_of_a_packed_batch_are_those_of_its_documents_read_one_by_one(config):
+    dataset, model, variables = parts(config)
+    batch = train_batches(dataset.train, 3, 0)(0)
+    documents = apart(batch)
+    assert len(documents[0]) > 6
+
+    def of_batch(params):
+        args, kwargs = dataset.inputs.arguments(batch)
+        sums = config.task.sums(model.apply({"params": params}, *args, **kwargs), batch, train=True)
+        return sums["loss"]
+
+    ours = jax.jit(jax.value_and_grad(of_batch))(variables["params"])
+    theirs = jax.jit(jax.value_and_grad(lambda params: summed(model, params, *documents)))(variables["params"])
+    assert_close(ours, theirs)
+    assert ours[0] > 100
+
+
+def test_a_packed_text_is_scored_as_its_documents_are(config):
+    dataset, model, variables = parts(config)
+    layout = make_layout("jit", 4, 1)
+    step = layout.compile_eval(make_eval_step(config, model, dataset.inputs))
+    metrics = evaluate(step, layout, variables, dataset.validation, 4, config.task, model)
+    documents = [
+        np.concatenate(arrays) for arrays in zip(*map(apart, eval_batches(dataset.validation, 4)), strict=True)
+    ]
+    assert documents[2].sum() == dataset.validation.size
+    total = float(jax.jit(summed, static_argnums=0)(model, variables["params"], *documents))
+    assert metrics["loss"] == pytest.approx(total / dataset.validation.size, rel=1e-5)
+
+
+def test_a_mesh_and_micro_batches_agree_with_one_device(config):
+    def state(parallel, accumulate):
+        dataset, model, variables = parts(config)
+        descent = OptimizerConfig("sgd", 0.1, clip_norm=1.0, accumulate=accumulate)
+        settings = dataclasses.replace(config, optimizer=descent)
+        optimizer = make_optimizer(settings.optimizer, settings.steps)
+        layout = make_layout(parallel, 16, accumulate)
+        state = layout.put_train_state(init_state(variables, optimizer, True))
+        step = layout.compile_train(make_train_step(settings, model, dataset.inputs, optimizer))
+        batches = train_batches(dataset.train, 16, 0)
+        for k in range(3):
+            state, metrics = step(state, layout.put_batch(batches(k)))
+            jax.block_until_ready(metrics)
+        return layout.fetch((state.params, metrics))
+
+    assert_close(state("mesh", 2), state("jit", 1), 2e-5)  # sums in another order on eight devices than on one
+
+
+@pytest.mark.slow
+def test_a_packed_run_resumes_to_the_bit(config, tmp_path):
+    train.run(dataclasses.replace(config, workdir=str(tmp_path / "whole")))
+    half = dataclasses.replace(config, workdir=str(tmp_path / "half"))
+    decay = dataclasses.replace(config.optimizer, decay_steps=12)
+    train.run(dataclasses.replace(half, steps=6, optimizer=decay))
+    train.run(dataclasses.replace(half, resume=True, optimizer=decay))
+    metas, metrics, _, export = fingerprint(tmp_path / "whole")
+    again, resumed_metrics, _, resumed_export = fingerprint(tmp_path / "half")
+    assert again[12]["digests"] == metas[12]["digests"]
+    assert (resumed_metrics, resumed_export) == (metrics, export)
+
+
+def test_what_cannot_keep_documents_apart_is_refused(config, tmp_path):
+    message = "RecurrentLM takes no segments, so it cannot keep documents apart; set data.packed false"
+    recurrent = dataclasses.replace(config, model=ModelConfig("lstm_lm", {"hidden_size": 8}))
+    with pytest.raises(zoo.ZooError, match=message):
+        train.run(dataclasses.replace(recurrent, workdir=str(tmp_path / "run")))
+    plain = dataclasses.replace(config.data, packed=False)
+    train.run(dataclasses.replace(recurrent, workdir=str(tmp_path / "run"), steps=1, data=plain))
+    with pytest.raises(zoo.ZooError, match=message):
+        evaluate_target(EvaluateConfig(str(tmp_path / "run"), data=config.data, task=config.task))
+    with pytest.raises(zoo.ZooError, match=r"data\.packed is for language models; labelled texts are examples by them"):
+        LabelledTextConfig(packed=True).check()
