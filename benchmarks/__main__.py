@@ -1,4 +1,4 @@
-"""python -m benchmarks list | train-step | recurrent-step | decoder-step | sampling | loop | quality"""
+"""python -m benchmarks list | NAME"""
 
 import sys
 from typing import Any
@@ -25,12 +25,15 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: list[str]) -> None:
     import tyro
 
-    from benchmarks import decoder, loop, quality, recurrent, train_step
+    from benchmarks import compiling, decoder, decoding, loop, quality, recurrent, train_step
 
     benchmarks: dict[str, tuple[Any, Any]] = {
         "train-step": (train_step.TrainStepConfig, train_step.run),
         "recurrent-step": (recurrent.RecurrentStepConfig, recurrent.run),
         "decoder-step": (decoder.DecoderStepConfig, decoder.run),
+        "decoding": (decoding.DecodingConfig, decoding.run),
+        "compile": (compiling.CompileConfig, compiling.run),
+        "memory": (compiling.MemoryConfig, compiling.run_memory),
         "sampling": (recurrent.SamplingConfig, recurrent.run_sampling),
         "loop": (loop.LoopConfig, loop.run),
         "quality": (quality.QualityConfig, quality.run),

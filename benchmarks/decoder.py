@@ -97,40 +97,8 @@ def torch_steps(config: DecoderStepConfig, variables: Any, tokens: np.ndarray) -
 def torch_model(config: DecoderStepConfig, variables: Any) -> Any:
     """The same model in PyTorch, with our weights."""
     import torch
-    from torch import nn
 
-    width, heads = config.hidden_size, config.num_heads
-
-    def linear(inputs: int, outputs: int) -> Any:
-        return nn.Linear(inputs, outputs, bias=False)
-
-    class TorchBlock(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm1, self.norm2 = (nn.LayerNorm(width, bias=False) for _ in range(2))
-            self.qkv, self.out = linear(width, 3 * width), linear(width, width)
-            self.up, self.down = linear(width, 4 * width), linear(4 * width, width)
-
-        def forward(self, x: Any) -> Any:
-            parts = self.qkv(self.norm1(x)).split(width, dim=2)
-            q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in parts)
-            out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + self.out(out.transpose(1, 2).flatten(2))
-            return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
-
-    class TorchGPT(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding = nn.Embedding(config.vocab_size, width)
-            self.positions = nn.Embedding(config.length, width)
-            self.layers = nn.ModuleList([TorchBlock() for _ in range(config.num_layers)])
-            self.norm = nn.LayerNorm(width, bias=False)
-
-        def forward(self, tokens: Any) -> Any:
-            x = self.embedding(tokens) + self.positions.weight[: tokens.shape[1]]
-            for layer in self.layers:
-                x = layer(x)
-            return self.norm(x) @ self.embedding.weight.T
+    from benchmarks.torch_gpt import TorchGPT
 
     params = jax.tree.map(np.array, variables["params"])
     state = {"embedding.weight": params["embedding"], "positions.weight": params["positions"]}
@@ -143,6 +111,6 @@ def torch_model(config: DecoderStepConfig, variables: Any) -> Any:
         kernels |= {"up": mlp["up"]["kernel"].T, "down": mlp["down"]["kernel"].T}
         kernels |= {name: layer[name]["scale"] for name in ("norm1", "norm2")}
         state |= {f"layers.{i}.{name}.weight": array for name, array in kernels.items()}
-    peer = TorchGPT()
+    peer = TorchGPT(config.vocab_size, config.length, config.hidden_size, config.num_layers, config.num_heads)
     peer.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in state.items()}, strict=True)
     return peer

@@ -107,29 +107,34 @@ def _model(config: RecurrentStepConfig | SamplingConfig, **fields: Any) -> Any:
 
 def our_step(config: Any, model: Any, variables: Any, tokens: np.ndarray) -> tuple[Step, int, int]:
     """A language model's step as the loop runs it, its FLOPs, its temporary bytes; `config` has the sizes."""
-    optimizer_config = OptimizerConfig("adam", LEARNING_RATE, schedule="constant")
-    settings = Config("", 1, config.batch_size, data=TextConfig(), task=LanguageModel(), optimizer=optimizer_config)
-    optimizer, layout = make_optimizer(optimizer_config, 1), make_layout("jit", config.batch_size, 1)
-    inputs = TextInputs("char", "".join(map(chr, range(config.vocab_size))), config.length)
-    ones = np.ones((config.batch_size, config.length), np.float32)
-    batch: dict[str, Any] = {"tokens": tokens[:, :-1].astype(np.int32), "targets": tokens[:, 1:].astype(np.int32)}
-    batch |= {"weight": ones, "characters": ones, "row": np.arange(config.batch_size, dtype=np.int32)}
-    placed = layout.put_batch(batch)
-    carry = settings.task.initial_carry(model, config.batch_size)
-    state = layout.put_train_state(init_state(variables, optimizer, ema=False, carry=carry))
-    pure = make_train_step(settings, model, inputs, optimizer)
-    step = layout.compile_train(pure)
+    step, pure, state, batch = prepared(config, model, variables, tokens)
+    memory = step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
+    flops = zoo.count_flops(pure, state, batch)
 
     def work() -> float:
         nonlocal state
-        state, metrics = step(state, placed)
+        state, metrics = step(state, batch)
         jax.block_until_ready((state, metrics))
         return float(metrics["loss"]) / tokens[:, 1:].size
 
-    memory = step.lower(state, placed).compile().memory_analysis().temp_size_in_bytes
-    flops = zoo.count_flops(pure, state, placed)
     loss, seconds = first_call(work)
     return Step(work, loss, count_parameters(variables), seconds), flops, memory
+
+
+def prepared(config: Any, model: Any, variables: Any, tokens: np.ndarray) -> tuple[Any, Any, Any, Any]:
+    """The step with Adam, compiled when first called and as it is, and its state and batch on the device."""
+    optimizer_config = OptimizerConfig("adam", LEARNING_RATE, schedule="constant")
+    settings = Config("", 1, config.batch_size, data=TextConfig(), task=LanguageModel(), optimizer=optimizer_config)
+    optimizer, layout = make_optimizer(optimizer_config, 1), make_layout("jit", config.batch_size, 1)
+    rows, length = tokens[:, 1:].shape
+    inputs = TextInputs("char", "".join(map(chr, range(config.vocab_size))), length)
+    ones = np.ones((rows, length), np.float32)
+    batch: dict[str, Any] = {"tokens": tokens[:, :-1].astype(np.int32), "targets": tokens[:, 1:].astype(np.int32)}
+    batch |= {"weight": ones, "characters": ones, "row": np.arange(rows, dtype=np.int32)}
+    carry = settings.task.initial_carry(model, config.batch_size)
+    state = layout.put_train_state(init_state(variables, optimizer, ema=False, carry=carry))
+    pure = make_train_step(settings, model, inputs, optimizer)
+    return layout.compile_train(pure), pure, state, layout.put_batch(batch)
 
 
 class LinenLM(nn.Module):
