@@ -84,14 +84,26 @@ class Layout:
 
         return jax.tree.map(whole, tree)
 
+    def seeing_mesh(self, step: Callable) -> Callable:
+        """The step under this layout's mesh, over which kernels that XLA cannot split run row by row."""
+        if self.mode == "jit":
+            return step
+
+        def run(*args: Any) -> Any:
+            with jax.sharding.use_abstract_mesh(self.split.mesh.abstract_mesh):
+                return step(*args)
+
+        return run
+
     def compile_train(self, step: Callable) -> Any:
         """The step compiled, its first argument donated."""
         rest = dict.fromkeys(("step", "params", "collections", "opt_state", "ema"), self.replicated)
-        return jax.jit(step, donate_argnums=0, out_shardings=(TrainState(**rest, carry=self.split), self.replicated))
+        shardings = TrainState(**rest, carry=self.split), self.replicated
+        return jax.jit(self.seeing_mesh(step), donate_argnums=0, out_shardings=shardings)
 
     def compile_eval(self, step: Callable) -> Any:
         """The step compiled: (variables, carry, batch) to (sums, carry)."""
-        return jax.jit(step, out_shardings=(self.replicated, self.split))
+        return jax.jit(self.seeing_mesh(step), out_shardings=(self.replicated, self.split))
 
 
 class PmapLayout(Layout):

@@ -1,9 +1,12 @@
 """Every implementation of attention is the textbook's, in value and gradient, under every mask."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zoo import ZooError
 from zoo.ops.attention import Mask, attention, attention_reference, attention_weights, choose, splash
@@ -114,6 +117,29 @@ def test_the_tpu_kernel_interpreted_is_the_reference(case):
     ours = jax.jit(lambda *a: value_and_gradients(lambda *a: splash(*a, mask, 0.2, interpret=True), *a))(*inputs)
     theirs = value_and_gradients(lambda *a: attention_reference(*a, mask, scale=0.2), *inputs)
     close(ours, theirs, 1e-4)  # its exponentials and sums are its own
+
+
+@pytest.mark.parametrize("rows", [8, 3])  # an eighth for each device, and what eight do not divide
+def test_the_tpu_kernel_runs_on_a_mesh(rows):
+    """Interpreted, it is the reference, its batch still split; for a TPU, it lowers."""
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=(rows, 128, 2, 64)).astype(np.float32) for _ in range(3)]
+    ids = np.sort(rng.integers(0, 3, (rows, 128)).astype(np.int32), axis=1)
+    place = NamedSharding(mesh, PartitionSpec("data" if rows == 8 else None))
+    inputs = jax.device_put([*inputs, ids], place)
+
+    def run(function, *inputs, **options):
+        *arrays, ids = inputs
+        mask = Mask(causal=True, segments=(ids, ids))
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return value_and_gradients(lambda *arrays: function(*arrays, mask, scale=0.2, **options), *arrays)
+
+    ours = jax.jit(functools.partial(run, splash, interpret=True))(*inputs)
+    close(ours, run(attention_reference, *inputs), 1e-4)
+    assert jax.tree.leaves(ours)[-1].sharding.is_equivalent_to(place, 4)
+    lowered = jax.jit(functools.partial(run, splash)).trace(*inputs).lower(lowering_platforms=("tpu",))
+    assert "tpu_custom_call" in lowered.as_text()
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN's kernel needs a GPU")

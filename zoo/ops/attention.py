@@ -18,6 +18,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType, PartitionSpec
 
 from zoo.errors import ZooError
 from zoo.ops.attention_scores import LEAST, Mask, by_head, by_time, scaled_scores, weighted_sums
@@ -181,7 +182,8 @@ def splash(
 ) -> jax.Array:
     """JAX's splash attention kernel for TPUs; `interpret` runs it on any platform, slowly.
 
-    T and S are multiples of 128, or it is a ZooError. What `lengths` hides is a segment of its own.
+    T and S are multiples of 128, or it is a ZooError. What `lengths` hides is a segment of its own. On several devices
+    it runs under `jax.set_mesh`, each taking its rows of the batch.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
@@ -211,6 +213,18 @@ def splash(
         mine = jnp.zeros((len(query), queries), jnp.int32) if segments is None else segments[0]
         segments = mine, jnp.where(present, 0 if segments is None else segments[1], -1)
     ids = None if segments is None else library.SegmentIds(*segments)
-    of_heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
-    out = jax.vmap(of_heads)(grouped, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), ids)
+    run = over_rows(jax.vmap(jax.vmap(kernel, in_axes=(0, 0, 0, None))), len(query))
+    out = run(grouped, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), ids)
     return by_time(out).astype(query.dtype)
+
+
+def over_rows(run: Any, rows: int) -> Any:
+    """A function of arrays [rows, ...] that each device of the mesh in use calls on its own rows, since XLA cannot
+    split a kernel; all of them where the devices do not divide the rows."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
+    if not axes:
+        return run
+    split = rows % math.prod(mesh.shape[name] for name in axes) == 0
+    spec = PartitionSpec(tuple(axes) if split else None)
+    return jax.shard_map(run, in_specs=spec, out_specs=spec, axis_names=set(axes), check_vma=False)
