@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from zoo.errors import ZooError
 from zoo.features import sow
 from zoo.ops.attention import Implementation, Mask
+from zoo.ops.dense import dot_general
 from zoo.ops.positions import Rotary, RotaryScaling, rotary
 from zoo.ops.recurrence import take_rows
 from zoo.registry import register
@@ -122,9 +123,10 @@ class Decoder(nn.Module):
         x, layers = self.layers(x, context, None if state is None else state["layers"])
         x = sow(self, "normalised", self.new_norm()(name="norm")(x))
         if self.tied:
-            logits = x @ table.T
+            logits = dot_general(x, table.T, (((2,), (0,)), ((), ())))
         else:
-            logits = nn.Dense(self.vocab_size, False, self.dtype, self.param_dtype, name="head")(x)
+            settings: dict[str, Any] = {"dot_general": dot_general, "name": "head"}
+            logits = nn.Dense(self.vocab_size, False, self.dtype, self.param_dtype, **settings)(x)
         if state is None:
             return logits
         consumed = tokens.shape[1] if lengths is None else lengths

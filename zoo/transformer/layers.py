@@ -12,6 +12,7 @@ from jax import lax
 
 from zoo.features import sow
 from zoo.ops.attention import Implementation, Mask, attention, attention_weights
+from zoo.ops.dense import dot_general
 from zoo.ops.positions import Rotary, rotate
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu"]
@@ -48,7 +49,7 @@ def new_dense(
 ) -> nn.Dense:
     """A dense layer whose kernel begins normal with a deviation of `std`, or `residual_std`."""
     init = nn.initializers.normal(residual_std if residual else std)
-    return nn.Dense(features, use_bias, dtype, param_dtype, kernel_init=init, name=name)
+    return nn.Dense(features, use_bias, dtype, param_dtype, kernel_init=init, dot_general=dot_general, name=name)
 
 
 def new_norm(name: str, *, norm: Norm, epsilon: float, use_bias: bool, dtype: Any, param_dtype: Any) -> nn.Module:
