@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: list[str]) -> None:
     import tyro
 
-    from benchmarks import compiling, decoder, decoding, loop, quality, recurrent, train_step
+    from benchmarks import compiling, decoder, decoding, loop, quality, recurrent, shakespeare, train_step
 
     benchmarks: dict[str, tuple[Any, Any]] = {
         "train-step": (train_step.TrainStepConfig, train_step.run),
@@ -36,6 +36,7 @@ def _run(args: list[str]) -> None:
         "memory": (compiling.MemoryConfig, compiling.run_memory),
         "sampling": (recurrent.SamplingConfig, recurrent.run_sampling),
         "loop": (loop.LoopConfig, loop.run),
+        "shakespeare": (shakespeare.ShakespeareConfig, shakespeare.run),
         "quality": (quality.QualityConfig, quality.run),
     }
     if not args or args[0] in ("list", "-h", "--help"):

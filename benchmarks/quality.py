@@ -52,7 +52,7 @@ def run(config: QualityConfig) -> list[dict[str, Any]]:
     with phases("setup"):
         trainer = Trainer(settings, path, dataset, phases)
     variables = trainer.layout.fetch(trainer.state.variables())
-    flops = settings.steps * _step_flops(trainer, min(settings.steps, 100))
+    flops = settings.steps * step_flops(trainer, min(settings.steps, 100))
     with trainer, Stop() as stop:
         trainer.train(stop, until=settings.steps // 2)
         with phases("rate"):
@@ -81,7 +81,7 @@ def run(config: QualityConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def _step_flops(trainer: Trainer, steps: int) -> float:
+def step_flops(trainer: Trainer, steps: int) -> float:
     """FLOPs of a training step, the mean of the first `steps`: those of texts differ by the length of their batch."""
 
     counted, total = {}, 0

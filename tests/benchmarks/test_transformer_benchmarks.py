@@ -1,14 +1,18 @@
 """Each of the Transformer's benchmarks on a tiny model: what its rows say."""
 
 import csv
+import functools
 import importlib
 
+import jax
 import numpy as np
 import pytest
 
-from benchmarks import compiling, decoding
+import zoo
+from benchmarks import compiling, decoder, decoding, shakespeare
 from benchmarks.__main__ import main
 from zoo import ZooError
+from zoo.inputs.text import TextInputs
 
 TINY = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "mlp_size": 32, "vocab_size": 64}
 
@@ -73,14 +77,83 @@ def test_memory_in_blocks_is_linear_in_the_context(tmp_path):
     assert growth[3] < 5 < 12 < growth[1]
 
 
+RECIPE = """
+from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextConfig
+
+def config():
+    model = ModelConfig("nanogpt_4x128", {{"hidden_size": 8, "num_layers": 1, "num_heads": 2}})
+    data, log = TextConfig(path={path!r}, context=8), LogConfig(tensorboard=False)
+    parts = {{"model": model, "data": data, "task": LanguageModel(), "optimizer": OptimizerConfig(), "log": log}}
+    return Config("", 2, 2, parallel="jit", **parts)
+"""
+
+
+@pytest.mark.slow  # a process, which imports and compiles
+def test_a_recipe_trained_in_a_process_of_its_own(tmp_path):
+    text = "the quick brown fox jumps over the lazy dog\n" * 9
+    (tmp_path / "text").mkdir()
+    for split in ("train", "validation", "test"):
+        (tmp_path / "text" / f"{split}.txt").write_text(text)
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(RECIPE.format(path=str(tmp_path / "text")))
+    output = str(tmp_path / "x.csv")
+    config = shakespeare.ShakespeareConfig(str(recipe), (3,), "--batch-size 4", peer=False, output=output)
+    (row,) = shakespeare.run(config)
+    assert (row["framework"], row["steps"], row["seconds_of_peer"]) == ("flaxzoo", 3, "")
+    assert 0 <= row["train_seconds"] < row["seconds"]
+    assert row["training_flops"] > 0
+    assert 2 < row["loss"] < 4
+    assert not row["reached"]
+    assert next(csv.DictReader((tmp_path / "x.csv").open()))["flags"] == "--batch-size 4"
+
+
+@functools.cache
+def tiny_gpt():
+    fields = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 11}
+    model = zoo.create_model("nanogpt", max_length=64, **fields)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
+    variables = jax.tree.map(lambda leaf: 8 * leaf, variables)
+    tokens = np.random.default_rng(0).integers(0, 11, 64 * 140 + 30).astype(np.uint16)
+    return fields, zoo.Run(model, variables, TextInputs("char", "abcdefghijk", 64)), tokens
+
+
+def test_loss_is_of_all_whole_windows():
+    _, run, tokens = tiny_gpt()
+    windows = np.stack([tokens[i : i + 65] for i in range(0, 64 * 140, 64)]).astype(np.int32)
+    logits = run.model.apply(run.variables, windows[:, :-1])
+    told = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), windows[:, 1:, None], axis=-1)
+    assert shakespeare.loss_of(run, tokens) == pytest.approx(-told.mean(), rel=1e-5)
+
+
+@pytest.mark.parity
+def test_both_measure_the_same_loss():
+    torch = pytest.importorskip("torch", reason="the peer needs torch: pip install '.[benchmarks]'")
+    fields, run, tokens = tiny_gpt()
+    peer = decoder.torch_model(decoder.DecoderStepConfig(length=64, **fields), run.variables)
+    theirs = importlib.import_module("benchmarks.shakespeare_torch").loss_of(peer, torch.from_numpy(tokens.astype(int)))
+    assert shakespeare.loss_of(run, tokens) == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parity
+def test_the_peers_learning_rate_is_nanogpts():
+    pytest.importorskip("torch", reason="the peer needs torch: pip install '.[benchmarks]'")
+    rate = importlib.import_module("benchmarks.shakespeare_torch").learning_rate
+    assert rate(0, 2000) == pytest.approx(1e-3 / 101)
+    assert rate(100, 2000) == pytest.approx(1e-3)
+    assert rate(1050, 2000) == pytest.approx(5.5e-4)
+    assert rate(2000, 2000) == pytest.approx(1e-4)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["decoding", "--length", "0"], "error: length must be at least 1, not 0"),
         (["compile", "--depths", "12", "0"], "error: depths must be at least 1, not 0"),
+        (["shakespeare", "--steps", "9", "0"], "error: steps must be at least 1, not 0"),
+        (["shakespeare", "--recipe", "cnn"], "error: cnn must read a text with validation and test splits; digits"),
         (["memory", "--batch-size", "0"], "error: batch-size must be at least 1, not 0"),
     ],
 )
-def test_sizes_out_of_range(args, message, capsys):
+def test_mistakes_get_one_line(args, message, capsys):
     assert main(args) == 2
     assert capsys.readouterr().err.startswith(message)
