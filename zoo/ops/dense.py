@@ -1,8 +1,8 @@
 """The product of a dense layer, as a CPU is fast at its gradient.
 
 The gradient by the kernel of x [B, T, F] @ kernel sums over two axes, for which XLA's CPU backend first turns all of
-the output's gradient, in a loop that takes longer than the product (4 x 128 wide, 12 rows of 64 tokens: a third of a GPT's whole step). Of
-rows [B T, F] it turns nothing. The arithmetic is the same, and other platforms compile what they did.
+the output's gradient, in a loop that takes longer than the product: a third of the whole step of a GPT of 4 layers,
+128 wide. Of rows [B T, F] it turns nothing. The arithmetic is the same, and other platforms compile what they did.
 """
 
 import math
