@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from train.loop import run
     from train.tasks.classification import Classification
     from train.tasks.language_model import LanguageModel
+    from train.tasks.masked_language_model import MaskedLanguageModel
 
 # Imported when first asked for, so that `python -m train` can say which extra is missing.
 _HOMES = {
@@ -27,6 +28,7 @@ _HOMES = {
     "LabelledTextConfig": "train.config",
     "LanguageModel": "train.tasks.language_model",
     "LogConfig": "train.config",
+    "MaskedLanguageModel": "train.tasks.masked_language_model",
     "ModelConfig": "train.config",
     "OptimizerConfig": "train.config",
     "TextConfig": "train.config",
@@ -40,6 +42,7 @@ __all__ = [
     "LabelledTextConfig",
     "LanguageModel",
     "LogConfig",
+    "MaskedLanguageModel",
     "ModelConfig",
     "OptimizerConfig",
     "TextConfig",

@@ -12,6 +12,7 @@ import tyro
 from train.data.augment import AugmentConfig
 from train.tasks.classification import Classification
 from train.tasks.language_model import LanguageModel
+from train.tasks.masked_language_model import MaskedLanguageModel
 from zoo.errors import ZooError, unknown
 
 
@@ -45,7 +46,9 @@ Arguments = Annotated[
 class ModelConfig:
     name: str = "simple_cnn"  # a registered model: python -m zoo list
     args: Arguments = dataclasses.field(default_factory=dict)  # fields of the model, e.g. width=32 dtype=bfloat16
-    weights: str | None = None  # a .safetensors file to start from, or "pretrained": those that come with the zoo
+    # a .safetensors file to start from; a folder of Hugging Face's, whose config.json then gives the model's fields; or
+    # "pretrained": the weights that come with the zoo
+    weights: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +80,8 @@ class TextConfig:
     # instead of a name, UTF-8 text: a file, or a folder of files; where labelled, text and label by a tab
     path: str | None = None
     dir: str | None = None  # where TFDS sets lie or go; default $TFDS_DATA_DIR, else ~/tensorflow_datasets
-    tokenizer: Literal["char", "byte", "bpe", "word"] = "char"  # what a token is
-    vocab_size: int = 4096  # the most tokens of bpe and word
+    tokenizer: str = "char"  # char, byte, bpe, word, wordpiece; or a tokenizer.json, or a folder that has one
+    vocab_size: int = 4096  # the most tokens of bpe, word and wordpiece
     context: int = 64  # tokens in an example; back-propagation goes back so far
     packed: bool = False  # documents (a folder's files, a set's texts) share examples but see nothing of one another
     validation_fraction: float = 0.1  # the end of train that validates, where a set has no validation split
@@ -124,6 +127,12 @@ class OptimizerConfig:
     rates: Arguments = dataclasses.field(default_factory=dict)  # factors of the rate by pattern: fc=10 'layer[12]*'=0.1
     # patterns of parameters that stay: conv1 'layer[12]*' (their norms' running statistics still follow the data)
     freeze: list[str] = dataclasses.field(default_factory=list)
+    layer_decay: float | None = None  # factor of the rate from each of a Transformer's layers to the one below it
+    lora_rank: int | None = None  # low-rank adaptation: what does not train whole stays, but for products so thin
+    lora_alpha: float = 16.0  # the product counts alpha / rank
+    # patterns of the kernels that it adapts, and of what trains whole beside them
+    lora_targets: list[str] = dataclasses.field(default_factory=lambda: ["*/query", "*/value"])
+    lora_whole: list[str] = dataclasses.field(default_factory=lambda: ["head"])
     args: Arguments = dataclasses.field(default_factory=dict)  # more of Optax's arguments, e.g. b2=0.95 nesterov=True
 
 
@@ -149,7 +158,7 @@ class Config:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig | TextConfig | LabelledTextConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
-    task: Classification | LanguageModel = dataclasses.field(default_factory=Classification)
+    task: Classification | LanguageModel | MaskedLanguageModel = dataclasses.field(default_factory=Classification)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
@@ -171,6 +180,15 @@ class Config:
         for pattern, factor in optimizer.rates.items():
             if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):
                 raise ZooError(f"optimizer.rates {pattern} must be a number of at least 0, not {factor!r}")
+        if optimizer.layer_decay is not None and not 0 < optimizer.layer_decay <= 1:
+            raise ZooError(f"optimizer.layer-decay must be in (0, 1], not {optimizer.layer_decay}")
+        if optimizer.lora_rank is not None:
+            at_least("optimizer.lora-rank", optimizer.lora_rank, 1)
+            if optimizer.freeze or optimizer.rates or optimizer.layer_decay is not None:
+                raise ZooError(
+                    "optimizer.lora-rank goes without freeze, rates and layer-decay: all but thin products and "
+                    "optimizer.lora-whole stays as it is"
+                )
         if self.parallel == "pmap" and self.augment.mixes:
             raise ZooError("parallel pmap: mixup and cutmix pair examples across devices; use mesh")
         if optimizer.clip_norm is not None and not optimizer.clip_norm > 0:
@@ -181,12 +199,12 @@ class Config:
             raise ZooError(
                 f"batch-size {self.batch_size} is not divisible by optimizer.accumulate {optimizer.accumulate}"
             )
-        images, labelled = isinstance(self.data, DataConfig), not isinstance(self.task, LanguageModel)
+        images, labelled = isinstance(self.data, DataConfig), isinstance(self.task, Classification)
         if labelled != (images or isinstance(self.data, LabelledTextConfig)):
             raise ZooError(f"task {type(self.task).__name__} does not go with data {type(self.data).__name__}")
         if not images and (self.augment != AugmentConfig() or getattr(self.task, "test_flip", False)):
             raise ZooError("augment and task.test-flip are for images; the data are texts")
-        if not labelled and self.parallel == "pmap":
+        if isinstance(self.task, LanguageModel) and self.parallel == "pmap":
             raise ZooError("parallel pmap: a language model's state is carried over the batch; use mesh")
         self.augment.check()
         self.data.check()

@@ -16,6 +16,7 @@ from train.sharding import Layout, make_layout
 from train.step import make_eval_step
 from train.tasks.classification import Classification
 from train.tasks.language_model import LanguageModel
+from train.tasks.masked_language_model import MaskedLanguageModel
 from zoo.errors import ZooError
 from zoo.run import read_config
 
@@ -53,7 +54,7 @@ class EvaluateConfig:
     batch_size: int = 256  # examples at a time, over all devices
     parallel: Literal["auto", "jit", "mesh", "pmap"] = "auto"  # as in training
     data: DataConfig | TextConfig | LabelledTextConfig = dataclasses.field(default_factory=DataConfig)
-    task: Classification | LanguageModel = dataclasses.field(default_factory=Classification)
+    task: Classification | LanguageModel | MaskedLanguageModel = dataclasses.field(default_factory=Classification)
 
 
 def evaluate_command(args: list[str]) -> None:

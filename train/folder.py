@@ -111,6 +111,8 @@ def closing_words(workdir: pathlib.Path, config: Config, dataset: Dataset) -> st
         return f"a sample:\n{text}\nuse it: python -m zoo generate {config.workdir}"
     example = split.read(np.arange(1))
     if isinstance(inputs, TextInputs):
+        if "length" not in example:
+            return f"use it: python -m zoo predict {config.workdir} 'a text with a [MASK] to tell'"
         text = inputs.decode(example["tokens"][0, : example["length"][0]])
         return f"use it: python -m zoo predict {config.workdir} {shlex.quote(text)}"
     from PIL import Image

@@ -24,6 +24,7 @@ from train.optimizer import check_patterns, make_optimizer
 from train.report import Phases, Report, Trace, draw_curves, write_text
 from train.sharding import Layout, make_layout
 from train.step import TrainState, init_state, make_eval_step, make_train_step
+from zoo import huggingface
 from zoo.errors import ZooError
 from zoo.inputs.image import ImageInputs
 from zoo.run import pretrained_file
@@ -235,6 +236,11 @@ def make_model(config: Config, dataset: Dataset) -> tuple[dict[str, Any], nn.Mod
     if isinstance(config.data, TextConfig):
         check_packed(config.data, info.module_class)
     args = {**inputs.model_args(), **config.model.args}
+    if config.model.weights is not None and pathlib.Path(config.model.weights).is_dir():
+        name, fields = huggingface.read_config(config.model.weights)
+        if zoo.model_info(name).module_class is not info.module_class:
+            raise ZooError(f"model.weights {config.model.weights!r} are of {name}, not of {config.model.name}")
+        args = {**fields, **args}
     if "max_length" in info.fields:
         args.setdefault("max_length", inputs.shape[0])
     for name, value in inputs.model_args().items():
@@ -253,7 +259,8 @@ def initial_state(
     if weights == "pretrained":
         variables = load_weights(model, pretrained_file(config.model.name), dataset.inputs.shape)
     elif weights is not None:
-        variables = load_weights(model, weights, dataset.inputs.shape)
+        path = huggingface.weights_file(weights) if pathlib.Path(weights).is_dir() else weights
+        variables = load_weights(model, path, dataset.inputs.shape)
     else:
         example = dataset.inputs.example()
         key = jax.random.key(config.seed)

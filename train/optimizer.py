@@ -5,18 +5,25 @@ import fnmatch
 import inspect
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 
 from train.config import OptimizerConfig
+from train.lora import lora
 from zoo.errors import ZooError, unknown
 from zoo.run import named_leaves
 from zoo.transformer.layers import STACKED
+
+Role = Literal["whole", "still", "thin"]
+EMBEDDINGS = ("embedding", "embedding_norm", "positions", "types", "patches", "class_token")  # below the first layer
+_LAYER = re.compile(r"(?:^|/)layer(\d+)/")
 
 # Those that take a schedule.
 NAMES = (
@@ -75,20 +82,36 @@ def matches(path: str, pattern: str) -> bool:
 def check_patterns(config: OptimizerConfig, params: Any) -> None:
     """ZooError for a pattern of `rates` or `freeze` that names no parameter, and where nothing is left to train."""
     paths = list(named_leaves(params))
-    for setting, patterns in (("rates", config.rates), ("freeze", config.freeze)):
+    settings = [("rates", config.rates), ("freeze", config.freeze)]
+    if config.lora_rank is not None:
+        settings += [("lora-targets", config.lora_targets), ("lora-whole", config.lora_whole)]
+    for setting, patterns in settings:
         for pattern in patterns:
             if not any(matches(path, pattern) for path in paths):
                 raise unknown(f"pattern in optimizer.{setting}", pattern, {path.split("/")[0] for path in paths})
-    if all(any(matches(path, pattern) for pattern in config.freeze) for path in paths):
+    if all(role(config, path) == "still" for path in paths):
         raise ZooError(f"optimizer.freeze {config.freeze} leaves no parameter to train")
+    if config.layer_decay is not None and depth_of(params) is None:
+        raise ZooError("optimizer.layer-decay is for models of layers, layer0, layer1, ...; this one has none")
+
+
+def role(config: OptimizerConfig, path: str) -> Role:
+    """Whether a parameter trains whole, stays still, or changes by a thin product (its kernels alone)."""
+
+    def named(patterns: list[str]) -> bool:
+        return any(matches(path, pattern) for pattern in patterns)
+
+    if config.lora_rank is None:
+        return "still" if named(config.freeze) else "whole"
+    if path.endswith("/kernel") and named(config.lora_targets):
+        return "thin"
+    return "whole" if named(config.lora_whole) else "still"
 
 
 def stop_frozen(config: OptimizerConfig, params: Any) -> Any:
-    """The parameters, those that `freeze` names cut off from the gradient, which then is not computed for them."""
-    if not config.freeze:
-        return params
-    frozen = _by_path(params, lambda path: any(matches(path, pattern) for pattern in config.freeze))
-    return jax.tree.map(lambda stop, leaf: jax.lax.stop_gradient(leaf) if stop else leaf, frozen, params)
+    """The parameters, those that stay cut off from the gradient, which then is not computed for them."""
+    roles = _by_path(params, partial(role, config))
+    return jax.tree.map(lambda role, leaf: jax.lax.stop_gradient(leaf) if role == "still" else leaf, roles, params)
 
 
 def _by_path(params: Any, value: Callable[[str], Any]) -> Any:
@@ -107,6 +130,34 @@ def scale_by_pattern(rates: Mapping[str, float]) -> optax.GradientTransformation
         return jax.tree.map(lambda rate, leaf: rate * leaf, _by_path(updates, factor), updates)
 
     return optax.stateless(update)
+
+
+def scale_by_depth(decay: float) -> optax.GradientTransformation:
+    """Updates times `decay` to the number of layers above (Clark et al. 2020): embeddings have all of them above."""
+
+    def update(updates: Any, params: Any) -> Any:
+        depth = depth_of(updates) or 0
+
+        def scaled(path: str, leaf: jax.Array) -> jax.Array:
+            if found := _LAYER.search(path):
+                return decay ** (depth - 1 - int(found[1])) * leaf
+            if f"/{STACKED}/" in f"/{path}":
+                factors = decay ** jnp.arange(depth - 1, -1, -1, dtype=leaf.dtype)
+                return factors.reshape(-1, *[1] * (leaf.ndim - 1)) * leaf
+            return decay**depth * leaf if path.split("/")[0] in EMBEDDINGS else leaf
+
+        paths = _by_path(updates, lambda path: path)
+        return jax.tree.map(scaled, paths, updates)
+
+    return optax.stateless(update)
+
+
+def depth_of(params: Any) -> int | None:
+    """How many layers, layer0, layer1, ... or scanned, a model has; None where it has no such."""
+    leaves = named_leaves(params)
+    numbers = [int(found[1]) for path in leaves if (found := _LAYER.search(path))]
+    stacks = [len(leaf) for path, leaf in leaves.items() if f"/{STACKED}/" in f"/{path}"]
+    return max([*(number + 1 for number in numbers), *stacks], default=None)
 
 
 def decay_mask(params: Any) -> Any:
@@ -144,14 +195,15 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         raise ZooError(f"{config.name} does not take {config.args}: {error}") from None
     if config.rates:
         chain.append(scale_by_pattern(config.rates))
+    if config.layer_decay is not None:
+        chain.append(scale_by_depth(config.layer_decay))
     optimizer = optax.chain(*chain)
-    if not config.freeze:
+    if not config.freeze and config.lora_rank is None:
         return optimizer
-
-    def labels(params: Any) -> Any:
-        return _by_path(params, lambda path: any(matches(path, pattern) for pattern in config.freeze))
-
-    return optax.partition({True: optax.set_to_zero(), False: optimizer}, labels)
+    ways = {"whole": optimizer, "still": optax.set_to_zero()}
+    if config.lora_rank is not None:
+        ways["thin"] = lora(optimizer, config.lora_rank, config.lora_alpha)
+    return optax.partition(ways, lambda params: _by_path(params, partial(role, config)))
 
 
 def muon_dimensions(params: Any) -> Any:

@@ -129,7 +129,7 @@ def make_train_step(
         return gradients, collections, after, sums
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        batch = config.task.augmented(batch, config.augment, step_keys(config.seed, state.step)[0])
+        batch = config.task.augmented(batch, config.augment, step_keys(config.seed, state.step)[0], inputs)
         gradients, collections, carry, sums = accumulated(state, batch)
         if axis_name is not None:
             gradients, sums = jax.lax.psum((gradients, sums), axis_name)

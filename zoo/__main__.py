@@ -4,6 +4,7 @@ import argparse
 import itertools
 import sys
 import warnings
+from typing import Any
 
 import zoo
 from zoo.errors import ZooError
@@ -95,6 +96,8 @@ def predict(folder: str, raws: list[str], top: int = 3) -> None:
     if top < 1:
         raise ZooError(f"--top must be at least 1, not {top}")
     model, variables, inputs = zoo.load(folder)
+    if getattr(model, "output", None) == "tokens" and not inputs.labels:
+        return fill(model, variables, inputs, raws, top)
     if not inputs.labels:
         raise ZooError(f"{folder!r} has no classes: it is a language model (python -m zoo generate {folder})")
     args, kwargs = inputs.arguments(inputs.batch(raws))
@@ -103,6 +106,23 @@ def predict(folder: str, raws: list[str], top: int = 3) -> None:
     for raw, row in zip(raws, probabilities, strict=True):
         best = np.argsort(-row)[:top]
         print(f"{raw}: " + ", ".join(f"{inputs.labels[i]} {row[i]:.1%}" for i in best))
+
+
+def fill(model: Any, variables: Any, inputs: Any, raws: list[str], top: int) -> None:
+    """Prints the most probable tokens at each [MASK] of the texts."""
+    import jax
+    import numpy as np
+
+    batch = inputs.batch(raws)
+    args, kwargs = inputs.arguments(batch)
+    probabilities = np.asarray(jax.nn.softmax(model.apply(variables, *args, **kwargs).astype(np.float32)))
+    for raw, tokens, rows in zip(raws, batch["tokens"], probabilities, strict=True):
+        places = np.flatnonzero(tokens == inputs.mask)
+        if not len(places):
+            raise ZooError(f"{raw!r} has no [MASK], the token to tell")
+        for place in places:
+            best = np.argsort(-rows[place])[:top]
+            print(f"{raw}: " + ", ".join(f"{inputs.decode([token])} {rows[place, token]:.1%}" for token in best))
 
 
 def generate(args: argparse.Namespace) -> None:

@@ -26,6 +26,13 @@ def from_pretrained(folder: str | os.PathLike, **overrides: Any) -> tuple[nn.Mod
     `overrides` are fields of the model, such as dtype, max_length or scan_layers. ZooError, in a line, for what is
     missing, damaged or of an architecture that is not here; nothing is half loaded.
     """
+    name, fields = read_config(folder)
+    model = create_model(name, **{**fields, **overrides})
+    return model, load_weights(model, weights_file(folder))
+
+
+def read_config(folder: str | os.PathLike) -> tuple[str, dict[str, Any]]:
+    """The registered model that a folder's config.json describes, and its fields."""
     folder = pathlib.Path(folder)
     path = folder / "config.json"
     if not path.is_file():
@@ -40,12 +47,18 @@ def from_pretrained(folder: str | os.PathLike, **overrides: Any) -> tuple[nn.Mod
         name, fields = _fields(config)
     except (ZooError, TypeError, AttributeError) as error:  # the latter two of values of another type
         raise ZooError(f"{str(path)!r}: {error}") from None
-    model = create_model(name, **{**fields, **overrides})
-    weights = [folder / "model.safetensors", folder / "model.safetensors.index.json"]
+    if "output" in fields and _embeds(folder):
+        fields["output"] = "embedding"
+    return name, fields
+
+
+def weights_file(folder: str | os.PathLike) -> pathlib.Path:
+    """A folder's weights, or the index of their shards."""
+    weights = [pathlib.Path(folder) / name for name in ("model.safetensors", "model.safetensors.index.json")]
     found = [path for path in weights if path.is_file()]
     if not found:
         raise ZooError(f"{str(folder)!r} has neither {weights[0].name} nor {weights[1].name}")
-    return model, load_weights(model, found[0])
+    return found[0]
 
 
 def save_pretrained(model: nn.Module, variables: Mapping[str, Any], folder: str | os.PathLike) -> None:
@@ -69,6 +82,16 @@ def save_pretrained(model: nn.Module, variables: Mapping[str, Any], folder: str 
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _embeds(folder: pathlib.Path) -> bool:
+    """Whether a folder is of sentence-transformers', and takes the mean state, at length 1, for a text's embedding."""
+    try:
+        modules = [module["type"].split(".")[-1] for module in json.loads((folder / "modules.json").read_text())]
+        pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return modules == ["Transformer", "Pooling", "Normalize"] and pooling.get("pooling_mode_mean_tokens") is True
 
 
 def _fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

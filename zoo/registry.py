@@ -149,7 +149,7 @@ def _checked(where: str, key: str, value: Any, hint: Any) -> Any:
     if not _fits(value, hint):
         raise ZooError(f"{where} must be {_type_name(hint)}, not {value!r}")
     counts = key.startswith("num_") or key.endswith(("width", "widths", "size", "sizes"))
-    if counts and any(size < 1 for size in (value if isinstance(value, tuple) else (value,))):
+    if counts and value is not None and any(size < 1 for size in (value if isinstance(value, tuple) else (value,))):
         raise ZooError(f"{where} must be at least 1, not {value!r}")
     if key.endswith("_rate") and not 0 <= value < 1:
         raise ZooError(f"{where} must be in [0, 1), not {value!r}")

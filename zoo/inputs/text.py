@@ -1,12 +1,16 @@
 """Text: strings to the tokens that a model was trained on, and back.
 
 Tokenizers: `char` (a symbol a character of the text), `byte` (UTF-8, 256 symbols), `bpe` (byte-pair encoding of bytes,
-Sennrich et al. 2016) and `word` (the most frequent words between spaces; the others are one unknown). The last two are
-of the `tokenizers` library, whose JSON is kept whole.
+Sennrich et al. 2016), `word` (the most frequent words between spaces; the others are one unknown) and `wordpiece`
+(BERT's: pieces of lower-cased words, between [CLS] and [SEP]). The last three are of the `tokenizers` library, whose
+JSON is kept whole; `read_tokenizer` takes one that others have made.
 """
 
 import dataclasses
 import functools
+import json
+import os
+import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -15,8 +19,9 @@ import numpy as np
 
 from zoo.errors import ZooError
 
-TOKENIZERS = ("char", "byte", "bpe", "word")
-UNKNOWN = "[UNK]"
+TOKENIZERS = ("char", "byte", "bpe", "word", "wordpiece")
+UNKNOWN, BEGIN, END, MASK = "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+SPECIAL = ("[PAD]", UNKNOWN, BEGIN, END, MASK)  # of wordpiece, in BERT's order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +62,18 @@ class TextInputs:
         if self.tokenizer == "byte":
             return np.array([(byte & 0xC0) != 0x80 for byte in range(256)], np.float32)
         tokens = [self._library.id_to_token(i) for i in range(self.vocab_size)]
-        if self.tokenizer == "word":
-            return np.array([len(token) + 1 for token in tokens], np.float32)  # and the space after it
+        if self.tokenizer in ("word", "wordpiece"):  # and the space before or after
+            return np.array([len(t) - 2 if t.startswith("##") else len(t) + 1 for t in tokens], np.float32)
         inside = {chr(code) for code in _byte_symbols()[0x80:0xC0]}
         return np.array([sum(symbol not in inside for symbol in token) for token in tokens], np.float32)
+
+    @property
+    def mask(self) -> int:
+        """The token that stands for a hidden one; ZooError where the vocabulary has none."""
+        token = self._library.token_to_id(MASK) if self.tokenizer in ("bpe", "word", "wordpiece") else None
+        if token is None:
+            raise ZooError(f"a {self.tokenizer} vocabulary has no {MASK}; wordpiece has")
+        return token
 
     def encode(self, raw: str) -> np.ndarray:
         """int32 [n]; ZooError for what is no text, or a character that the vocabulary does not have."""
@@ -91,8 +104,13 @@ class TextInputs:
         return self._library.decode(tokens.tolist(), skip_special_tokens=False)
 
     def batch(self, raws: Sequence[str]) -> dict[str, np.ndarray]:
-        """Texts, cut after `length` tokens: `tokens` int32 [n, length], padded with zeros, and `length` int32 [n]."""
-        rows = [self.encode(raw)[: self.length] for raw in raws]
+        """Texts, cut after `length` tokens (of wordpiece the last of which is kept: the [SEP]): `tokens` int32
+        [n, length], padded with zeros, and `length` int32 [n]."""
+        rows = [self.encode(raw) for raw in raws]
+        last = 1 if self.tokenizer == "wordpiece" else 0
+        rows = [
+            np.r_[row[: self.length - last], row[len(row) - last :]] if len(row) > self.length else row for row in rows
+        ]
         tokens = np.zeros((len(rows), self.length), np.int32)
         for row, text in zip(tokens, rows, strict=True):
             row[: len(text)] = text
@@ -122,7 +140,10 @@ class TextInputs:
     @functools.cached_property
     def _library(self) -> Any:
         try:
-            return _tokenizers().Tokenizer.from_str(self.vocabulary)
+            library = _tokenizers().Tokenizer.from_str(self.vocabulary)
+            library.no_truncation()  # `batch` cuts and pads
+            library.no_padding()
+            return library
         except Exception as error:  # the library raises plain Exceptions
             if isinstance(error, ZooError):
                 raise
@@ -130,14 +151,32 @@ class TextInputs:
 
 
 def learn(tokenizer: str, texts: Iterable[str], vocab_size: int, length: int, labels: Sequence[str] = ()) -> TextInputs:
-    """The inputs whose vocabulary is learnt from training texts; `vocab_size` bounds that of bpe and word."""
+    """The inputs whose vocabulary is learnt from training texts; `vocab_size` bounds that of the library's tokenizers.
+
+    A `tokenizer` that is none of TOKENIZERS is the path of one to read."""
     if tokenizer == "char":
         symbols = sorted(set().union(*map(set, texts)))
         return TextInputs("char", "".join(symbols), length, tuple(labels))
-    if tokenizer not in ("bpe", "word"):
+    if tokenizer == "byte":
         return TextInputs(tokenizer, "", length, tuple(labels))
+    if tokenizer not in TOKENIZERS:
+        return read_tokenizer(tokenizer, length, labels)
     library = _tokenizers()
-    if tokenizer == "bpe":
+    if tokenizer == "wordpiece":
+        if vocab_size <= len(SPECIAL):
+            raise ZooError(
+                f"a wordpiece vocabulary holds {len(SPECIAL)} special tokens and more, not {vocab_size} tokens"
+            )
+        model = library.Tokenizer(library.models.WordPiece(unk_token=UNKNOWN))
+        model.normalizer = library.normalizers.BertNormalizer(lowercase=True)
+        model.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+        model.decoder = library.decoders.WordPiece()
+        ends = [(BEGIN, SPECIAL.index(BEGIN)), (END, SPECIAL.index(END))]
+        model.post_processor = library.processors.TemplateProcessing(f"{BEGIN} $A {END}", special_tokens=ends)
+        trainer = library.trainers.WordPieceTrainer(
+            vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False
+        )
+    elif tokenizer == "bpe":
         if vocab_size < 256:
             raise ZooError(f"a bpe vocabulary holds the 256 bytes first, so at least 256 tokens, not {vocab_size}")
         model = library.Tokenizer(library.models.BPE())
@@ -152,6 +191,28 @@ def learn(tokenizer: str, texts: Iterable[str], vocab_size: int, length: int, la
         trainer = library.trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     model.train_from_iterator(texts, trainer)
     return TextInputs(tokenizer, model.to_str(), length, tuple(labels))
+
+
+def read_tokenizer(path: str | os.PathLike, length: int, labels: Sequence[str] = ()) -> TextInputs:
+    """The inputs of a `tokenizer.json` of the `tokenizers` library, or of a folder that has one, as Hugging Face's do.
+
+    ZooError for a file that is none, or of a kind that is not here: there are WordPiece, byte-level BPE and words.
+    """
+    file = pathlib.Path(path)
+    file = file / "tokenizer.json" if file.is_dir() else file
+    if not file.is_file():
+        raise ZooError(f"no tokenizer {str(path)!r}: give {', '.join(TOKENIZERS)}, or a folder with a tokenizer.json")
+    try:
+        text = file.read_text("utf-8")
+        kind = json.loads(text)["model"].get("type", "WordPiece")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ZooError(f"{str(file)!r} is no tokenizer's JSON") from None
+    kinds = {"WordPiece": "wordpiece", "BPE": "bpe", "WordLevel": "word"}
+    if kind not in kinds:
+        raise ZooError(f"{str(file)!r} is a tokenizer of kind {kind}; there are {', '.join(kinds)}")
+    inputs = TextInputs(kinds[kind], text, length, tuple(labels))
+    inputs.vocab_size  # noqa: B018 - read whole before it is used
+    return inputs
 
 
 def _byte_symbols() -> list[int]:

@@ -28,6 +28,7 @@ class Layout(NamedTuple):
     body: str  # how names begin that then have no prefix
     unused: str  # tensors that have no place in a model, such as masks
     tied: tuple[str, str] | None = None  # the head's tensor and the embedding's, which a tied model has in one
+    older: tuple[tuple[str, str], ...] = ()  # endings of names in older files, and as they are now
     as_it_is: bool = False  # kernels of layers lie [in, out]
     classifies: bool = False  # a head of another number of classes, or none, may be drawn anew
 
@@ -46,7 +47,10 @@ class Layout(NamedTuple):
         ValueError where it has a head of its own and the model, a tied one, would not.
         """
         begin = re.compile(f"^(?={self.body})")
-        named = {begin.sub(self.prefix, name): tensor for name, tensor in tensors.items()}
+        named = {}
+        for name, tensor in tensors.items():
+            ending, now = next(((old, new) for old, new in self.older if name.endswith(old)), ("", ""))
+            named[begin.sub(self.prefix, name.removesuffix(ending) + now)] = tensor
         if self.tied and self.tied[0] not in self.names(variables) and set(self.tied) <= set(named):
             head, embedding = (named[name] for name in self.tied)
             if head is not embedding and not np.array_equal(head, embedding):

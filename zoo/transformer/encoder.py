@@ -1,0 +1,151 @@
+"""Encoder-only Transformers, which read a text both ways: BERT, and MiniLM, whose mean state embeds a sentence.
+
+BERT (Devlin et al. 2019) has learned positions, an embedding of which of two sentences a token is of, and normalises
+after each sum. `all-MiniLM-L6-v2` (Wang et al. 2020; Reimers and Gurevych 2019) is a BERT of six layers of 384.
+
+What comes out is a row's choice: every token's state (`hidden`), the sentence's unit vector (`embedding`), the logits
+of masked tokens (`tokens`), or, where `num_classes` is given, those of the text's classes.
+"""
+
+import functools
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo.errors import ZooError
+from zoo.features import sow
+from zoo.ops.attention import Implementation, Mask
+from zoo.ops.recurrence import take_rows
+from zoo.registry import register
+from zoo.sequence import check_tokens
+from zoo.transformer.layers import ACTIVATIONS, Activation, Attention, Block, Context, Remat, Stack, new_dense, new_norm
+
+
+class Encoder(nn.Module):
+    """Tokens [B, T], of which row b has `lengths[b]`, to the `output`, or to logits [B, num_classes].
+
+    `hidden` is [B, T, hidden_size], `embedding` [B, hidden_size] of length 1, `tokens` [B, T, vocab_size]. `types`
+    int32 [B, T], default 0, are 1 in the second of two sentences. Features: embedded; layers/layer0/hidden,
+    layers/layer0/attention/weights [B, N, T, T], ...; pooled [B, hidden_size], of the first token (not of `tokens`).
+    """
+
+    vocab_size: int = 30522
+    num_classes: int | None = None  # logits of so many classes, from the pooled first token
+    output: Literal["hidden", "embedding", "tokens"] = "hidden"  # what comes out where there are no classes
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_size: int = 3072
+    max_length: int = 512  # tokens that it may read
+    num_types: int = 2
+    activation: Activation = "gelu"
+    norm_epsilon: float = 1e-12
+    dropout_rate: float = 0.1  # of the embedding, of what each layer adds, and before the classes
+    scan_layers: bool = False  # compile one layer, whatever the depth
+    remat: Remat = "none"  # what a backward pass computes again
+    attention: Implementation | None = None  # default: by platform and shape
+    dtype: Any = jnp.float32  # of the arithmetic
+    param_dtype: Any = jnp.float32  # of the parameters
+
+    head = "head"  # the module that another number of classes replaces
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        lengths: jax.Array | None = None,
+        train: bool = False,
+        types: jax.Array | None = None,
+    ) -> jax.Array:
+        check_tokens(self, tokens, self.vocab_size, lengths)
+        steps = tokens.shape[1]
+        if steps > self.max_length:
+            raise ZooError(f"{steps} tokens are more than the model's max_length of {self.max_length}")
+        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+        table = self.table("embedding", self.vocab_size)
+        kinds = self.table("types", self.num_types)
+        x = take_rows(table, tokens) + self.table("positions", self.max_length)[:steps]
+        x = x + (kinds[0] if types is None else jnp.take(kinds, types, axis=0, mode="clip"))
+        x = sow(self, "embedded", dropout(self.new_norm("embedding_norm")(x)))
+        x, _ = self.layers(x, Context(Mask(lengths=lengths), train=train))
+        if self.output == "tokens" and self.num_classes is None:
+            return self.told(x, table)
+        pooled = sow(self, "pooled", nn.tanh(self.dense(self.hidden_size, name="pooler")(x[:, 0])))
+        if self.num_classes is not None:
+            return self.dense(self.num_classes, name="head")(dropout(pooled))
+        return x if self.output == "hidden" else embedding_of(x, lengths)
+
+    def told(self, x: jax.Array, table: jax.Array) -> jax.Array:
+        """Logits [B, T, vocab_size] of what stands at each place; the kernel is the embedding."""
+        x = ACTIVATIONS[self.activation](self.dense(self.hidden_size, name="told")(x))
+        bias = self.param("told_bias", nn.initializers.zeros, (self.vocab_size,), self.param_dtype)
+        return self.new_norm("told_norm")(x) @ table.T + bias.astype(self.dtype)
+
+    def table(self, name: str, rows: int) -> jax.Array:
+        init = nn.initializers.normal(0.02)
+        return self.param(name, init, (rows, self.hidden_size), self.param_dtype).astype(self.dtype)
+
+    @property
+    def dense(self) -> Any:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        return functools.partial(new_dense, std=0.02, residual_std=0.02, use_bias=True, **dtypes)
+
+    @property
+    def new_norm(self) -> Any:
+        fields: dict[str, Any] = {"norm": "layer", "epsilon": self.norm_epsilon, "use_bias": True}
+        return functools.partial(new_norm, **fields, dtype=self.dtype, param_dtype=self.param_dtype)
+
+    def layers(self, x: jax.Array, context: Context) -> tuple[jax.Array, Any]:
+        """The blocks over x [B, T, hidden_size]."""
+        if self.hidden_size % self.num_heads:
+            raise ZooError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
+        attention = functools.partial(
+            Attention,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_heads,
+            head_dim=self.hidden_size // self.num_heads,
+            qk_norm=None,
+            scale=None,
+            soft_cap=None,
+            implementation=self.attention,
+            dense=self.dense,
+        )
+        block = functools.partial(
+            Block,
+            attention=attention,
+            mlp_size=self.mlp_size,
+            activation=self.activation,
+            dense=self.dense,
+            norm=self.new_norm,
+            norm_first=False,
+            dropout_rate=self.dropout_rate,
+        )
+        return Stack(block, self.num_layers, self.scan_layers, self.remat, name="layers")(x, context)
+
+
+def embedding_of(x: jax.Array, lengths: jax.Array | None) -> jax.Array:
+    """The mean of states [B, T, D] over a row's own tokens, float32 [B, D] of length 1 (of no tokens, zeros)."""
+    steps = x.shape[1]
+    present = jnp.arange(steps) < (jnp.full((len(x),), steps) if lengths is None else lengths)[:, None]
+    mean = jnp.sum(x, axis=1, where=present[..., None], dtype=jnp.float32)
+    mean = mean / jnp.maximum(jnp.sum(present, axis=1, keepdims=True), 1)
+    return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+
+
+BERT: dict[str, dict[str, Any]] = {
+    "bert_base": {},
+    "bert_large": {"hidden_size": 1024, "num_layers": 24, "num_heads": 16, "mlp_size": 4096},
+}
+MINILM = {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "mlp_size": 1536, "output": "embedding"}
+
+
+def _register(name: str, paper: str, row: dict[str, Any]) -> None:
+    add = register(name, family="transformer", input_shape=(128,), input_dtype="int32", paper=paper)
+    add(functools.partial(Encoder, **row))
+
+
+for _name, _row in BERT.items():
+    _register(_name, "Devlin et al. 2019, arXiv:1810.04805", _row)
+_register("minilm_l6", "Wang et al. 2020, arXiv:2002.10957", MINILM)
