@@ -235,7 +235,7 @@ def make_model(config: Config, dataset: Dataset) -> tuple[dict[str, Any], nn.Mod
     config.task.check_model(info.module_class)
     if isinstance(config.data, TextConfig):
         check_packed(config.data, info.module_class)
-    args = {**inputs.model_args(), **config.model.args}
+    args = {**inputs.model_args(), **config.model.args, **config.task.model_args}
     if config.model.weights is not None and pathlib.Path(config.model.weights).is_dir():
         name, fields = huggingface.read_config(config.model.weights)
         if zoo.model_info(name).module_class is not info.module_class:

@@ -22,6 +22,7 @@ class Classification:
 
     metric: ClassVar[str] = "accuracy"  # drawn beside the loss, and what "best" means
     unit: ClassVar[str] = "examples"  # what `count` counts
+    model_args: ClassVar[dict[str, Any]] = {}  # the fields of a model that follow from the task
 
     def check(self) -> None:
         """ZooError for a value out of range."""

@@ -23,6 +23,7 @@ class LanguageModel:
 
     metric: ClassVar[str] = "bits_per_character"  # drawn beside the loss
     unit: ClassVar[str] = "tokens"  # what `count` counts
+    model_args: ClassVar[dict[str, Any]] = {}  # the fields of a model that follow from the task
 
     def check(self) -> None:
         """ZooError for a value out of range."""

@@ -24,6 +24,7 @@ class MaskedLanguageModel:
 
     metric: ClassVar[str] = "accuracy"  # drawn beside the loss
     unit: ClassVar[str] = "tokens"  # what `count` counts: those to tell
+    model_args: ClassVar[dict[str, Any]] = {"output": "tokens"}  # the fields of a model that follow from the task
 
     def check(self) -> None:
         """ZooError for a value out of range."""
@@ -60,8 +61,6 @@ class MaskedLanguageModel:
 
     def sums(self, logits: jax.Array, batch: Batch, train: bool) -> dict[str, jax.Array]:
         """Sums over hidden tokens of weight 1, in float32: `loss` in nats, `accuracy` (right answers), `count`."""
-        if logits.ndim != 3:
-            raise ZooError('masked language modelling needs the logits of tokens: give model.args output="tokens"')
         told, answers = (batch["told"], batch["answers"]) if train else (every_seventh(batch), batch["tokens"])
         log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
         losses = -jnp.take_along_axis(log_probabilities, answers[..., None], axis=-1)[..., 0]

@@ -1,0 +1,33 @@
+"""Good or bad: the phrases of film reviews of SST-2, by a small BERT over word pieces.
+
+From scratch:
+
+    python -m train bert-sst2
+
+From given weights, a folder of Hugging Face's with its tokenizer.json, all of it with lower rates for lower layers:
+
+    python -m train bert-sst2 --model.weights DIR --model.args dropout_rate=0.1 --data.tokenizer DIR \
+        --optimizer.learning-rate 1e-4 --optimizer.layer-decay 0.9 --steps 2000
+
+or thin products alone (LoRA):
+
+    python -m train bert-sst2 --model.weights DIR --model.args dropout_rate=0.1 --data.tokenizer DIR \
+        --optimizer.learning-rate 1e-3 --optimizer.lora-rank 8 --optimizer.lora-whole head pooler --steps 2000
+"""
+
+from train import Classification, Config, LabelledTextConfig, LogConfig, ModelConfig, OptimizerConfig
+
+
+def config() -> Config:
+    sizes = {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "mlp_size": 1024}
+    return Config(
+        workdir="runs/bert-sst2",
+        steps=2400,
+        batch_size=64,
+        eval_every=400,
+        model=ModelConfig("bert_base", {**sizes, "dropout_rate": 0.2}),
+        data=LabelledTextConfig("sst2", tokenizer="wordpiece", vocab_size=8000, context=64),
+        task=Classification(),
+        optimizer=OptimizerConfig("adamw", 5e-4, warmup_steps=200, weight_decay=0.05, clip_norm=1.0),
+        log=LogConfig(every=200),
+    )

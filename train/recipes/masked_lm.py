@@ -1,0 +1,21 @@
+"""A small BERT that tells hidden word pieces of the standard library's sources, four modules held out.
+
+python -m train masked-lm
+"""
+
+from train import Config, LogConfig, MaskedLanguageModel, ModelConfig, OptimizerConfig, TextConfig
+
+
+def config() -> Config:
+    sizes = {"hidden_size": 128, "num_layers": 4, "num_heads": 4, "mlp_size": 512}
+    return Config(
+        workdir="runs/masked-lm",
+        steps=800,
+        batch_size=16,
+        eval_every=400,
+        model=ModelConfig("bert_base", {**sizes, "dropout_rate": 0.0}),
+        data=TextConfig("stdlib", tokenizer="wordpiece", vocab_size=2048, context=128),
+        task=MaskedLanguageModel(),
+        optimizer=OptimizerConfig("muon", 1e-2, warmup_steps=80, weight_decay=0.01, clip_norm=1.0),
+        log=LogConfig(every=100),
+    )
