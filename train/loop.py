@@ -141,9 +141,9 @@ class Trainer:
             self.checkpoints.save(self.layout.fetch(self.state), self.step, score, extra)
 
     def evaluate(self, variables: Any, split: Split) -> dict[str, float]:
-        """The task's metrics of placed `variables` on a split."""
+        """The task's metrics of placed `variables` on a split, read in batches that the memory holds."""
         with self.phases("evaluate"):
-            size, task = self.config.batch_size, self.config.task
+            size, task = self.config.batch_size // self.config.optimizer.accumulate, self.config.task
             return evaluate(self.eval_step, self.layout, variables, split, size, task, self.model)
 
     def _leave(self, number: int) -> None:

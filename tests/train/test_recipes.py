@@ -7,34 +7,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 import zoo
 from train.__main__ import load_recipe, recipe_files
-from train.config import Config
+from train.config import Config, TextConfig
 from train.data import load_dataset
+from train.data.text import Stream
 from train.loop import initial_state
 from train.optimizer import make_optimizer
 from train.sharding import make_layout
 from train.step import init_state, make_train_step
 from zoo.inputs.image import ImageInputs
+from zoo.inputs.text import TextInputs
 from zoo.registry import abstract_variables
 
 
+def parts(config):
+    """Model, inputs and the shapes of an example of a recipe whose data are not here."""
+    if isinstance(config.data, TextConfig):
+        vocabulary = "".join(map(chr, range(config.data.vocab_size)))
+        inputs = TextInputs("char", vocabulary, config.data.context)
+        stream = Stream(np.zeros(2, np.int32), config.data.context, inputs.characters, np.zeros(1, int))
+        example = {**stream.read(np.zeros(1, int)), "row": np.zeros(1, np.int32)}
+        shapes = {key: (array.shape[1:], array.dtype) for key, array in example.items()}
+    else:
+        shape, labels = zoo.model_info(config.model.name).input_shape, tuple(map(str, range(1000)))
+        inputs = ImageInputs(shape, (0.5,) * 3, (0.25,) * 3, labels)
+        shapes = {"image": (shape, "uint8"), "label": ((), "int32"), "row": ((), "int32"), "weight": ((), "float32")}
+    return zoo.create_model(config.model.name, **{**config.model.args, **inputs.model_args()}), inputs, shapes
+
+
 @functools.cache
-def lowered(name, batch_size, platform):
-    """The step of a recipe, from shapes alone, on a mesh of eight devices."""
+def lowered(name, batch_size, platform, **model_args):
+    """The step of a recipe, from shapes alone, on a mesh of the devices there are."""
     config = dataclasses.replace(load_recipe(name).config(), batch_size=batch_size)
-    classes = 1000 if "imagenet" in name else 10
-    model = zoo.create_model(config.model.name, **{**config.model.args, "num_classes": classes})
-    shape = zoo.model_info(config.model.name).input_shape
-    inputs = ImageInputs(shape, (0.5,) * 3, (0.25,) * 3, tuple(map(str, range(classes))))
+    model, inputs, shapes = parts(config)
+    model = model.clone(**model_args)
     optimizer = make_optimizer(config.optimizer, config.steps)
     variables = abstract_variables(model, inputs.example())
     state = jax.eval_shape(lambda v: init_state(v, optimizer, config.optimizer.ema is not None), variables)
-    layout = make_layout("mesh", batch_size, 1)
+    layout = make_layout("mesh", batch_size, config.optimizer.accumulate)
     place = functools.partial(jax.tree.map, lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to))
     state = place(state, jax.tree.map(lambda _: layout.replicated, state))
-    shapes = {"image": (shape, "uint8"), "label": ((), "int32"), "row": ((), "int32"), "weight": ((), "float32")}
     batch = {
         key: jax.ShapeDtypeStruct((batch_size, *rest), jnp.dtype(dtype), sharding=layout.split)
         for key, (rest, dtype) in shapes.items()
@@ -53,6 +68,32 @@ def test_the_imagenet_recipe_lowers_for_a_tpu_at_its_own_batch_size():
 def test_the_imagenet_recipe_compiles_on_eight_devices():
     memory = lowered("imagenet-resnet50", 64, "cpu").compile().memory_analysis()
     assert 0 < memory.temp_size_in_bytes < 16 << 30
+
+
+def test_the_gpt2_medium_recipe_lowers_for_a_tpu_at_its_own_batch_size():
+    program = lowered("gpt2-medium", 512, "tpu", attention="pallas").as_text()
+    assert "512x1024xi32" in program
+    assert "tpu_custom_call" in program  # the attention kernel, which each device runs on its own rows
+    assert "bf16" in program
+
+
+@pytest.mark.slow
+def test_the_gpt2_medium_recipe_compiles_on_eight_devices():
+    memory = lowered("gpt2-medium", 64, "cpu").compile().memory_analysis()
+    assert 0 < memory.temp_size_in_bytes < 16 << 30
+
+
+@pytest.mark.slow
+def test_the_gpt2_medium_recipe_fits_eight_chips_of_16_gb(monkeypatch):
+    """Compiled by libtpu, which needs no TPU for that: `pip install libtpu`, and -s to see the bytes a chip."""
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+    monkeypatch.setattr(jax, "devices", lambda: chips)
+    memory = lowered.__wrapped__("gpt2-medium", 512, "tpu", attention="pallas").compile().memory_analysis()
+    print(f"state and batch {memory.argument_size_in_bytes:,}, temporaries {memory.temp_size_in_bytes:,} bytes a chip")
+    assert memory.argument_size_in_bytes + memory.temp_size_in_bytes < 16e9
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_files() if "imagenet" not in name])
