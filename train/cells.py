@@ -4,6 +4,7 @@ A cell is shown where it was asked for, or where of all cells it goes most with 
 in the line, being within quotes or brackets. Colours are tanh of an LSTM's c, of the other cells h.
 """
 
+import dataclasses
 import html
 import pathlib
 from collections.abc import Mapping
@@ -180,18 +181,25 @@ def draw_gates(gates: Mapping[str, np.ndarray], path: pathlib.Path) -> pathlib.P
 
 def loss_by_position(run: Run, split: Stream) -> np.ndarray:
     """Mean nats [4 * window] by position from nothing before, over up to 256 windows spread over the split; as far as
-    the model reads."""
+    the model reads. Of packed documents, by position in the part that a window has of one, as far as they go."""
     length = min(4 * split.window, split.size, getattr(run.model, "max_length", split.size))
     starts = np.linspace(0, split.size - length, min(WINDOWS, split.size - length + 1)).astype(int)
-    rows = split.tokens[starts[:, None] + np.arange(length + 1)].astype(np.int32)
+    batch = dataclasses.replace(split, window=length).read(starts)
+    args, kwargs = run.inputs.arguments(batch)
 
     @jax.jit
-    def losses(rows: jax.Array) -> jax.Array:
-        logits: Any = run.model.apply(run.variables, rows[:, :-1])
-        told = jax.nn.log_softmax(logits.astype(jnp.float32))
-        return -jnp.take_along_axis(told, rows[:, 1:, None], axis=-1)[..., 0].mean(axis=0)
+    def losses(args: Any, kwargs: Any) -> jax.Array:
+        told = jax.nn.log_softmax(jnp.asarray(run.model.apply(run.variables, *args, **kwargs), jnp.float32))
+        return -jnp.take_along_axis(told, batch["targets"][..., None], axis=-1)[..., 0]
 
-    return np.asarray(losses(rows))
+    numbers = batch.get("segments", np.zeros(batch["tokens"].shape, np.int32))
+    steps = np.arange(length)
+    begins = np.where(np.diff(numbers, axis=1, prepend=-1) != 0, steps, 0)
+    places = (steps - np.maximum.accumulate(begins, axis=1)).ravel()
+    weight = batch["weight"].ravel()
+    counts = np.bincount(places, weight)
+    sums = np.bincount(places, np.asarray(losses(args, kwargs)).ravel() * weight)
+    return sums[counts > 0] / counts[counts > 0]
 
 
 def draw_positions(losses: np.ndarray, window: int, path: pathlib.Path) -> pathlib.Path:

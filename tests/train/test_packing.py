@@ -11,6 +11,7 @@ import train
 import zoo
 from runs import fingerprint
 from train import Config, LabelledTextConfig, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextConfig
+from train.cells import loss_by_position
 from train.data import eval_batches, load_dataset, train_batches
 from train.data.text import Stream
 from train.evaluate import EvaluateConfig, evaluate, evaluate_target
@@ -18,6 +19,7 @@ from train.loop import make_model
 from train.optimizer import make_optimizer
 from train.sharding import make_layout
 from train.step import init_state, make_eval_step, make_train_step
+from zoo.run import Run
 
 LENGTHS = (7, 1, 30, 2, 19, 5, 44, 12)  # of documents: 120 tokens
 BEGINS = np.cumsum([0, *LENGTHS])[:-1]
@@ -211,6 +213,18 @@ def test_a_packed_text_is_scored_as_its_documents_are(config):
     assert documents[2].sum() == dataset.validation.size
     total = float(jax.jit(summed, static_argnums=0)(model, variables["params"], *documents))
     assert metrics["loss"] == pytest.approx(total / dataset.validation.size, rel=1e-5)
+
+
+def test_the_loss_by_position_begins_anew_in_each_document(config):
+    dataset, model, variables = parts(config)
+    split = dataclasses.replace(dataset.train, window=8)  # 32 are four windows
+    ours = loss_by_position(Run(model, variables, dataset.inputs), split)
+    starts = np.linspace(0, split.size - 32, 256).astype(int)
+    tokens, targets, weight = apart(dataclasses.replace(split, window=32).read(starts))
+    told = np.asarray(jax.nn.log_softmax(model.apply(variables, tokens)))
+    losses = -np.take_along_axis(told, targets[..., None], axis=-1)[..., 0]
+    assert len(ours) == 32
+    np.testing.assert_allclose(ours, np.average(losses, axis=0, weights=weight), rtol=1e-5)
 
 
 def test_a_mesh_and_micro_batches_agree_with_one_device(config):
