@@ -243,6 +243,8 @@ def make_model(config: Config, dataset: Dataset) -> tuple[dict[str, Any], nn.Mod
         args = {**fields, **args}
     if "max_length" in info.fields:
         args.setdefault("max_length", inputs.shape[0])
+    if "image_size" in info.fields:
+        args.setdefault("image_size", inputs.shape[0])
     for name, value in inputs.model_args().items():
         if args[name] != value:
             what = name.replace("num_", "").replace("vocab_size", "tokens in its vocabulary")

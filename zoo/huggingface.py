@@ -24,7 +24,8 @@ def from_pretrained(folder: str | os.PathLike, **overrides: Any) -> tuple[nn.Mod
     """The model and its variables of a folder with config.json and model.safetensors, whole or in shards.
 
     `overrides` are fields of the model, such as dtype, max_length or scan_layers. ZooError, in a line, for what is
-    missing, damaged or of an architecture that is not here; nothing is half loaded.
+    missing, damaged or of an architecture that is not here; nothing is half loaded. A ViT takes the pixels that its
+    folder's preprocessor_config.json tells of: with the published ones, x / 127.5 - 1 of 0 to 255, at its image_size.
     """
     name, fields = read_config(folder)
     model = create_model(name, **{**fields, **overrides})

@@ -203,6 +203,8 @@ def _module_and_example(
     shape = info.input_shape if input_shape is None else tuple(input_shape)
     if info.family == "transformer" and info.input_dtype == "int32":
         shape = (1,)  # parameters do not depend on the length, and no more than max_length is read
+    if input_shape is None and hasattr(module, "image_size"):
+        shape = (module.image_size, module.image_size, *shape[2:])
     return module, jax.ShapeDtypeStruct((1, *shape), np.dtype(info.input_dtype))
 
 

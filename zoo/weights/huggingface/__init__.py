@@ -7,10 +7,10 @@ A file has ARCHITECTURES (model_type to the classes that it is written as, the f
 from collections.abc import Mapping
 from typing import Any
 
-from zoo.weights.huggingface import bert, gpt2, llama
+from zoo.weights.huggingface import bert, gpt2, llama, vit
 from zoo.weights.huggingface.layout import Layout
 
-FAMILIES: tuple[Any, ...] = (bert, gpt2, llama)  # those of more marks first
+FAMILIES: tuple[Any, ...] = (bert, gpt2, llama, vit)  # those of more marks first
 KINDS: dict[str, Any] = {kind: family for family in FAMILIES for kind in family.ARCHITECTURES}
 
 

@@ -1,0 +1,131 @@
+"""The Vision Transformer: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", section 3.1.
+
+Patches of the image, each a token by one dense layer (a convolution as wide as its stride), a class token before them,
+learned positions, and blocks that normalise first; the class token's output, normalised, is classified. Weights begin
+as in the authors' code: Xavier's, and a head of zeros. `tiny` and `small` are of Touvron et al. 2021 (DeiT). With
+`pooling="mean"` there is no class token, and the mean of all patches is classified (Beyer et al. 2022).
+"""
+
+import functools
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo.cnn.layers import Conv, check_images
+from zoo.errors import ZooError
+from zoo.features import sow
+from zoo.ops.attention import Implementation, Mask
+from zoo.registry import register
+from zoo.transformer.layers import Activation, Attention, Block, Context, Remat, Stack, new_norm
+
+
+def new_dense(features: int, name: str, residual: bool = False, *, dtype: Any, param_dtype: Any) -> nn.Dense:
+    """A dense layer with Xavier's uniform kernel; those that add to the stream begin no smaller."""
+    init = nn.initializers.xavier_uniform()
+    return nn.Dense(features, True, dtype, param_dtype, kernel_init=init, name=name)
+
+
+class ViT(nn.Module):
+    """Images [B, image_size, image_size, C] to logits [B, num_classes].
+
+    Features: embedded [B, T, hidden_size], the tokens, a class token first; layers/layer0/hidden,
+    layers/layer0/attention/weights [B, N, T, T], ...; normalised; pooled [B, hidden_size], what the head sees.
+    """
+
+    num_classes: int = 1000
+    image_size: int = 224  # of a side, in pixels: a multiple of patch_size
+    patch_size: int = 16
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_size: int | None = None  # default: 4 hidden_size
+    pooling: Literal["token", "mean"] = "token"
+    activation: Activation = "gelu"
+    norm_epsilon: float = 1e-6
+    dropout_rate: float = 0.0  # of the embedding and of what each layer adds
+    scan_layers: bool = False  # compile one layer, whatever the depth
+    remat: Remat = "none"  # what a backward pass computes again
+    attention: Implementation | None = None  # default: by platform and shape
+    dtype: Any = jnp.float32  # of the arithmetic
+    param_dtype: Any = jnp.float32  # of the parameters
+
+    head = "head"  # the module that other classes replace
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        self.check(x)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        side, width = (self.patch_size, self.patch_size), self.hidden_size
+        x = Conv(width, side, strides=side, padding="VALID", **dtypes, name="patches")(x)
+        x = x.reshape(len(x), -1, width)  # [B, T, hidden_size], row by row
+        if self.pooling == "token":
+            token = self.param("class_token", nn.initializers.zeros, (1, 1, width), self.param_dtype)
+            token = jnp.broadcast_to(token.astype(self.dtype), (len(x), 1, width))
+            x = jnp.concatenate([token, x], axis=1)
+        positions = self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:]), self.param_dtype)
+        x = x + positions.astype(self.dtype)
+        x = sow(self, "embedded", nn.Dropout(self.dropout_rate, deterministic=not train)(x))
+        norm = functools.partial(new_norm, norm="layer", epsilon=self.norm_epsilon, use_bias=True, **dtypes)
+        x = sow(self, "normalised", norm(name="norm")(self.layers(x, norm, train)))
+        x = x[:, 0] if self.pooling == "token" else jnp.mean(x, axis=1, dtype=jnp.float32).astype(x.dtype)
+        x = sow(self, "pooled", x)
+        return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, **dtypes, name="head")(x)
+
+    @property
+    def settled(self) -> dict[str, int]:
+        """The fields that have a default by others, as they are."""
+        return {"mlp_size": self.mlp_size or 4 * self.hidden_size}
+
+    def check(self, x: jax.Array) -> None:
+        """ZooError for what are no images of the model's size, and for sizes that do not divide."""
+        if self.image_size % self.patch_size:
+            raise ZooError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
+        if self.hidden_size % self.num_heads:
+            raise ZooError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
+        check_images(self, x)
+        if x.shape[1:3] != (self.image_size, self.image_size):
+            raise ZooError(f"images are {x.shape[1]} x {x.shape[2]} pixels; the ViT's image_size is {self.image_size}")
+
+    def layers(self, x: jax.Array, norm: Any, train: bool) -> jax.Array:
+        """The blocks over x [B, T, hidden_size]."""
+        dense = functools.partial(new_dense, dtype=self.dtype, param_dtype=self.param_dtype)
+        attention = functools.partial(
+            Attention,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_heads,
+            head_dim=self.hidden_size // self.num_heads,
+            qk_norm=None,
+            scale=None,
+            soft_cap=None,
+            implementation=self.attention,
+            dense=dense,
+        )
+        block = functools.partial(
+            Block,
+            attention=attention,
+            mlp_size=self.settled["mlp_size"],
+            activation=self.activation,
+            dense=dense,
+            norm=norm,
+            dropout_rate=self.dropout_rate,
+        )
+        stack = Stack(block, self.num_layers, self.scan_layers, self.remat, name="layers")
+        return stack(x, Context(Mask(), train=train))[0]
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_size": 192, "num_heads": 3},
+    "small": {"hidden_size": 384, "num_heads": 6},
+    "base": {},
+    "large": {"hidden_size": 1024, "num_layers": 24, "num_heads": 16},
+}
+for _size, _row in SIZES.items():
+    for _side in (16, 32):
+        register(
+            f"vit_{_size}{_side}",
+            family="transformer",
+            input_shape=(224, 224, 3),
+            paper="Dosovitskiy et al. 2021, An Image is Worth 16x16 Words, arXiv:2010.11929",
+        )(functools.partial(ViT, patch_size=_side, **_row))
