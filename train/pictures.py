@@ -8,7 +8,7 @@ import dataclasses
 import html
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -25,6 +25,7 @@ from zoo.errors import ZooError
 from zoo.features import adding
 from zoo.inputs.image import ImageInputs
 from zoo.run import Run, named_leaves, read_config
+from zoo.transformer import ViT
 
 BATCH = 256
 CURVES, CONFUSION, MISTAKES, KERNELS, ATTENTION = "curves", "confusion", "mistakes", "kernels", "attention"
@@ -36,6 +37,10 @@ CAPTIONS = {
     ATTENTION: "What the answer rests on: the image; Grad-CAM (Selvaraju et al. 2017), where the last maps speak for "
     "the answer; the gradient of the answer's logit by the pixels, its largest channel.",
 }
+ROLLOUT = (
+    "What the answer rests on: the image; attention rollout (Abnar and Zuidema 2020), how much of what is classified "
+    "came from each patch; the gradient of the answer's logit by the pixels, its largest channel."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +92,8 @@ def draw_report(config: ReportConfig) -> pathlib.Path:
     pictures[ATTENTION] = draw_attention(run, images, output / f"{ATTENTION}.png")
     accuracy = float((logits.argmax(axis=1) == labels).mean())
     summary = f"{dataset.name}: accuracy {accuracy:.4f} on {len(labels):,} examples of {config.split}"
-    return write_page(folder, summary, pictures, CAPTIONS, output / "report.html")
+    captions = {**CAPTIONS, ATTENTION: ROLLOUT} if isinstance(run.model, ViT) else CAPTIONS
+    return write_page(folder, summary, pictures, captions, output / "report.html")
 
 
 def predictions(run: Run, split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -174,11 +180,10 @@ def last_stage(run: Run) -> tuple[str, tuple[int, ...]]:
 
 
 def check_convolutional(run: Run) -> None:
-    """ZooError for a model of which there are no kernels or no stages to draw."""
-    if not first_kernels(run) or not last_stage(run)[0]:
-        raise ZooError(
-            f"report draws convolutions with features stage1, stage2, ...; {type(run.model).__name__} has none"
-        )
+    """ZooError for a model of which there are no kernels to draw, or neither stages nor attention."""
+    if not first_kernels(run) or not (isinstance(run.model, ViT) or last_stage(run)[0]):
+        name = type(run.model).__name__
+        raise ZooError(f"report draws ViTs, and convolutions with features stage1, stage2, ...; {name} has none")
 
 
 def draw_kernels(run: Run, path: pathlib.Path) -> pathlib.Path:
@@ -202,7 +207,7 @@ def draw_kernels(run: Run, path: pathlib.Path) -> pathlib.Path:
 
 
 def draw_attention(run: Run, images: np.ndarray, path: pathlib.Path) -> pathlib.Path:
-    """A column an image, uint8 [n, H, W, C]: the image, Grad-CAM over it, the gradient by its pixels."""
+    """A column an image, uint8 [n, H, W, C]: the image, Grad-CAM or attention over it, the gradient by its pixels."""
     import matplotlib.pyplot as plt
 
     logits, maps, gradients = (np.asarray(a, np.float32) for a in jax.jit(lambda x: explain(run, x))(images))
@@ -217,7 +222,8 @@ def draw_attention(run: Run, images: np.ndarray, path: pathlib.Path) -> pathlib.
         axes[1, i].imshow(maps[i], cmap="jet", alpha=0.45, extent=extent, interpolation="bilinear")
         strength = np.abs(gradients[i]).max(axis=-1)
         axes[2, i].imshow(strength, cmap="gray", vmax=np.percentile(strength, 99.5))
-    for axis, label in zip(axes[:, 0], ("image", "Grad-CAM", "gradient"), strict=True):
+    middle = "attention" if isinstance(run.model, ViT) else "Grad-CAM"
+    for axis, label in zip(axes[:, 0], ("image", middle, "gradient"), strict=True):
         axis.set_ylabel(label, fontsize=9)
     for axis in axes.ravel():
         axis.set_xticks([])
@@ -228,10 +234,13 @@ def draw_attention(run: Run, images: np.ndarray, path: pathlib.Path) -> pathlib.
 def explain(run: Run, images: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of uint8 images [B, H, W, C]: logits, Grad-CAM of the answer [B, h, w], and its gradient by the input.
 
-    Grad-CAM is of the last stage: the ReLU of its maps, weighed by the mean gradient of the answer's logit by each.
+    Grad-CAM is of the last stage: the ReLU of its maps, weighed by the mean gradient of the answer's logit by each. A
+    ViT has attention instead.
     """
     inputs: Any = run.inputs
     x = inputs.normalize(jnp.asarray(images))
+    if isinstance(run.model, ViT):
+        return explain_by_attention(run.model, run.variables, x)
     stage, shape = last_stage(run)
 
     def answer(x: jax.Array, delta: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -243,6 +252,32 @@ def explain(run: Run, images: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     (by_x, by_maps), (logits, maps) = jax.grad(answer, argnums=(0, 1), has_aux=True)(x, zeros)
     weights = jnp.mean(by_maps, axis=(1, 2), keepdims=True)
     return logits, jax.nn.relu(jnp.sum(weights * maps, axis=-1)), by_x
+
+
+def explain_by_attention(model: ViT, variables: Any, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of normalised images: logits, the share of each patch [B, h, w] in what is classified, the gradient by x."""
+
+    def answer(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        logits, changed = model.apply(variables, x, mutable=["features"])
+        return jnp.sum(jnp.max(logits, axis=-1).astype(jnp.float32)), (logits, changed["features"]["layers"])
+
+    by_x, (logits, layers) = jax.grad(answer, has_aux=True)(x)
+    shares = rollout([layers[f"layer{i}"]["attention"]["weights"] for i in range(model.num_layers)])
+    shares = shares[:, 0, 1:] if model.pooling == "token" else jnp.mean(shares, axis=1)
+    side = model.image_size // model.patch_size
+    return logits, shares.reshape(-1, side, side), by_x
+
+
+def rollout(weights: Sequence[jax.Array]) -> jax.Array:
+    """The share [B, T, T] that each token read has in each put out, of attention weights [B, N, T, T] by layer.
+
+    The product of the means over heads, half of each being the residual stream (Abnar and Zuidema 2020, section 3).
+    """
+    stream = jnp.eye(weights[0].shape[-1])
+    shares = jnp.broadcast_to(stream, (len(weights[0]), *stream.shape))
+    for layer in weights:
+        shares = (jnp.mean(layer, axis=1) + stream) / 2 @ shares
+    return shares
 
 
 def write_page(

@@ -12,7 +12,7 @@ from PIL import Image
 import zoo
 from runs import TINY, finish
 from train.__main__ import main
-from train.pictures import check_convolutional, confusion, explain, worst_mistakes
+from train.pictures import check_convolutional, confusion, explain, rollout, worst_mistakes
 from zoo.inputs.image import ImageInputs
 from zoo.run import Run
 
@@ -98,8 +98,32 @@ def test_a_model_without_convolutions_is_refused():
     run = tiny_run()
     model = nn.Dense(3)
     variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
-    with pytest.raises(zoo.ZooError, match=r"report draws convolutions .*; Dense has none"):
+    with pytest.raises(zoo.ZooError, match=r"report draws ViTs, and convolutions .*; Dense has none"):
         check_convolutional(Run(model, variables, run.inputs))
+
+
+def test_attention_lights_up_where_a_vit_looks():
+    """Of two layers of one head, the second looks at the third patch, whose token the first took from the fourth."""
+    copies, looks = np.eye(5, dtype=np.float32), np.eye(5, dtype=np.float32)
+    copies[3], looks[0] = np.eye(5)[4], np.eye(5)[3]
+    shares = rollout([copies[None, None], looks[None, None]])
+    np.testing.assert_allclose(shares[0, 0], [0.5, 0, 0, 0.25, 0.25])
+    np.testing.assert_allclose(shares.sum(axis=-1), 1)
+
+
+@pytest.mark.parametrize("pooling", ["token", "mean"])
+def test_a_vit_is_explained_by_shares_of_its_patches(pooling):
+    fields = {"image_size": 16, "patch_size": 4, "hidden_size": 8, "num_layers": 2, "num_heads": 2}
+    model = zoo.create_model("vit_tiny16", num_classes=3, pooling=pooling, **fields)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    run = Run(model, jax.tree.map(lambda leaf: leaf + 0.1, variables), tiny_run().inputs)
+    check_convolutional(run)
+    logits, maps, by_x = explain(run, images)
+    assert (logits.shape, maps.shape, by_x.shape) == ((2, 3), (2, 4, 4), images.shape)
+    assert (maps > 0).all()
+    total = maps.sum(axis=(1, 2))  # the class token has a share too
+    np.testing.assert_array_less(total, 0.9) if pooling == "token" else np.testing.assert_allclose(total, 1, rtol=1e-5)
 
 
 def tiny_run():
