@@ -215,3 +215,12 @@ def test_tokens_outside_the_vocabulary_and_models_that_say_nothing(run):
         list(sample(run.model, run.variables, np.array([[5]]), 3))
     with pytest.raises(zoo.ZooError, match="ResNet generates no text"):
         zoo.generate(zoo.load("resnet20"), "a")
+
+
+def test_the_first_of_the_largest_is_taken():
+    logits = np.random.default_rng(0).integers(-3, 3, (40, 9)).astype(np.float32)
+    logits[0] = -np.inf
+    logits[1, 4:] = np.inf
+    np.testing.assert_array_equal(choose(jnp.asarray(logits), Sampling(0.0), jax.random.key(0)), logits.argmax(axis=1))
+    lost = choose(jnp.full((2, 9), jnp.nan), Sampling(0.0), jax.random.key(0))
+    assert all(0 <= token < 9 for token in np.asarray(lost))  # a token still
