@@ -13,6 +13,7 @@ from jax import lax
 from zoo.features import sow
 from zoo.ops.attention import Implementation, Mask, attention, attention_weights
 from zoo.ops.dense import dot_general
+from zoo.ops.gelu import gelu
 from zoo.ops.positions import Rotary, rotate
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu"]
@@ -21,7 +22,7 @@ Remat = Literal["none", "dots", "full"]
 Cache = dict[str, jax.Array]  # key and value [B, S, K, D]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
     "swiglu": jax.nn.silu,  # of the gate; Shazeer 2020
