@@ -24,7 +24,7 @@ CONFIGS = {
     "new": {"hidden_act": "gelu_new", "image_size": 16, "patch_size": 4},
     "relu": {"hidden_act": "relu", "num_labels": 2, "image_size": [24, 24]},
 }
-IMAGES = np.random.default_rng(0).normal(size=(2, 24, 24, 3)).astype(np.float32)
+IMAGES = np.random.default_rng(0).normal(size=(2, 40, 40, 3)).astype(np.float32)
 
 
 def peer(name="gelu", kind="ViTForImageClassification", **options):
@@ -43,12 +43,12 @@ def close(ours, theirs):
     assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
-def compare(model, variables, other):
+def compare(model, variables, other, **options):
     """Logits, where theirs has any, and every hidden state."""
     images = IMAGES[:, : model.image_size, : model.image_size]
     with torch.no_grad():
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        theirs = other(pixels, output_hidden_states=True)
+        theirs = other(pixels, output_hidden_states=True, **options)
     logits, seen = model.apply(variables, images, mutable=["features"])
     features = seen["features"]
     hidden = [features["embedded"], *(features["layers"][f"layer{i}"]["hidden"] for i in range(model.num_layers))]
@@ -99,6 +99,15 @@ def test_the_body_alone_gets_a_head(pooler, tmp_path):
     body = transformers.ViTModel.from_pretrained(tmp_path / "ours", add_pooling_layer=False).eval()
     compare(model, variables, body)
     same_state(other, body)
+
+
+@pytest.mark.parametrize("image_size", [16, 40])
+def test_another_image_size(image_size, tmp_path):
+    other = peer()
+    other.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="positions of 3 x 3 patches are resized"):
+        model, variables = zoo.from_pretrained(tmp_path, image_size=image_size)
+    compare(model, variables, other, interpolate_pos_encoding=True)
 
 
 def test_shards_and_half_precision(tmp_path):

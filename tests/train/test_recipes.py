@@ -14,7 +14,7 @@ from train.__main__ import load_recipe, recipe_files
 from train.config import Config, TextConfig
 from train.data import load_dataset
 from train.data.text import Stream
-from train.loop import initial_state
+from train.loop import initial_state, make_model
 from train.optimizer import make_optimizer
 from train.sharding import make_layout
 from train.step import init_state, make_train_step
@@ -102,6 +102,15 @@ def test_every_recipe_names_a_model_and_settings_that_exist(name):
     config.check()
     make_optimizer(config.optimizer, config.steps)
     zoo.create_model(config.model.name, **config.model.args)
+
+
+def test_a_vit_is_as_large_as_the_images():
+    config = load_recipe("vit").config()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, name="digits"))
+    args, model = make_model(config, load_dataset(config.data, (224, 224, 3)))
+    assert args == {**config.model.args, "image_size": 8, "num_classes": 10}
+    variables = abstract_variables(model, jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
+    assert variables["params"]["positions"].shape == (1, 1 + 4, 128)
 
 
 def test_fine_tuning_begins_with_the_given_weights_and_a_new_head(tmp_path):

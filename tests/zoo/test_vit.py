@@ -11,6 +11,7 @@ import pytest
 import zoo
 from zoo.registry import abstract_variables
 from zoo.transformer.layers import stacked, unstacked
+from zoo.transformer.vit import cubic
 from zoo.weights import read_safetensors, save_native, write_safetensors
 
 PUBLISHED = {  # of the authors' (base, large) and of DeiT's and AugReg's (tiny, small) checkpoints, with 1,000 classes
@@ -204,6 +205,35 @@ def test_other_classes_get_another_head(folder):
     jax.tree.map(np.testing.assert_array_equal, params, {key: expected[key] for key in expected if key != "head"})
 
 
+def test_positions_of_another_size_are_resized(folder, tmp_path):
+    with pytest.warns(UserWarning, match="positions of 2 x 2 patches are resized to 4 x 4"):
+        model, variables = zoo.from_pretrained(folder, image_size=16)
+    assert model.apply(variables, np.zeros((1, 16, 16, 3))).shape == (1, 3)
+    before, after = tiny()[1]["params"]["positions"], variables["params"]["positions"]
+    np.testing.assert_array_equal(after[:, 0], before[:, 0])
+    np.testing.assert_allclose(after[:, 1:].mean(axis=1), before[:, 1:].mean(axis=1), **TOLERANCE)
+    save_native(tiny()[1], tmp_path / "ours.safetensors")
+    with pytest.warns(UserWarning, match="resized to 4 x 4"):
+        again = zoo.load_weights(model, tmp_path / "ours.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+@pytest.mark.parametrize(("old", "new"), [(4, 4), (4, 7), (7, 3)])
+def test_cubic_interpolation_is_of_weights_that_add_to_one(old, new):
+    matrix = cubic(old, new)
+    np.testing.assert_allclose(matrix.sum(axis=1), 1, rtol=1e-6)
+    if old == new:
+        np.testing.assert_array_equal(matrix, np.eye(old))
+
+
+def test_positions_that_are_of_no_square_are_told(folder):
+    tensors = read_safetensors(folder / "model.safetensors")
+    name = "vit.embeddings.position_embeddings"
+    write_safetensors({**tensors, name: tensors[name][:, :4]}, folder / "model.safetensors", overwrite=True)
+    with pytest.raises(zoo.ZooError, match=rf"misshapen: {name} \(\(1, 4, 16\), not \(1, 5, 16\)\)"):
+        zoo.from_pretrained(folder)
+
+
 @pytest.mark.parametrize(
     ("values", "match"),
     [
@@ -212,7 +242,6 @@ def test_other_classes_get_another_head(folder):
         ({"image_size": [8, 16]}, r"image_size must be of a square, not \[8, 16\]"),
         ({"image_size": "8"}, "image_size must be an integer of at least 1, not '8'"),
         ({"hidden_act": "silu"}, "unknown activation 'silu'; there are gelu, "),
-        ({"image_size": 12}, r"misshapen: vit.embeddings.position_embeddings \(\(1, 5, 16\), not \(1, 10, 16\)\)"),
         ({"image_size": 10}, "image_size 10 must be a multiple of patch_size 4"),
         ({"num_hidden_layers": 3}, r"missing: vit.encoder.layer.2.attention.attention.key.bias"),
         ({"id2label": {}}, "num_classes must be at least 1, not 0"),

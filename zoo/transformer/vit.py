@@ -7,11 +7,14 @@ as in the authors' code: Xavier's, and a head of zeros. `tiny` and `small` are o
 """
 
 import functools
+import math
+import warnings
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zoo.cnn.layers import Conv, check_images
 from zoo.errors import ZooError
@@ -88,6 +91,21 @@ class ViT(nn.Module):
         if x.shape[1:3] != (self.image_size, self.image_size):
             raise ZooError(f"images are {x.shape[1]} x {x.shape[2]} pixels; the ViT's image_size is {self.image_size}")
 
+    def fit_positions(self, positions: np.ndarray) -> np.ndarray:
+        """Positions [1, T, hidden_size] of an image of another size as this model's, with a warning.
+
+        A class token's stay; all do where they fit, or are of no square.
+        """
+        tokens, side = int(self.pooling == "token"), self.image_size // self.patch_size
+        old = math.isqrt(max(positions.shape[1] - tokens, 0)) if positions.ndim == 3 else 0
+        if old in (0, side) or old**2 + tokens != positions.shape[1]:
+            return positions
+        warnings.warn(f"positions of {old} x {old} patches are resized to {side} x {side}", stacklevel=3)
+        matrix, width = cubic(old, side), positions.shape[-1]
+        grid = positions[0, tokens:].astype(np.float32).reshape(old, old, width)
+        grid = np.einsum("yi,xj,ijd->yxd", matrix, matrix, grid, optimize=True).reshape(1, -1, width)
+        return np.concatenate([positions[:, :tokens], grid.astype(positions.dtype)], axis=1)
+
     def layers(self, x: jax.Array, norm: Any, train: bool) -> jax.Array:
         """The blocks over x [B, T, hidden_size]."""
         dense = functools.partial(new_dense, dtype=self.dtype, param_dtype=self.param_dtype)
@@ -113,6 +131,19 @@ class ViT(nn.Module):
         )
         stack = Stack(block, self.num_layers, self.scan_layers, self.remat, name="layers")
         return stack(x, Context(Mask(), train=train))[0]
+
+
+def cubic(old: int, new: int, a: float = -0.75) -> np.ndarray:
+    """The matrix [new, old] of cubic interpolation along an axis, pixels at their centres, edges repeated: Keys 1981,
+    equation 4, with the `a` of torch's `interpolate`."""
+    places = (np.arange(new) + 0.5) * old / new - 0.5
+    matrix = np.zeros((new, old), np.float32)
+    for step in range(-1, 3):
+        at = np.floor(places) + step
+        s = np.abs(places - at)
+        near, far = (a + 2) * s**3 - (a + 3) * s**2 + 1, a * (s**3 - 5 * s**2 + 8 * s - 4)
+        np.add.at(matrix, (np.arange(new), np.clip(at, 0, old - 1).astype(int)), np.where(s <= 1, near, far))
+    return matrix
 
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -29,8 +29,9 @@ def load_weights(
 
     `model` is a registered name, with `overrides` of its fields, or a module. `input_shape` (one example's) defaults to
     the registered one; it matters where a dense layer follows the flattened maps. If the file's head has another
-    number of classes, or a Transformer's file has none, the head alone is drawn anew, with a warning. ZooError names
-    every tensor that is missing, unexpected or of another shape; nothing is half loaded.
+    number of classes, or a Transformer's file has none, the head alone is drawn anew, with a warning; a ViT's positions
+    are resized to its own image size, with one too. ZooError names every tensor that is missing, unexpected or of
+    another shape; nothing is half loaded.
     """
     module, example = _module_and_example(model, input_shape, overrides)
     template = abstract_variables(module, example)
@@ -50,8 +51,11 @@ def load_weights(
     leaves, misfits = {}, {}
     for name in set(expected) & set(tensors):
         keys, leaf = expected[name]
+        tensor = tensors[name]
+        if keys == ("params", "positions") and hasattr(module, "fit_positions"):
+            tensor = module.fit_positions(tensor)
         try:
-            leaves[keys] = layout.from_file(tensors[name], leaf, keys)
+            leaves[keys] = layout.from_file(tensor, leaf, keys)
         except ValueError as error:
             misfits[name] = keys, str(error)
     head = ("params", getattr(module, "head", ""))
