@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+from train.memory import use_large_pages
 from zoo.errors import ZooError, unknown
 
 
@@ -50,4 +51,5 @@ def _run(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    use_large_pages()  # as the trainer has them
     sys.exit(main())
