@@ -79,7 +79,9 @@ def save_pretrained(model: nn.Module, variables: Mapping[str, Any], folder: str 
             raise ZooError(f"Hugging Face's {config['model_type']} has {key} {value!r}, not {own!r}")
     if jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, abstract_variables_of(model)):
         raise ZooError("the variables are not of this model: their names or shapes differ")
-    tensors = family.LAYOUT.to_file(unstacked(variables))
+    plain = unstacked(variables)
+    layout: Any = huggingface.layout_of(plain)
+    tensors = layout.to_file(plain)
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

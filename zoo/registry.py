@@ -66,7 +66,8 @@ class ModelInfo:
     def flops(self) -> int:
         # A loop over blocks of keys has no length to count by; the whole matrix has.
         model = self.constructor(**({"attention": "xla"} if "attention" in self.fields else {}))
-        return count_flops(model.apply, abstract_variables(model, self.example()), self.example())
+        apply = functools.partial(_apply_example, model)
+        return count_flops(apply, abstract_variables(model, self.example()), self.example())
 
     @functools.cached_property
     def features(self) -> dict[str, tuple[int, ...]]:
@@ -188,10 +189,17 @@ def abstract_variables(model: nn.Module, inputs: jax.ShapeDtypeStruct) -> Mappin
     return jax.eval_shape(model.init, jax.random.key(0), inputs)
 
 
+def _apply_example(model: nn.Module, variables: Any, inputs: jax.Array, **kwargs: Any) -> Any:
+    """`model.apply` to an example, which an encoder-decoder reads as its source too."""
+    if hasattr(model, "encode"):
+        kwargs["source"] = inputs
+    return model.apply(variables, inputs, **kwargs)
+
+
 def features_of(model: nn.Module, inputs: jax.Array | jax.ShapeDtypeStruct) -> dict[str, tuple[int, ...]]:
     """The features that the model sows, by name, with their shapes for one example; nothing is computed."""
     inputs = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
-    apply = functools.partial(model.apply, mutable=["features"])
+    apply = functools.partial(_apply_example, model, mutable=["features"])
     _, changed = jax.eval_shape(apply, abstract_variables(model, inputs), inputs)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape[1:]

@@ -6,6 +6,19 @@ given. Row b takes its first `lengths[b]` tokens; its state stands after them. E
 axis 0, `position` [B] included. Token by token, in chunks and all at once give the same logits.
 
 A model whose state does not grow says `recurrent = True`; one that reads only so many tokens has a field `max_length`.
+
+An encoder-decoder has `encode` in place of `init_state`: its state begins with a source, of which row b has the first
+`source_lengths[b]` tokens (default: all).
+
+    state = model.apply(variables, source, source_lengths, max_length, method="encode")
+    logits, state = model.apply(variables, tokens, state, lengths, train)
+    logits = model.apply(variables, tokens, source=source, source_lengths=source_lengths, train=True, rngs=rngs)
+
+The first reads the source once and makes room for `max_length` tokens. What its state holds under `"source"` never
+changes: what the decoder reads of the source, and the source's lengths [B]. The last is training's: all tokens at once,
+without a cache, and the same logits. Exactly one of state and source is given; `init` alone goes without both. The
+tokens begin with one that says so, which is the task's to choose. The source's vocabulary is the target's, but where a
+model has a field `source_vocab_size` that says another.
 """
 
 from typing import Any
@@ -45,3 +58,15 @@ def check_lengths(model: Any, rows: int, steps: int, lengths: jax.Array | None) 
         wrong = [int(n) for n in (known.min(), known.max()) if not 0 <= n <= steps]
         if wrong:
             raise ZooError(f"{name}: length {wrong[0]} is outside 0 to {steps}, the array's steps")
+
+
+def check_source(model: Any, source: Any, lengths: jax.Array | None = None) -> None:
+    """`check_tokens` of what an encoder-decoder reads, whose `source_vocab_size` may be another than `vocab_size`."""
+    check_tokens(model, source, getattr(model, "source_vocab_size", None) or model.vocab_size, lengths)
+
+
+def check_begun(model: Any, state: Any, source: jax.Array | None, source_lengths: jax.Array | None) -> None:
+    """ZooError where an encoder-decoder gets both a state and a source, neither, or a state and a source's lengths."""
+    if (state is None) == (source is None) or (source is None and source_lengths is not None):
+        got = "both" if source is not None else "neither" if state is None else "a state and source_lengths"
+        raise ZooError(f"{type(model).__name__} takes a source with its lengths, or a state from `encode`, not {got}")

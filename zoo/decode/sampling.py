@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.errors import ZooError
+from zoo.sequence import check_source
 from zoo.transformer.layers import unstacked
 
 
@@ -89,6 +90,8 @@ def sample(
     sampling: Sampling | None = None,
     *,
     lengths: Any = None,
+    source: Any = None,
+    source_lengths: Any = None,
     seed: int = 0,
     chunk: int | None = None,
 ) -> Iterator[np.ndarray]:
@@ -98,10 +101,14 @@ def sample(
     default all at once. Token i of the answer depends on the seed and i, not on the chunks. A model that reads only
     `max_length` tokens goes on, where it has, from the last half of them. ZooError for a prompt without tokens, with
     strange ones, or longer than the model reads.
+
+    An encoder-decoder answers to `source` int [B, S], of which row b has `source_lengths[b]`, and its prompts are what
+    a target begins with. It does not go on from half of a target: ZooError where it reads no such length.
     """
     prompts, sampling = np.asarray(prompts), sampling or Sampling()
     lengths = np.full(len(prompts), prompts.shape[1], np.int32) if lengths is None else np.asarray(lengths, np.int32)
     check_prompts(model, prompts, lengths, steps)
+    check_sources(model, source, source_lengths, int(lengths.max()) + steps)
     if getattr(model, "scan_layers", False):  # a step then reads each layer's parameters where they lie
         model, variables = model.clone(scan_layers=False), {"params": unstacked(variables["params"])}
     limit = getattr(model, "max_length", None)
@@ -109,7 +116,7 @@ def sample(
     texts = [row[:length] for row, length in zip(prompts.astype(np.int32), lengths, strict=True)]
     seen = _seen(prompts, lengths, model.vocab_size)  # type: ignore[attr-defined]
     while said < steps:
-        logits, state, room = _begin(model, variables, texts, steps - said, limit)
+        logits, state, room = _begin(model, variables, texts, steps - said, limit, (source, source_lengths))
         while room > 0 and said < steps:
             n = min(chunk, room)
             tokens, logits, state, seen = _continue(model, sampling, n, variables, state, logits, seen, key, said)
@@ -136,6 +143,18 @@ def check_prompts(model: nn.Module, prompts: np.ndarray, lengths: np.ndarray, st
         raise ZooError(f"token {wrong} is outside the vocabulary of {vocab_size}")
 
 
+def check_sources(model: nn.Module, source: Any, lengths: Any, longest: int) -> None:
+    """ZooError for a source that `sample` cannot read, where it may not be or is missing, and for targets too long."""
+    name, limit = type(model).__name__, getattr(model, "max_length", None)
+    if hasattr(model, "encode") != (source is not None):
+        raise ZooError(f"{name} {'takes no source' if source is not None else 'answers to a source; give one'}")
+    if source is None:
+        return
+    check_source(model, np.asarray(source), lengths)
+    if limit is not None and longest > limit:
+        raise ZooError(f"a target of {longest} tokens is more than the {limit} that {name} reads")
+
+
 def _seen(prompts: np.ndarray, lengths: np.ndarray, vocab_size: int) -> np.ndarray:
     """Which tokens each prompt has, bool [B, V]."""
     seen = np.zeros((len(prompts), vocab_size), bool)
@@ -145,7 +164,7 @@ def _seen(prompts: np.ndarray, lengths: np.ndarray, vocab_size: int) -> np.ndarr
 
 
 def _begin(
-    model: nn.Module, variables: Any, texts: list[np.ndarray], steps: int, limit: int | None
+    model: nn.Module, variables: Any, texts: list[np.ndarray], steps: int, limit: int | None, source: Any
 ) -> tuple[jax.Array, Any, int]:
     """The logits after texts (a full context's last half), the state, and how many tokens may follow."""
     if limit is not None and max(map(len, texts)) >= limit:  # no room to go on from all of it
@@ -157,16 +176,25 @@ def _begin(
     if limit is not None:  # the last token may be said without room to read it
         padded, capacity, room = min(padded, limit), min(capacity, limit), max(limit - longest, 1)
     prompts = np.stack([np.pad(text, (0, padded - len(text))) for text in texts])
-    logits, state = _read(model, capacity, variables, prompts, lengths)
+    logits, state = _read(model, capacity, variables, prompts, lengths, *source)
     return logits, state, room
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _read(
-    model: nn.Module, max_length: int, variables: Any, prompts: jax.Array, lengths: jax.Array
+    model: nn.Module,
+    max_length: int,
+    variables: Any,
+    prompts: jax.Array,
+    lengths: jax.Array,
+    source: jax.Array | None,
+    source_lengths: jax.Array | None,
 ) -> tuple[jax.Array, Any]:
     """The logits [B, V] after each prompt, and the state."""
-    state = model.init_state(len(prompts), max_length)  # type: ignore[attr-defined]
+    if source is None:
+        state = model.init_state(len(prompts), max_length)  # type: ignore[attr-defined]
+    else:
+        state = model.apply(variables, source, source_lengths, max_length, method="encode")
     logits, state = model.apply(variables, prompts, state=state, lengths=lengths)
     return jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0], state
 

@@ -51,15 +51,17 @@ def attention(
     if key.shape != value.shape or key.shape[0] != len(query) or key.shape[3] != width or heads % key.shape[2]:
         raise ZooError(f"attention of {list(query.shape)} to keys {list(key.shape)} and values {list(value.shape)}")
     scale = 1 / math.sqrt(width) if scale is None else scale
-    plain = bias is None and soft_cap is None
-    chosen = implementation or choose(jax.default_backend(), queries, key.shape[1], width, query.dtype, mask, plain)
+    chosen: Implementation = "xla"  # which alone takes a bias
+    if bias is None or implementation is not None:
+        choice = choose(jax.default_backend(), queries, key.shape[1], width, query.dtype, mask, soft_cap is None)
+        chosen = implementation or choice
     if chosen == "blocked" and bias is None:
         return blocked(
             mask.causal, mask.window, scale, soft_cap, query, key, value, Arrays.of(mask, queries, key.shape[1])
         )
     if chosen == "xla":
         return _dense(query, key, value, mask, bias, scale, soft_cap)
-    if chosen == "cudnn" and plain and mask.segments is None and mask.positions is None:
+    if chosen == "cudnn" and bias is None and soft_cap is None and mask.segments is None and mask.positions is None:
         return _cudnn(query, key, value, mask, scale)
     if chosen == "pallas" and bias is None and mask.positions is None:
         return splash(query, key, value, mask, scale, soft_cap)
@@ -67,7 +69,7 @@ def attention(
 
 
 def choose(platform: str, queries: int, keys: int, width: int, dtype: Any, mask: Mask, plain: bool) -> Implementation:
-    """The implementation for a platform and shapes. `plain`: neither bias nor soft cap."""
+    """The implementation for a platform and shapes, where there is no bias. `plain`: no soft cap either."""
     in_order = mask.positions is None
     if platform == "tpu" and in_order and queries == keys and queries % LANES == 0 and width % 64 == 0:
         return "pallas"

@@ -16,7 +16,7 @@ from zoo.ops.dense import dot_general
 from zoo.ops.gelu import gelu
 from zoo.ops.positions import Rotary, rotate
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"]
 Norm = Literal["layer", "rms"]
 Remat = Literal["none", "dots", "full"]
 Cache = dict[str, jax.Array]  # key and value [B, S, K, D]
@@ -25,8 +25,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
-    "swiglu": jax.nn.silu,  # of the gate; Shazeer 2020
+    "swiglu": jax.nn.silu,  # of the gate, as the next; Shazeer 2020
+    "geglu": functools.partial(jax.nn.gelu, approximate=True),
 }
+GATED = ("swiglu", "geglu")
 STACKED = "stacked"  # the module of a scanned stack's parameters [num_layers, ...]
 POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
@@ -128,7 +130,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         act = ACTIVATIONS[self.activation]
         hidden = self.dense(self.mlp_size, name="up")(x)
-        gate = self.dense(self.mlp_size, name="gate")(x) if self.activation == "swiglu" else None
+        gate = self.dense(self.mlp_size, name="gate")(x) if self.activation in GATED else None
         hidden = act(hidden) if gate is None else act(gate) * hidden
         return self.dense(x.shape[-1], name="down", residual=True)(hidden)
 
@@ -207,7 +209,8 @@ class Stack(nn.Module):
         block = self.block(parent=None)
 
         def init(key: jax.Array) -> Any:
-            keys, still = jax.random.split(key, self.num_layers), context._replace(train=False)
+            keys = jax.random.split(key, self.num_layers)
+            still = context._replace(train=False, bias=None)  # a cache's bias has other keys
             memory = None if source is None else source[names[0]]
             return jax.vmap(lambda key: block.init(key, x, still, None, memory)["params"])(keys)
 

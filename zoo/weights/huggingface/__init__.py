@@ -7,13 +7,14 @@ A file has ARCHITECTURES (model_type to the classes that it is written as, the f
 from collections.abc import Mapping
 from typing import Any
 
-from zoo.weights.huggingface import bert, gpt2, llama, vit
+from zoo.weights.huggingface import bert, gpt2, llama, t5, vit
 from zoo.weights.huggingface.layout import Layout
 
-FAMILIES: tuple[Any, ...] = (bert, gpt2, llama, vit)  # those of more marks first
+FAMILIES: tuple[Any, ...] = (bert, gpt2, llama, t5, vit)
+LAYOUTS = (bert.LAYOUT, gpt2.LAYOUT, llama.LAYOUT, t5.GATED, t5.LAYOUT, vit.LAYOUT)  # those of more marks first
 KINDS: dict[str, Any] = {kind: family for family in FAMILIES for kind in family.ARCHITECTURES}
 
 
 def layout_of(variables: Mapping[str, Any]) -> Layout | None:
     """The layout that variables, unstacked, have in files of Hugging Face's; None where they have none."""
-    return next((family.LAYOUT for family in FAMILIES if family.LAYOUT.is_of(variables)), None)
+    return next((layout for layout in LAYOUTS if layout.is_of(variables)), None)

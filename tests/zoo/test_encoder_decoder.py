@@ -1,0 +1,311 @@
+"""The encoder-decoder Transformers: published sizes, the sequence protocol with a source, and what wrong input gets."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zoo
+from zoo.decode import Sampling, sample
+from zoo.registry import abstract_variables
+from zoo.transformer.layers import stacked, unstacked
+
+SMALL = {"vocab_size": 11, "hidden_size": 16, "num_layers": 2, "num_heads": 4, "mlp_size": 24, "max_length": 16}
+QUIET = {**SMALL, "dropout_rate": 0.0}
+BUCKETS = {"num_buckets": 8, "max_distance": 6}  # so that seven tokens fill them
+TINY = {  # name, fields
+    "post_norm": ("transformer_base", QUIET),
+    "pre_norm": ("transformer_base", {**QUIET, "norm_first": True, "source_vocab_size": 13, "tied": False}),
+    "t5": ("t5_small", {**QUIET, **BUCKETS, "head_dim": 6}),
+    "t5_1.1": ("t5_small", {**QUIET, **BUCKETS, "activation": "geglu", "tied": False}),
+}
+B, T, S = 3, 7, 5
+RNG = np.random.default_rng(0)
+TOKENS = RNG.integers(0, 11, (B, T)).astype(np.int32)
+SOURCE = RNG.integers(0, 11, (B, S)).astype(np.int32)
+LENGTHS = np.array([5, 2, 3], np.int32)
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@functools.cache
+def tiny(kind, **fields):
+    """A tiny model and its variables, moved from where norms and biases begin."""
+    name, own = TINY[kind]
+    model = zoo.create_model(name, **{**own, **fields})
+    variables = jax.jit(model.init)(jax.random.key(0), TOKENS)
+    leaves, structure = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return model, jax.tree.unflatten(structure, moved)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forced(model, variables, tokens, source, source_lengths=None):
+    """The logits of all tokens at once."""
+    return model.apply(variables, tokens, source=source, source_lengths=source_lengths)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def encoded(model, variables, max_length):
+    return model.apply(variables, SOURCE, LENGTHS, max_length, method="encode")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def step(model, variables, tokens, state, lengths=None):
+    return model.apply(variables, tokens, state, lengths)
+
+
+@functools.cache
+def whole(kind):
+    return forced(*tiny(kind), TOKENS, SOURCE, LENGTHS)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "mlp", "published"),
+    [("transformer_base", 512, 2048, 65e6), ("transformer_big", 1024, 4096, 213e6)],
+)
+def test_the_papers_count(name, width, mlp, published):
+    """An embedding of 37,000; attention, feed-forward and norms with their biases. The paper's table rounds its own."""
+    attention, feed, norm = 4 * (width**2 + width), 2 * width * mlp + mlp + width, 2 * width
+    layers = 6 * (attention + feed + 2 * norm) + 6 * (2 * attention + feed + 3 * norm)
+    assert zoo.model_info(name).parameters == 37_000 * width + layers
+    assert zoo.model_info(name).parameters == pytest.approx(published, rel=0.03)
+
+
+def test_t5s_published_count():
+    assert zoo.model_info("t5_small").parameters == 60_506_624
+    assert zoo.model_info("transformer_base").features["decoder/layers/layer5/cross/weights"] == (8, 512, 512)
+
+
+def test_flops_are_those_of_the_arithmetic_with_a_source_as_long_as_the_target():
+    """Products with weights, and both of attention's, of 18 attentions with the whole T x S."""
+    weights = 6 * (4 * 512**2 + 2 * 512 * 2048) + 6 * (8 * 512**2 + 2 * 512 * 2048) + 512 * 32_128
+    assert zoo.model_info("t5_small").flops == 2 * 512 * weights + 18 * 4 * 512**2 * 512
+
+
+@pytest.mark.parametrize("name", ["transformer_base", "transformer_big", "t5_small"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_shapes_and_dtypes(name, dtype):
+    model, example = zoo.create_model(name, dtype=dtype), jax.ShapeDtypeStruct((2, 8), jnp.int32)
+    variables = abstract_variables(model, example)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    encode = functools.partial(model.apply, max_length=9, method="encode")
+    state = jax.eval_shape(encode, variables, example, None)
+    out, after = jax.eval_shape(model.apply, variables, example, state)
+    assert (out.shape, out.dtype) == ((2, 8, model.vocab_size), jnp.dtype(dtype))
+    assert after == state
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} == {"int32", dtype}
+
+
+@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("pieces", [[1] * T, [2, 1, 4]])
+def test_token_by_token_in_chunks_and_all_at_once(kind, pieces):
+    model, variables = tiny(kind)
+    state, seen, start = encoded(model, variables, T), [], 0
+    source = state["source"]
+    for size in pieces:
+        logits, state = step(model, variables, TOKENS[:, start : start + size], state)
+        seen.append(logits)
+        start += size
+    np.testing.assert_allclose(np.concatenate(seen, axis=1), whole(kind), **TOLERANCE)
+    assert state["position"].tolist() == [T] * B
+    assert all(leaf.shape[0] == B for leaf in jax.tree.leaves(state))
+    jax.tree.map(np.testing.assert_array_equal, state["source"], source)
+    assert state["source"]["lengths"].tolist() == LENGTHS.tolist()
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_ragged_rows_go_on_where_their_tokens_end(kind):
+    model, variables = tiny(kind)
+    lengths = np.array([7, 0, 4], np.int32)
+    logits, state = step(model, variables, TOKENS, encoded(model, variables, 10), lengths)
+    assert state["position"].tolist() == lengths.tolist()
+    more, _ = step(model, variables, TOKENS[:, :3], state)
+    for row, length in enumerate(lengths):
+        own = np.concatenate([TOKENS[row, :length], TOKENS[row, :3]])[None]
+        source = SOURCE[row : row + 1, : LENGTHS[row]]  # also alone, without its padding
+        alone = forced(model, variables, own, source)
+        np.testing.assert_allclose(logits[row, :length], alone[0, :length], **TOLERANCE)
+        np.testing.assert_allclose(more[row], alone[0, length:], **TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_what_pads_a_source_is_not_read_and_what_is_in_it_is(kind):
+    model, variables = tiny(kind)
+    padding, word = SOURCE.copy(), SOURCE.copy()
+    padding[1, 2:], padding[2, 3:] = 1, 0
+    word[:, 1] = (word[:, 1] + 1) % 11
+    np.testing.assert_array_equal(forced(model, variables, TOKENS, padding, LENGTHS), whole(kind))
+    moved = np.abs(forced(model, variables, TOKENS, word, LENGTHS) - whole(kind))
+    assert (moved.max(axis=(1, 2)) > 1e-3).all()
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_later_tokens_do_not_change_earlier_logits(kind):
+    model, variables = tiny(kind)
+    other = TOKENS.copy()
+    other[:, 4:] = (other[:, 4:] + 1) % 11
+    after = forced(model, variables, other, SOURCE, LENGTHS)
+    np.testing.assert_array_equal(whole(kind)[:, :4], after[:, :4])
+    assert np.abs(whole(kind)[:, 4] - after[:, 4]).max() > 1e-3
+
+
+def test_only_the_order_of_the_source_tells_its_permutations_apart():
+    """Sinusoids and distances: without them the two sources would be the same."""
+    for kind in TINY:
+        model, variables = tiny(kind)
+        turned, straight = (forced(model, variables, TOKENS, source) for source in (SOURCE[:, ::-1], SOURCE))
+        assert np.abs(turned - straight).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_every_parameter_learns(kind):
+    model, variables = tiny(kind, dropout_rate=0.1)
+
+    def loss(params):
+        rngs = {"dropout": jax.random.key(1)}
+        options = {"source": SOURCE, "source_lengths": LENGTHS, "train": True, "rngs": rngs}
+        out = model.apply({"params": params}, TOKENS, **options)
+        return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape)))
+
+    gradients = jax.jit(jax.grad(loss))(variables["params"])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        assert np.isfinite(leaf).all()
+        # Attention does not change when all keys move alike: their bias has no gradient.
+        name = jax.tree_util.keystr(path)
+        assert np.abs(leaf).max() > (1e-3 if "['key']['bias']" not in name else -1), name
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_scanned_layers_are_the_same_layers(kind):
+    model, variables = tiny(kind)
+    scanned = model.clone(scan_layers=True)
+    shapes = abstract_variables(scanned, jax.ShapeDtypeStruct((1, T), jnp.int32))
+    params = stacked(variables["params"], shapes["params"])
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes["params"])
+    jax.tree.map(np.testing.assert_array_equal, unstacked(params), variables["params"])
+    options = {"source": SOURCE, "source_lengths": LENGTHS, "mutable": ["features"]}
+    logits, changed = jax.jit(functools.partial(scanned.apply, **options))({"params": params}, TOKENS)
+    expected, wanted = jax.jit(functools.partial(model.apply, **options))(variables, TOKENS)
+    np.testing.assert_allclose(logits, expected, **TOLERANCE)
+    for a, b in zip(jax.tree.leaves_with_path(changed), jax.tree.leaves_with_path(wanted), strict=True):
+        assert a[0] == b[0]
+        np.testing.assert_allclose(a[1], b[1], **TOLERANCE)
+    first, state = step(scanned, {"params": params}, TOKENS[:, :4], encoded(scanned, {"params": params}, T))
+    more, _ = step(scanned, {"params": params}, TOKENS[:, 4:], state)
+    np.testing.assert_allclose(np.concatenate([first, more], axis=1), logits, **TOLERANCE)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_remat_changes_no_gradient(scan_layers):
+    fields = {**SMALL, "num_layers": 1}
+    model = zoo.create_model("t5_small", **fields, **BUCKETS, scan_layers=scan_layers)
+    variables = jax.jit(model.init)(jax.random.key(0), TOKENS)
+
+    def gradients(remat):
+        def loss(params):
+            options = {"source": SOURCE, "train": True, "rngs": {"dropout": jax.random.key(1)}}
+            return jnp.square(model.clone(remat=remat).apply({"params": params}, TOKENS, **options)).sum()
+
+        return jax.jit(jax.grad(loss))(variables["params"])
+
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, gradients("full"), gradients("none"))
+
+
+def test_features_have_the_documented_names():
+    model, variables = tiny("post_norm")
+    options = {"source": SOURCE, "source_lengths": LENGTHS}
+    out, changed = model.apply(variables, TOKENS, **options, mutable=["features"])
+    np.testing.assert_array_equal(out, model.apply(variables, TOKENS, **options))
+    assert set(changed["features"]) == {"encoder", "decoder"}
+    layer = changed["features"]["decoder"]["layers"]["layer1"]
+    assert set(layer) == {"attention", "cross", "hidden"}
+    weights = np.asarray(layer["cross"]["weights"])
+    assert weights.shape == (B, 4, T, S)
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
+    assert not weights[1, :, :, 2:].any()
+    assert "encoder/normalised" in zoo.model_info("t5_small").features
+
+
+# Answers to a source.
+
+
+@pytest.mark.parametrize("kind", ["pre_norm", "t5_1.1"])
+def test_the_greedy_answer_is_the_argmax_of_the_whole_target_each_time(kind):
+    model, variables = tiny(kind)
+    target = np.zeros((B, T), np.int32)
+    for i in range(1, T):
+        target[:, i] = np.argmax(forced(model, variables, target, SOURCE, LENGTHS)[:, i - 1], axis=-1)
+    assert len(np.unique(target[:, 1:])) > 3
+    options = {"source": SOURCE, "source_lengths": LENGTHS, "chunk": 4}
+    pieces = sample(model, variables, target[:, :1], T - 1, Sampling(temperature=0), **options)
+    np.testing.assert_array_equal(np.concatenate(list(pieces), axis=1), target[:, 1:])
+    scanned = model.clone(scan_layers=True)
+    shapes = abstract_variables(scanned, jax.ShapeDtypeStruct((1, 1), jnp.int32))
+    variables = {"params": stacked(variables["params"], shapes["params"])}
+    pieces = sample(scanned, variables, target[:, :3], T - 3, Sampling(temperature=0), **options)
+    np.testing.assert_array_equal(np.concatenate(list(pieces), axis=1), target[:, 3:])
+
+
+def test_a_source_that_may_not_be_is_missing_or_too_long_to_answer():
+    model, variables = tiny("t5")
+    answer = functools.partial(sample, model, variables, np.zeros((B, 1), np.int32))
+    with pytest.raises(zoo.ZooError, match="T5 answers to a source; give one"):
+        next(answer(3))
+    with pytest.raises(zoo.ZooError, match="a target of 17 tokens is more than the 16 that T5 reads"):
+        next(answer(16, source=SOURCE))
+    with pytest.raises(zoo.ZooError, match="token 11 is outside the vocabulary of 11"):
+        next(answer(3, source=np.full((B, S), 11)))
+    with pytest.raises(zoo.ZooError, match="Decoder takes no source"):
+        next(sample(zoo.create_model("gpt2"), {}, np.zeros((1, 1), np.int32), 3, source=SOURCE))
+
+
+# Wrong input.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "takes a source with its lengths, or a state from `encode`, not neither"),
+        ({"source": SOURCE, "state": {}}, "or a state from `encode`, not both"),
+        ({"state": {}, "source_lengths": LENGTHS}, "not a state and source_lengths"),
+        ({"source": SOURCE, "source_lengths": [6, 1, 1]}, "length 6 is outside 0 to 5"),
+        ({"source": SOURCE, "source_lengths": [1, 1]}, r"one length a row, \[3\], not \[2\]"),
+        ({"source": SOURCE, "lengths": [8, 1, 1]}, "length 8 is outside 0 to 7"),
+        ({"source": SOURCE + 11}, "token .* is outside the vocabulary of 11"),
+        ({"source": np.zeros((B, 17), np.int32)}, "17 tokens are more than the model's max_length of 16"),
+        ({"source": SOURCE[:2]}, r"attention of \[3, 7, 4, 4\] to keys \[2, 5, 4, 4\]"),
+    ],
+)
+def test_wrong_input(options, message):
+    model, variables = tiny("post_norm")
+    with pytest.raises(zoo.ZooError, match=message) as error:
+        model.apply(variables, TOKENS, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_too_many_or_strange_target_tokens():
+    model, variables = tiny("post_norm")
+    with pytest.raises(zoo.ZooError, match="17 tokens are more than the model's max_length of 16"):
+        model.apply(variables, np.zeros((B, 17), np.int32), source=SOURCE)
+    with pytest.raises(zoo.ZooError, match="20 tokens are more than the model's max_length of 16"):
+        encoded(model, variables, 20)
+    with pytest.raises(zoo.ZooError, match="token 11 is outside the vocabulary of 11"):
+        model.apply(variables, np.full((B, 2), 11), source=SOURCE)
+    model, variables = tiny("pre_norm")
+    model.apply(variables, TOKENS, source=np.full((B, S), 12))  # its source has more tokens
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_heads": 3}, "hidden_size 16 must be a multiple of num_heads 3"),
+        ({"hidden_size": 9, "num_heads": 3}, "hidden_size must be even, for sines and cosines, not 9"),
+    ],
+)
+def test_sizes_that_do_not_divide(fields, message):
+    with pytest.raises(zoo.ZooError, match=message):
+        zoo.create_model("transformer_base", **{**SMALL, **fields}).init(jax.random.key(0), TOKENS)

@@ -1,0 +1,277 @@
+"""Encoder-decoder Transformers (Vaswani et al. 2017), which read a source whole and say a target token by token.
+
+`SourceToTarget` is what all of them do: the two stacks, the protocol of `zoo.sequence`, and keys and values of
+cross-attention made once a source. `EncoderDecoder` is the paper's: sinusoids, ReLU, biases, one embedding for source,
+target and head, and the sum after each layer normalised; today most normalise what each layer reads (`norm_first`).
+
+Dropout is of the embeddings and of what each layer adds, as in the paper, and not of attention weights.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo.errors import ZooError
+from zoo.features import sow
+from zoo.ops.attention import Implementation, Mask
+from zoo.ops.dense import dot_general
+from zoo.ops.positions import sinusoids
+from zoo.ops.recurrence import take_rows
+from zoo.registry import register
+from zoo.sequence import check_begun, check_source, check_tokens
+from zoo.transformer.layers import (
+    Activation,
+    Attention,
+    Block,
+    Cache,
+    Context,
+    NewDense,
+    Norm,
+    Remat,
+    Stack,
+    new_norm,
+)
+
+
+class Half(nn.Module):
+    """The encoder or the decoder: embeddings [B, T, width] through the layers and, if there is one, a last norm.
+
+    Features: embedded; layers/...; normalised, after the last norm.
+    """
+
+    stack: Callable[..., Stack]
+    norm: Callable[..., nn.Module] | None
+    dropout_rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context, state: Any = None, source: Any = None) -> tuple[jax.Array, Any]:
+        x = sow(self, "embedded", nn.Dropout(self.dropout_rate, deterministic=not context.train)(x))
+        x, caches = self.stack(name="layers")(x, context, state, source)
+        return (x if self.norm is None else sow(self, "normalised", self.norm(name="norm")(x))), caches
+
+
+class KeyValue(nn.Module):
+    """Keys and values [B, S, N, D] of the encoded source [B, S, width] for the cross-attention of a layer."""
+
+    num_heads: int
+    head_dim: int
+    dense: NewDense
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Cache:
+        shape, width = (*x.shape[:2], self.num_heads, self.head_dim), self.num_heads * self.head_dim
+        return {name: self.dense(width, name=name)(x).reshape(shape) for name in ("key", "value")}
+
+
+class Source(nn.Module):
+    """The same for every layer of the decoder: layer0, ..."""
+
+    key_value: Callable[..., KeyValue]
+    num_layers: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> dict[str, Cache]:
+        return {f"layer{i}": self.key_value(name=f"layer{i}")(x) for i in range(self.num_layers)}
+
+
+class SourceToTarget(nn.Module):
+    """Target tokens [B, T] to logits [B, T, vocab_size] of the next ones, given a source, by `zoo.sequence`.
+
+    Features: encoder/embedded; encoder/layers/layer0/hidden, .../attention/weights [B, N, S, S], ...;
+    decoder/layers/layer0/hidden, .../attention/weights [B, N, T, T], .../cross/weights [B, N, T, S]; normalised of each
+    half where layers normalise what they read. A kind makes `encoder`, `source` and `decoder` by `halves`, `embedding`
+    and, where it is not tied, `head_layer`; and says how tokens are embedded.
+    """
+
+    vocab_size: int = 37_000
+    hidden_size: int = 512
+    num_layers: int = 6  # of each half
+    num_heads: int = 8
+    head_dim: int | None = None  # default: hidden_size / num_heads
+    mlp_size: int = 2048
+    max_length: int = 512  # tokens of a source that it may read, and of a target
+    activation: Activation = "relu"
+    norm_epsilon: float = 1e-6
+    tied: bool = True  # the head's kernel is the embedding
+    dropout_rate: float = 0.0  # of the embeddings and of what each layer adds
+    scan_layers: bool = False  # compile one layer of each half, whatever the depth
+    remat: Remat = "none"  # what a backward pass computes again
+    attention: Implementation | None = None  # default: by platform and shape
+    dtype: Any = jnp.float32  # of the arithmetic
+    param_dtype: Any = jnp.float32  # of the parameters
+
+    head = "head"  # the module that another vocabulary replaces
+
+    def embed(self, tokens: jax.Array, places: jax.Array, of_source: bool) -> jax.Array:
+        """[B, T, hidden_size] of tokens [B, T] at `places` [B or 1, T]."""
+        raise NotImplementedError
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """[B, T, vocab_size] of what the decoder gives, [B, T, hidden_size]."""
+        if not self.tied:
+            return self.head_layer(x)
+        return dot_general(x, self.embedding.astype(self.dtype).T, (((2,), (0,)), ((), ())))
+
+    def bias(self, places: jax.Array, keys: int, of_source: bool) -> jax.Array | None:
+        """Of self-attention's scores, [B or 1, N, T, keys], of queries at `places` [B or 1, T]."""
+        return None
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Heads and the width of one; ZooError where their count does not divide."""
+        if self.head_dim is None and self.hidden_size % self.num_heads:
+            raise ZooError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
+        return self.num_heads, self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def settled(self) -> dict[str, int]:
+        """The fields that have a default by others, as they are."""
+        return {"head_dim": self.sizes[1]}
+
+    def encode(self, source: jax.Array, source_lengths: jax.Array | None, max_length: int) -> dict[str, Any]:
+        """The state before the first of at most `max_length` target tokens, the source [B, S] read."""
+        self.check_room(max_length)
+        shape = (len(source), max_length, *self.sizes)
+        layers = {
+            f"layer{i}": {"key": jnp.zeros(shape, self.dtype), "value": jnp.zeros(shape, self.dtype)}
+            for i in range(self.num_layers)
+        }
+        position = jnp.zeros((len(source),), jnp.int32)
+        return {"layers": layers, "position": position, "source": self.read(source, source_lengths, train=False)}
+
+    def read(self, source: jax.Array, lengths: jax.Array | None, train: bool) -> dict[str, Any]:
+        """What the decoder sees of a source: each layer's keys and values, and the lengths."""
+        check_source(self, source, lengths)
+        rows, steps = source.shape
+        self.check_room(steps)
+        places = jnp.arange(steps)[None]
+        context = Context(Mask(lengths=lengths), bias=self.bias(places, steps, of_source=True), train=train)
+        x, _ = self.encoder(self.embed(source, places, of_source=True), context)
+        lengths = jnp.full((rows,), steps, jnp.int32) if lengths is None else jnp.asarray(lengths, jnp.int32)
+        return {**self.source(x), "lengths": lengths}
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        state: Any = None,
+        lengths: jax.Array | None = None,
+        train: bool = False,
+        source: jax.Array | None = None,
+        source_lengths: jax.Array | None = None,
+    ) -> Any:
+        check_tokens(self, tokens, self.vocab_size, lengths)
+        steps = keys = tokens.shape[1]
+        self.check_room(steps)
+        if self.is_initializing() and state is None and source is None:
+            source = jnp.zeros_like(tokens)  # parameters depend on no shape of the source
+        check_begun(self, state, source, source_lengths)
+        places, mask = jnp.arange(steps)[None], Mask(causal=True)
+        if state is not None:
+            places, keys = state["position"][:, None] + places, state["layers"]["layer0"]["key"].shape[1]
+            mask = mask._replace(positions=places)
+        memory = state["source"] if source is None else self.read(source, source_lengths, train)
+        context = Context(mask, None, self.bias(places, keys, of_source=False), memory["lengths"], train)
+        x = self.embed(tokens, places, of_source=False)
+        x, layers = self.decoder(x, context, None if state is None else state["layers"], memory)
+        logits = self.logits(x)
+        if state is None:
+            return logits
+        consumed = steps if lengths is None else lengths
+        return logits, {"layers": layers, "position": state["position"] + consumed, "source": memory}
+
+    def check_room(self, tokens: int) -> None:
+        if tokens > self.max_length:
+            raise ZooError(f"{tokens} tokens are more than the model's max_length of {self.max_length}")
+
+
+def halves(
+    model: SourceToTarget, dense: NewDense, norm: Norm, norm_first: bool, scale: float | None = None
+) -> tuple[Half, Source, Half]:
+    """A model's encoder, source and decoder. `scale` is of attention's scores, by default 1 / sqrt(head_dim)."""
+    heads, head_dim = model.sizes
+    new = functools.partial(
+        new_norm, norm=norm, epsilon=model.norm_epsilon, use_bias=True, dtype=model.dtype, param_dtype=model.param_dtype
+    )
+    attention = functools.partial(
+        Attention,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=head_dim,
+        qk_norm=None,
+        scale=scale,
+        soft_cap=None,
+        implementation=model.attention,
+        dense=dense,
+    )
+    block = functools.partial(
+        Block,
+        attention=attention,
+        mlp_size=model.mlp_size,
+        activation=model.activation,
+        dense=dense,
+        norm=new,
+        norm_first=norm_first,
+        dropout_rate=model.dropout_rate,
+    )
+    stack = functools.partial(Stack, block, model.num_layers, model.scan_layers, model.remat)
+    encoder, decoder = (Half(stack, new if norm_first else None, model.dropout_rate) for _ in range(2))
+    key_value = functools.partial(KeyValue, heads, head_dim, dense)
+    return encoder, Source(key_value, model.num_layers), decoder
+
+
+def new_dense(features: int, name: str, residual: bool = False, *, dtype: Any, param_dtype: Any) -> nn.Dense:
+    """A dense layer with a bias that begins as Glorot and Bengio 2010 have it."""
+    init = nn.initializers.glorot_uniform()
+    return nn.Dense(features, True, dtype, param_dtype, kernel_init=init, dot_general=dot_general, name=name)
+
+
+def new_head(model: SourceToTarget) -> nn.Dense:
+    """A head that is not tied."""
+    settings: dict[str, Any] = {"dot_general": dot_general, "name": model.head}
+    return nn.Dense(model.vocab_size, False, model.dtype, model.param_dtype, **settings)
+
+
+class EncoderDecoder(SourceToTarget):
+    __doc__ = SourceToTarget.__doc__
+
+    source_vocab_size: int | None = None  # of a source with an embedding of its own; default: it shares the target's
+    norm_first: bool = False  # normalise what a layer reads, and each half's end; default: the sum after each layer
+
+    def setup(self) -> None:
+        if self.hidden_size % 2:
+            raise ZooError(f"hidden_size must be even, for sines and cosines, not {self.hidden_size}")
+        dense = functools.partial(new_dense, dtype=self.dtype, param_dtype=self.param_dtype)
+        self.encoder, self.source, self.decoder = halves(self, dense, "layer", self.norm_first)
+        init = nn.initializers.normal(self.hidden_size**-0.5)
+        self.embedding = self.param("embedding", init, (self.vocab_size, self.hidden_size), self.param_dtype)
+        if self.source_vocab_size is not None:
+            shape = self.source_vocab_size, self.hidden_size
+            self.source_embedding = self.param("source_embedding", init, shape, self.param_dtype)
+        if not self.tied:
+            self.head_layer = new_head(self)
+
+    def embed(self, tokens: jax.Array, places: jax.Array, of_source: bool) -> jax.Array:
+        own = of_source and self.source_vocab_size is not None
+        table = self.source_embedding if own else self.embedding
+        x = take_rows(table.astype(self.dtype), tokens) * math.sqrt(self.hidden_size)
+        return x + sinusoids(places, self.hidden_size).astype(self.dtype)
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "transformer_base": {"dropout_rate": 0.1},
+    "transformer_big": {"hidden_size": 1024, "num_heads": 16, "mlp_size": 4096, "dropout_rate": 0.3},
+}
+for _name, _row in ROWS.items():
+    _add = register(
+        _name,
+        family="transformer",
+        input_shape=(512,),
+        input_dtype="int32",
+        paper="Vaswani et al. 2017, arXiv:1706.03762",
+    )
+    _add(functools.partial(EncoderDecoder, **_row))

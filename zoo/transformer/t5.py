@@ -1,0 +1,74 @@
+"""T5 (Raffel et al. 2020, arXiv:1910.10683), an encoder-decoder that was taught every task as text to text.
+
+RMS normalisation of what each layer reads, no biases, scores that are not scaled, and in place of positions a bias of
+them by distance: in buckets, a number a bucket and head, shared by the layers of a half. The logits of a tied head are
+divided by sqrt(hidden_size). T5 1.1 (Shazeer 2020) has a gated feed-forward layer and a head of its own: `geglu`, and
+`tied=False`.
+
+A target begins with token 0, the padding's. Dropout is of the embeddings and of what each layer adds; the paper's is
+also inside of layers.
+"""
+
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo.ops.dense import dot_general
+from zoo.ops.positions import distance_buckets
+from zoo.ops.recurrence import take_rows
+from zoo.registry import register
+from zoo.transformer.encoder_decoder import SourceToTarget, halves, new_head
+
+
+def new_dense(
+    features: int, name: str, residual: bool = False, *, head_dim: int, dtype: Any, param_dtype: Any
+) -> nn.Dense:
+    """A dense layer without a bias; queries begin smaller by as much as scores elsewhere are scaled."""
+    init = nn.initializers.variance_scaling(1 / head_dim if name == "query" else 1.0, "fan_in", "normal")
+    return nn.Dense(features, False, dtype, param_dtype, kernel_init=init, dot_general=dot_general, name=name)
+
+
+class T5(SourceToTarget):
+    __doc__ = SourceToTarget.__doc__
+
+    vocab_size: int = 32_128
+    num_buckets: int = 32  # of distances; the encoder has half of them for keys that come later
+    max_distance: int = 128  # from which on all distances are one
+
+    def setup(self) -> None:
+        heads, head_dim = self.sizes
+        dense = functools.partial(new_dense, head_dim=head_dim, dtype=self.dtype, param_dtype=self.param_dtype)
+        self.encoder, self.source, self.decoder = halves(self, dense, "rms", norm_first=True, scale=1.0)
+        init = nn.initializers.normal(1.0)
+        self.embedding = self.param("embedding", init, (self.vocab_size, self.hidden_size), self.param_dtype)
+        init, shape = nn.initializers.normal(self.hidden_size**-0.5), (self.num_buckets, heads)
+        self.encoder_bias = self.param("encoder_distance_bias", init, shape, self.param_dtype)
+        self.decoder_bias = self.param("decoder_distance_bias", init, shape, self.param_dtype)
+        if not self.tied:
+            self.head_layer = new_head(self)
+
+    def embed(self, tokens: jax.Array, places: jax.Array, of_source: bool) -> jax.Array:
+        return take_rows(self.embedding.astype(self.dtype), tokens)
+
+    def bias(self, places: jax.Array, keys: int, of_source: bool) -> jax.Array:
+        ahead = jnp.arange(keys) - places[..., None]
+        buckets = distance_buckets(ahead, self.num_buckets, self.max_distance, both_ways=of_source)
+        by_bucket = self.encoder_bias if of_source else self.decoder_bias
+        return take_rows(by_bucket, buckets).transpose(0, 3, 1, 2)
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        return super().logits(x / math.sqrt(self.hidden_size) if self.tied else x)
+
+
+_add = register(
+    "t5_small",
+    family="transformer",
+    input_shape=(512,),
+    input_dtype="int32",
+    paper="Raffel et al. 2020, arXiv:1910.10683",
+)
+_add(functools.partial(T5, dropout_rate=0.1))
