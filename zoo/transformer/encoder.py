@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from zoo.errors import ZooError
 from zoo.features import sow
 from zoo.ops.attention import Implementation, Mask
+from zoo.ops.dense import dot_general
 from zoo.ops.recurrence import take_rows
 from zoo.registry import register
 from zoo.sequence import check_tokens
@@ -81,7 +82,7 @@ class Encoder(nn.Module):
         """Logits [B, T, vocab_size] of what stands at each place; the kernel is the embedding."""
         x = ACTIVATIONS[self.activation](self.dense(self.hidden_size, name="told")(x))
         bias = self.param("told_bias", nn.initializers.zeros, (self.vocab_size,), self.param_dtype)
-        return self.new_norm("told_norm")(x) @ table.T + bias.astype(self.dtype)
+        return dot_general(self.new_norm("told_norm")(x), table.T, (((2,), (0,)), ((), ()))) + bias.astype(self.dtype)
 
     def table(self, name: str, rows: int) -> jax.Array:
         init = nn.initializers.normal(0.02)
