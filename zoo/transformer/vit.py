@@ -20,6 +20,7 @@ from zoo.cnn.layers import Conv, check_images
 from zoo.errors import ZooError
 from zoo.features import sow
 from zoo.ops.attention import Implementation, Mask
+from zoo.ops.dense import dot_general
 from zoo.registry import register
 from zoo.transformer.layers import Activation, Attention, Block, Context, Remat, Stack, new_norm
 
@@ -27,7 +28,7 @@ from zoo.transformer.layers import Activation, Attention, Block, Context, Remat,
 def new_dense(features: int, name: str, residual: bool = False, *, dtype: Any, param_dtype: Any) -> nn.Dense:
     """A dense layer with Xavier's uniform kernel; those that add to the stream begin no smaller."""
     init = nn.initializers.xavier_uniform()
-    return nn.Dense(features, True, dtype, param_dtype, kernel_init=init, name=name)
+    return nn.Dense(features, True, dtype, param_dtype, kernel_init=init, dot_general=dot_general, name=name)
 
 
 class ViT(nn.Module):
