@@ -6,6 +6,7 @@ model = zoo.create_model("resnet18", num_classes=10)
 
 from zoo import cnn as cnn
 from zoo import lstm as lstm
+from zoo import seq2seq as seq2seq
 from zoo import transformer as transformer
 from zoo.decode import generate
 from zoo.errors import ZooError

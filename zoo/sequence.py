@@ -70,3 +70,11 @@ def check_begun(model: Any, state: Any, source: jax.Array | None, source_lengths
     if (state is None) == (source is None) or (source is None and source_lengths is not None):
         got = "both" if source is not None else "neither" if state is None else "a state and source_lengths"
         raise ZooError(f"{type(model).__name__} takes a source with its lengths, or a state from `encode`, not {got}")
+
+
+def room(state: Any) -> int | None:
+    """How many more tokens a state's caches hold; None where they do not grow. Under a transformation, as if empty."""
+    paths = jax.tree_util.tree_leaves_with_path({name: value for name, value in state.items() if name != "source"})
+    sizes = [leaf.shape[1] for path, leaf in paths if path[-1] == jax.tree_util.DictKey("key")]
+    known = 0 if isinstance(state["position"], jax.core.Tracer) else int(np.max(state["position"], initial=0))
+    return min(sizes) - known if sizes else None

@@ -200,6 +200,10 @@ def test_weight_drop_leaves_out_connections_in_training_alone():
 # Classifier and encoder.
 
 
+def test_an_encoder_of_vectors_is_not_taken_for_one_with_a_decoder():
+    assert zoo.model_info("lstm_encoder").flops > 0  # its example has no source
+
+
 @pytest.mark.parametrize("pooling", ["last", "mean", "max", "attention"])
 def test_pooling_sees_a_rows_own_steps(pooling):
     model, variables, x = tiny("lstm_classifier", pooling=pooling)

@@ -1,6 +1,18 @@
 """From a model of the sequence protocol to sequences: one implementation for every family."""
 
+from zoo.decode.beam import Beams, beam_search, decode_sources, source_attention
 from zoo.decode.sampling import Sampling, choose, filtered, sample
 from zoo.decode.text import generate, stream
 
-__all__ = ["Sampling", "choose", "filtered", "generate", "sample", "stream"]
+__all__ = [
+    "Beams",
+    "Sampling",
+    "beam_search",
+    "choose",
+    "decode_sources",
+    "filtered",
+    "generate",
+    "sample",
+    "source_attention",
+    "stream",
+]

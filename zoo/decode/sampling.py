@@ -18,7 +18,7 @@ import numpy as np
 
 from zoo.errors import ZooError
 from zoo.sequence import check_source
-from zoo.transformer.layers import unstacked
+from zoo.transformer.layers import unscanned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +109,7 @@ def sample(
     lengths = np.full(len(prompts), prompts.shape[1], np.int32) if lengths is None else np.asarray(lengths, np.int32)
     check_prompts(model, prompts, lengths, steps)
     check_sources(model, source, source_lengths, int(lengths.max()) + steps)
-    if getattr(model, "scan_layers", False):  # a step then reads each layer's parameters where they lie
-        model, variables = model.clone(scan_layers=False), {"params": unstacked(variables["params"])}
+    model, variables = unscanned(model, variables)
     limit = getattr(model, "max_length", None)
     key, chunk, said = jax.random.key(seed), min(chunk or steps, steps), 0
     texts = [row[:length] for row, length in zip(prompts.astype(np.int32), lengths, strict=True)]

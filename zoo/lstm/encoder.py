@@ -39,10 +39,10 @@ class RecurrentEncoder(nn.Module):
     head = "head"
 
     def __call__(self, x: jax.Array, lengths: jax.Array | None = None, train: bool = False) -> jax.Array:
-        return self.encode(x, lengths, train)
+        return self.embed(x, lengths, train)
 
     @nn.compact
-    def encode(self, x: jax.Array | Rows, lengths: jax.Array | None, train: bool) -> jax.Array:
+    def embed(self, x: jax.Array | Rows, lengths: jax.Array | None, train: bool) -> jax.Array:
         """The embeddings of features, or of rows of a table."""
         layers = Recurrent(
             cell=self.cell,
@@ -78,4 +78,4 @@ class SentenceEncoder(RecurrentEncoder):
 
     def __call__(self, tokens: jax.Array, lengths: jax.Array | None = None, train: bool = False) -> jax.Array:
         check_tokens(self, tokens, self.vocab_size, lengths)
-        return self.encode(Rows(self.words.embedding.astype(self.dtype), tokens), lengths, train)
+        return self.embed(Rows(self.words.embedding.astype(self.dtype), tokens), lengths, train)

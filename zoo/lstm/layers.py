@@ -26,6 +26,26 @@ class Rows(NamedTuple):
     tokens: jax.Array
 
 
+class Weights(NamedTuple):
+    """Of one layer in one direction, as `zoo.ops.recurrence` takes them."""
+
+    kernel: jax.Array  # [F, G]
+    recurrent_kernel: jax.Array  # [H, G]
+    bias: jax.Array  # [G]
+    candidate_bias: jax.Array | None = None  # [H], of a GRU's candidate, outside what its reset gate multiplies
+
+
+def projected(x: jax.Array | Rows, kernel: jax.Array, candidate_bias: jax.Array | None = None) -> jax.Array:
+    """x [..., F], or Rows, by kernel [F, G], and a GRU's bias of its candidate: [..., G]."""
+    if isinstance(x, Rows):
+        inputs = project_tokens(x.table.astype(kernel.dtype), x.tokens, kernel)
+    else:
+        inputs = project(x.astype(kernel.dtype), kernel)
+    if candidate_bias is None:
+        return inputs
+    return inputs + jnp.pad(candidate_bias, (inputs.shape[-1] - len(candidate_bias), 0))
+
+
 class RecurrentLayer(nn.Module):
     """One layer in one direction over [T, B, F] or time-first Rows: outputs [T, B, H] and the final state.
 
@@ -41,25 +61,12 @@ class RecurrentLayer(nn.Module):
     dtype: Any
     param_dtype: Any
 
-    @nn.compact
     def __call__(
         self, x: jax.Array | Rows, state: State, lengths: jax.Array | None, train: bool
     ) -> tuple[jax.Array, State]:
-        size, gates = self.hidden_size, GATES[self.cell]
         width = x.table.shape[-1] if isinstance(x, Rows) else x.shape[-1]
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (width, gates * size), self.param_dtype)
-        recurrent = self.param("recurrent_kernel", orthogonal_gates(gates), (size, gates * size), self.param_dtype)
-        bias = self.param("bias", gate_bias(self.cell, self.forget_bias), (gates * size,), self.param_dtype)
-        # Weight drop (Merity et al. 2018): whole connections are left out, the same ones in every step.
-        recurrent = nn.Dropout(self.weight_dropout_rate, deterministic=not train)(recurrent)
-        kernel, recurrent, bias = (leaf.astype(self.dtype) for leaf in (kernel, recurrent, bias))
-        if isinstance(x, Rows):
-            inputs = project_tokens(x.table.astype(self.dtype), x.tokens, kernel)
-        else:
-            inputs = project(x.astype(self.dtype), kernel)
-        if self.cell == "gru":  # the candidate has one more bias, outside what its reset gate multiplies
-            candidate = self.param("candidate_bias", nn.initializers.zeros_init(), (size,), self.param_dtype)
-            inputs = inputs + jnp.pad(candidate, (2 * size, 0)).astype(self.dtype)
+        kernel, recurrent, bias, candidate = self.weights(width, train)
+        inputs = projected(x, kernel, candidate)
         options: dict[str, Any] = {"bias": bias, "reverse": self.reverse, "unroll": self.unroll}
         if not self.is_mutable_collection("features") or self.is_initializing():
             return recur(self.cell, inputs, recurrent, state, lengths, **options)
@@ -67,6 +74,20 @@ class RecurrentLayer(nn.Module):
         for name, value in found.items():
             sow(self, name, jnp.moveaxis(value, 0, 1))
         return outputs, state
+
+    @nn.compact
+    def weights(self, width: int, train: bool) -> Weights:
+        """The parameters for inputs of a width, in the dtype of the arithmetic."""
+        size, gates = self.hidden_size, GATES[self.cell]
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (width, gates * size), self.param_dtype)
+        recurrent = self.param("recurrent_kernel", orthogonal_gates(gates), (size, gates * size), self.param_dtype)
+        bias = self.param("bias", gate_bias(self.cell, self.forget_bias), (gates * size,), self.param_dtype)
+        # Weight drop (Merity et al. 2018): whole connections are left out, the same ones in every step.
+        recurrent = nn.Dropout(self.weight_dropout_rate, deterministic=not train)(recurrent)
+        candidate = None
+        if self.cell == "gru":
+            candidate = self.param("candidate_bias", nn.initializers.zeros_init(), (size,), self.param_dtype)
+        return jax.tree.map(lambda leaf: leaf.astype(self.dtype), Weights(kernel, recurrent, bias, candidate))
 
 
 class Recurrent(nn.Module):

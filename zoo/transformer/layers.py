@@ -257,6 +257,13 @@ def unstacked(params: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def unscanned(model: Any, variables: Any) -> tuple[Any, Any]:
+    """A model and its variables with separate layers: a step then reads each layer's parameters where they lie."""
+    if not getattr(model, "scan_layers", False):
+        return model, variables
+    return model.clone(scan_layers=False), {**variables, "params": unstacked(variables["params"])}
+
+
 def stacked(params: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `unstacked`, where `like` has scanned stacks."""
     if STACKED in like:

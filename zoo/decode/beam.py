@@ -1,0 +1,284 @@
+"""Beam search over a model of the sequence protocol, compiled as one loop, for many sources at once.
+
+A beam is a target begun, of which each row keeps the `beam_size` most probable. Every step continues them by all
+tokens; continuations by the token `end` that are among the `beam_size` best have ended and are set aside, the best of
+the others are the beams of the next step. A row is done when as many have ended as it has beams (so that one beam is
+greedy decoding), when no beam can still beat the worst of the `num_best` that it owes, or after `max_length` tokens,
+when its beams end as they are.
+
+Targets that ended are ranked as in Wu et al. 2016 (arXiv:1609.08144), equation 14: the log probability divided by
+((5 + n) / 6)^length_penalty, n tokens with `end`; plus coverage_penalty times the sum over the source's places of
+log(min(attention that the place got, 1)).
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from zoo.errors import ZooError
+from zoo.sequence import check_source, room
+from zoo.transformer.layers import unscanned
+
+LEAST_COVERAGE = 1e-6  # of a place of the source, whose logarithm is taken
+
+
+class Beams(NamedTuple):
+    """The best targets of each row, best first; a row that has fewer fills up with scores of minus infinity."""
+
+    tokens: jax.Array  # int32 [B, num_best, max_length]; `end` after the last
+    lengths: jax.Array  # int32 [B, num_best], of the tokens before `end`
+    scores: jax.Array  # float32 [B, num_best]
+
+
+class Settings(NamedTuple):
+    """What is compiled into the loop."""
+
+    end: int
+    max_length: int
+    beam_size: int = 5
+    length_penalty: float = 0.6
+    coverage_penalty: float = 0.0
+    num_best: int = 1
+
+
+class Search(NamedTuple):
+    """What the loop carries: B rows, K beams of each, at most T tokens of a target."""
+
+    step: jax.Array  # tokens that beams have
+    state: Any  # the model's, of B * K rows
+    last: jax.Array  # int32 [B, K], the token to read next
+    tokens: jax.Array  # int32 [B, K, T]
+    scores: jax.Array  # float32 [B, K], log probabilities
+    coverage: jax.Array | None  # float32 [B, K, S], attention that each place of the source got
+    ended: Beams  # the best K that ended
+    num_ended: jax.Array  # int32 [B]
+    done: jax.Array  # bool [B]
+
+
+def beam_search(
+    model: nn.Module,
+    variables: Any,
+    state: Any,
+    first: Any,
+    *,
+    end: int,
+    max_length: int,
+    beam_size: int = 5,
+    length_penalty: float = 0.6,
+    coverage_penalty: float = 0.0,
+    num_best: int = 1,
+) -> Beams:
+    """The best targets, of at most `max_length` tokens, that go on from a state of B rows and the tokens `first` [B].
+
+    The state is of `encode`, or of `init_state` and a prompt, with room for `max_length` more tokens. Rows do not
+    depend on one another. ZooError for numbers out of range, a state without that room, and a coverage penalty where
+    the model has no attention to a source.
+    """
+    settings = Settings(end, max_length, beam_size, length_penalty, coverage_penalty, num_best)
+    check_settings(model, settings)
+    holds = room(state)
+    if holds is not None and max_length > holds:
+        raise ZooError(f"max_length {max_length} is more than the {holds} tokens that the state has room for")
+    rows = len(state["position"])
+    if np.shape(first) != (rows,):
+        raise ZooError(f"first must be a token for each of the state's rows, [{rows}], not {list(np.shape(first))}")
+    model, variables = unscanned(model, variables)
+    return _search(model, settings, variables, state, jnp.asarray(first, jnp.int32))
+
+
+def decode_sources(
+    model: nn.Module,
+    variables: Any,
+    source: Any,
+    source_lengths: Any = None,
+    *,
+    first: Any,
+    end: int,
+    max_length: int,
+    beam_size: int = 5,
+    length_penalty: float = 0.6,
+    coverage_penalty: float = 0.0,
+    num_best: int = 1,
+) -> Beams:
+    """`beam_search` from sources int [B, S], of which row b has `source_lengths[b]`, in one compiled call.
+
+    `first` is the token, or those [B], with which targets begin. An empty source is one like others: what attends to it
+    sees zeros.
+    """
+    if not hasattr(model, "encode") or not hasattr(model, "vocab_size"):
+        raise ZooError(f"{type(model).__name__} reads no source")
+    settings = Settings(end, max_length, beam_size, length_penalty, coverage_penalty, num_best)
+    check_settings(model, settings)
+    check_source(model, np.asarray(source), source_lengths)
+    if source_lengths is None:
+        source_lengths = np.full(len(source), np.shape(source)[1], np.int32)
+    first = np.broadcast_to(np.asarray(first, np.int32), len(source))
+    model, variables = unscanned(model, variables)
+    return _encode_and_search(model, settings, variables, source, source_lengths, first)
+
+
+def check_settings(model: Any, settings: Settings) -> None:
+    """ZooError for numbers out of range."""
+    limit = getattr(model, "max_length", None)
+    for name in ("max_length", "beam_size", "num_best"):
+        if getattr(settings, name) < 1:
+            raise ZooError(f"{name} must be at least 1, not {getattr(settings, name)}")
+    for name in ("length_penalty", "coverage_penalty"):
+        if not 0 <= getattr(settings, name) < math.inf:
+            raise ZooError(f"{name} must be a number of at least 0, not {getattr(settings, name)}")
+    if settings.num_best > settings.beam_size:
+        raise ZooError(f"num_best {settings.num_best} is more than beam_size {settings.beam_size}")
+    if not 0 <= settings.end < model.vocab_size:
+        raise ZooError(f"end {settings.end} is outside the vocabulary of {model.vocab_size}")
+    if limit is not None and settings.max_length > limit:
+        raise ZooError(f"max_length {settings.max_length} is more than the {limit} tokens that the model reads")
+
+
+def source_attention(features: Any) -> jax.Array:
+    """Of what `mutable=["features"]` gave, the attention of each target token to the source, float32 [B, T, S].
+
+    A recurrent decoder's `attention`, or the mean over a Transformer's layers and heads of `cross/weights`. ZooError
+    where there is none.
+    """
+    if "attention" in features:
+        return features["attention"].astype(jnp.float32)
+    found = [
+        jnp.mean(leaf, axis=1, dtype=jnp.float32)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(features)
+        if jax.tree_util.keystr(path, simple=True, separator="/").endswith("cross/weights")
+    ]
+    if not found:
+        raise ZooError("the model has no attention to a source, which a coverage penalty or a picture of it needs")
+    return sum(found[1:], found[0]) / len(found)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode_and_search(
+    model: nn.Module, settings: Settings, variables: Any, source: jax.Array, lengths: jax.Array, first: jax.Array
+) -> Beams:
+    state = model.apply(variables, source, lengths, settings.max_length, method="encode")
+    return _search(model, settings, variables, state, first)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _search(model: nn.Module, settings: Settings, variables: Any, state: Any, first: jax.Array) -> Beams:
+    rows, beams, length = len(first), settings.beam_size, settings.max_length
+    state = jax.tree.map(lambda leaf: jnp.repeat(leaf, beams, axis=0), state)
+    nothing = Beams(
+        jnp.full((rows, beams, length), settings.end, jnp.int32),
+        jnp.zeros((rows, beams), jnp.int32),
+        jnp.full((rows, beams), -jnp.inf, jnp.float32),
+    )
+    search = Search(
+        step=jnp.zeros((), jnp.int32),
+        state=state,
+        last=jnp.repeat(first[:, None], beams, axis=1),
+        tokens=nothing.tokens,
+        scores=jnp.where(jnp.arange(beams) == 0, 0, nothing.scores),  # all are the same at first: one of them lives
+        coverage=_no_coverage(model, variables, state, rows) if settings.coverage_penalty else None,
+        ended=nothing,
+        num_ended=jnp.zeros((rows,), jnp.int32),
+        done=jnp.zeros((rows,), bool),
+    )
+    search = lax.while_loop(
+        lambda search: (search.step < length) & ~jnp.all(search.done),
+        functools.partial(_step, model, settings, variables),
+        search,
+    )
+    scores = jnp.where(search.done[:, None], -jnp.inf, ranked(settings, search.scores, length, search.coverage))
+    cut = Beams(search.tokens, jnp.full((rows, beams), length, jnp.int32), scores)
+    return _best(settings.num_best, settings.end, search.ended, cut)
+
+
+def _step(model: nn.Module, settings: Settings, variables: Any, search: Search) -> Search:
+    """One token more of every beam."""
+    (rows, beams), end, n = search.scores.shape, settings.end, search.step + 1
+    logits, state, attention = _read(model, variables, search.state, search.last, search.coverage is not None)
+    # The best 2 K continuations hold at least K that do not end, as each beam has one that does.
+    each = min(2 * beams, logits.shape[-1])
+    best, tokens = lax.top_k(logits, each)
+    totals = search.scores[..., None] + best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    totals, index = lax.top_k(totals.reshape(rows, -1), min(2 * beams, beams * each))
+    parent, token = index // each, jnp.take_along_axis(tokens.reshape(rows, -1), index, axis=1)
+    tokens = _of(search.tokens, parent).at[:, :, search.step].set(token)
+    coverage = search.coverage
+    if coverage is not None and attention is not None:
+        coverage = _of(coverage + attention, parent)
+
+    ends = token == end
+    scores = ranked(settings, totals, n, coverage)
+    scores = jnp.where(ends & (jnp.arange(token.shape[1]) < beams) & ~search.done[:, None], scores, -jnp.inf)
+    num_ended = search.num_ended + jnp.sum(jnp.isfinite(scores), axis=1)
+    ended = _best(beams, end, search.ended, Beams(tokens, jnp.full_like(token, search.step), scores))
+
+    totals, live = lax.top_k(jnp.where(ends, -jnp.inf, totals), beams)
+    hopeless = possible(settings, totals[:, 0]) <= ended.scores[:, settings.num_best - 1]
+    parent = _of(parent, live)
+    if beams > 1:
+        flat = (jnp.arange(rows)[:, None] * beams + parent).reshape(-1)
+        moved = {name: value for name, value in state.items() if name != "source"}
+        state = {**state, **jax.tree.map(lambda leaf: leaf[flat], moved)}
+    return Search(
+        step=n,
+        state=state,
+        last=_of(token, live),
+        tokens=_of(tokens, live),
+        scores=totals,
+        coverage=None if coverage is None else _of(coverage, live),
+        ended=ended,
+        num_ended=num_ended,
+        done=search.done | (num_ended >= beams) | hopeless,
+    )
+
+
+def _read(
+    model: nn.Module, variables: Any, state: Any, tokens: jax.Array, attends: bool
+) -> tuple[jax.Array, Any, jax.Array | None]:
+    """Logits float32 [B, K, V] after tokens [B, K], the state, and if asked for, the attention [B, K, S]."""
+    out, changed = model.apply(variables, tokens.reshape(-1, 1), state, mutable=["features"] if attends else [])
+    (logits, state), attention = out, None
+    if attends:
+        attention = source_attention(changed.get("features", {})).reshape(*tokens.shape, -1)
+    return logits.astype(jnp.float32).reshape(*tokens.shape, -1), state, attention
+
+
+def _no_coverage(model: nn.Module, variables: Any, state: Any, rows: int) -> jax.Array:
+    """Zeros [B, K, S], and ones where a row has no source, which then costs nothing."""
+    lengths = state["source"]["lengths"].reshape(rows, -1) if "source" in state else jnp.zeros((rows, 1), jnp.int32)
+    read = functools.partial(_read, model, attends=True)
+    shape = jax.eval_shape(read, variables, state, jnp.zeros_like(lengths))[2].shape
+    return (jnp.arange(shape[-1]) >= lengths[..., None]).astype(jnp.float32)
+
+
+def ranked(settings: Settings, scores: jax.Array, n: Any, coverage: jax.Array | None) -> jax.Array:
+    """By what targets of n tokens are ranked, from their log probabilities [B, K]."""
+    scores = scores / ((5 + n) / 6) ** settings.length_penalty
+    if coverage is None:
+        return scores
+    covered = jnp.log(jnp.clip(coverage, LEAST_COVERAGE, 1))
+    return scores + settings.coverage_penalty * jnp.sum(covered, axis=-1)
+
+
+def possible(settings: Settings, scores: jax.Array) -> jax.Array:
+    """What no continuation of beams with these log probabilities can be ranked above."""
+    return ranked(settings, scores, settings.max_length, None)
+
+
+def _of(leaf: jax.Array, index: jax.Array) -> jax.Array:
+    """leaf [B, N, ...] at index [B, M]: [B, M, ...]."""
+    return jnp.take_along_axis(leaf, index.reshape(*index.shape, *[1] * (leaf.ndim - 2)), axis=1)
+
+
+def _best(n: int, end: int, held: Beams, new: Beams) -> Beams:
+    """The n best of both, those that were held first where they are equal."""
+    tokens, lengths, scores = (jnp.concatenate(pair, axis=1) for pair in zip(held, new, strict=True))
+    scores, index = lax.top_k(scores, n)
+    some = jnp.isfinite(scores)
+    tokens = jnp.where(some[..., None], _of(tokens, index), end)
+    return Beams(tokens, jnp.where(some, _of(lengths, index), 0), scores)

@@ -1,0 +1,97 @@
+"""`seq2seq_gru_attention`: a decoder that looks at the source before each word (Bahdanau et al. 2015, arXiv:1409.0473).
+
+A bidirectional GRU encodes the source; the decoder's state before a word weighs its places (additive attention), and
+their weighted mean, the context, goes with the last word into the GRU. A maxout layer (Goodfellow et al. 2013) of
+state, word and context is what the head sees. Against the paper's appendix: the reset gate multiplies after the product
+(`zoo.lstm.layers`), cells and maxout have biases, and maxout sees the state after the word's context, as its equation 4
+has it, not the one before.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo.features import sow
+from zoo.lstm.layers import Recurrent, Rows, projected
+from zoo.ops.recurrence import take_rows, textbook_cell
+from zoo.ops.scan import Times, scan
+from zoo.registry import register
+from zoo.seq2seq.attention import SourceAttention, attend
+from zoo.seq2seq.model import Cells, Seq2Seq, kept, present_steps
+
+
+@register(
+    "seq2seq_gru_attention",
+    family="seq2seq",
+    input_shape=(50,),
+    input_dtype="int32",
+    paper="Bahdanau et al. 2015, arXiv:1409.0473",
+)
+class Seq2SeqGRUAttention(Seq2Seq):
+    """Target tokens [B, T] to logits [B, T, vocab_size] of the next ones, given a source, by `zoo.sequence`.
+
+    Features: encoder/layer0/..., encoder/layer0_reverse/..., as `Recurrent` lists them; attention, the weights
+    [B, T, S] over the source; hidden, what the head sees.
+    """
+
+    source_vocab_size: int | None = 30_000  # None: it shares the target's, and the embedding
+    embedding_size: int = 620
+    num_layers: int = 1  # of the encoder; the decoder has one
+    attention_size: int = 1000  # of the additive attention's hidden layer
+    maxout_size: int = 500
+
+    def build(self) -> None:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.encoder = Recurrent(
+            cell="gru",
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            bidirectional=True,
+            dropout_rate=self.dropout_rate,
+            unroll=self.unroll,
+            **dtypes,
+        )
+        self.begin = nn.Dense(self.hidden_size, False, **dtypes)
+        self.decoder = Cells("gru", self.hidden_size, 1, **dtypes)
+        self.alignment = SourceAttention("concat", self.hidden_size, self.attention_size, **dtypes)
+        self.maxout = nn.Dense(2 * self.maxout_size, **dtypes)
+
+    def read_source(self, source: jax.Array, lengths: jax.Array, train: bool) -> tuple[dict[str, Any], Any]:
+        x = self.embed(source, train, of_source=True)
+        encoded, state = self.encoder(x, self.encoder.init_state(len(source)), lengths, train)
+        (first,) = state[f"layer{self.num_layers - 1}_reverse"]  # where the one that reads backwards ends
+        return self.alignment.memory(encoded), {"layer0": (jnp.tanh(self.begin(first)),)}
+
+    def decode(
+        self, x: jax.Array | Rows, decoder: Any, memory: dict[str, Any], lengths: jax.Array | None, train: bool
+    ) -> tuple[jax.Array, Any]:
+        x = Rows(x.table, x.tokens.T) if isinstance(x, Rows) else jnp.moveaxis(x, 0, 1)
+        width, values = self.embedding_size, memory["value"].shape[-1]
+        (cell,) = self.decoder(width + values)
+        kernels, shared = self.alignment.weights(memory)
+        # One product of the state gives the attention's query and the gates.
+        both = jnp.concatenate([kernels.pop("query"), cell.recurrent_kernel], axis=1)
+        kernels |= {"state": both, "context": cell.kernel[width:]}
+        inputs = projected(x, cell.kernel[:width], cell.candidate_bias)
+        items = (inputs, present_steps(len(inputs), lengths))
+        shared["bias"] = cell.bias
+        decoder, (hidden, context, weights) = scan(step, self.unroll, kernels, decoder, items, shared)
+        sow(self, "attention", jnp.moveaxis(weights, 0, 1))
+        words = take_rows(*x) if isinstance(x, Rows) else x
+        pieces = self.maxout(jnp.concatenate([hidden, words, context], axis=-1))
+        maxed = jnp.max(pieces.reshape(*pieces.shape[:2], self.maxout_size, 2), axis=-1)
+        return jnp.moveaxis(maxed, 0, 1), decoder
+
+
+def step(times: Times, carry: Any, item: Any, shared: Any) -> tuple[Any, tuple[jax.Array, jax.Array, jax.Array]]:
+    """A token: the state after it, and its state, context and weights."""
+    (inputs, present), (state,) = item, carry.values()
+    product = times("state", state[0])
+    gates = inputs.shape[-1]
+    query, product = product[:, :-gates], product[:, -gates:] + shared["bias"].astype(jnp.float32)
+    context, weights = attend(lambda name, x: query if name == "query" else times(name, x), shared, state[0])
+    new, _ = textbook_cell("gru", inputs + times("context", context), product, state)
+    carry = kept(present, {"layer0": new}, carry)
+    return carry, (carry["layer0"][0], context.astype(inputs.dtype), weights)

@@ -1,0 +1,53 @@
+"""`seq2seq_lstm`: one deep LSTM reads the source, another says the target (Sutskever et al. 2014, arXiv:1409.3215).
+
+The source is read from its end, so that its first words are near to the target's first; the state in which the encoder
+stands then is all that the decoder knows of it. Layers begin as the zoo's do, not uniform within 0.08.
+"""
+
+from typing import Any
+
+import jax
+
+from zoo.lstm.layers import Recurrent, Rows
+from zoo.registry import register
+from zoo.seq2seq.model import Seq2Seq, reversed_rows
+
+
+@register(
+    "seq2seq_lstm",
+    family="seq2seq",
+    input_shape=(50,),
+    input_dtype="int32",
+    paper="Sutskever et al. 2014, arXiv:1409.3215",
+)
+class Seq2SeqLSTM(Seq2Seq):
+    """Target tokens [B, T] to logits [B, T, vocab_size] of the next ones, given a source, by `zoo.sequence`.
+
+    Features: encoder/layer0/... and decoder/layer0/..., as `Recurrent` lists them; hidden, what the head sees.
+    """
+
+    vocab_size: int = 80_000
+    source_vocab_size: int | None = 160_000  # None: it shares the target's, and the embedding
+    num_layers: int = 4  # of the encoder and of the decoder
+
+    def build(self) -> None:
+        fields: dict[str, Any] = {
+            "cell": "lstm",
+            "hidden_size": self.hidden_size,
+            "num_layers": self.num_layers,
+            "dropout_rate": self.dropout_rate,
+            "unroll": self.unroll,
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+        }
+        self.encoder, self.decoder = Recurrent(**fields), Recurrent(**fields)
+
+    def read_source(self, source: jax.Array, lengths: jax.Array, train: bool) -> tuple[dict[str, Any], Any]:
+        x = self.embed(reversed_rows(source, lengths), train, of_source=True)
+        _, decoder = self.encoder(x, self.encoder.init_state(len(source)), lengths, train)
+        return {}, decoder
+
+    def decode(
+        self, x: jax.Array | Rows, decoder: Any, memory: dict[str, Any], lengths: jax.Array | None, train: bool
+    ) -> tuple[jax.Array, Any]:
+        return self.decoder(x, decoder, lengths, train)

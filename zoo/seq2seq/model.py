@@ -1,0 +1,147 @@
+"""What the recurrent models from one sequence to another have in common: the protocol, embeddings, and the head."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from zoo.errors import ZooError
+from zoo.features import sow
+from zoo.lstm.layers import RecurrentLayer, Rows, Weights
+from zoo.ops.recurrence import Cell, take_rows
+from zoo.sequence import check_begun, check_source, check_tokens
+
+
+class Seq2Seq(nn.Module):
+    """Target tokens [B, T] to logits [B, T, vocab_size] of the next ones, given a source, by `zoo.sequence`.
+
+    A kind has `build`, which makes its layers; `read_source`, which gives what its decoder reads of a source, and the
+    state in which that begins; and `decode`, from embeddings to what the head sees.
+    """
+
+    vocab_size: int = 30_000
+    source_vocab_size: int | None = None  # of a source with an embedding of its own; default: it shares the target's
+    embedding_size: int = 1000
+    hidden_size: int = 1000
+    num_layers: int = 1
+    dropout_rate: float = 0.0  # of the embeddings, between layers and before the head
+    unroll: int = 1  # steps of the scan in one round of the loop
+    dtype: Any = jnp.float32  # of the arithmetic
+    param_dtype: Any = jnp.float32  # of the parameters
+
+    head = "head"  # the module that another vocabulary replaces
+
+    def build(self) -> None:
+        raise NotImplementedError
+
+    def read_source(self, source: jax.Array, lengths: jax.Array, train: bool) -> tuple[dict[str, Any], Any]:
+        """Of a source [B, S]: what stays, and the decoder's state before its first token."""
+        raise NotImplementedError
+
+    def decode(
+        self, x: jax.Array | Rows, decoder: Any, memory: dict[str, Any], lengths: jax.Array | None, train: bool
+    ) -> tuple[jax.Array, Any]:
+        """Embeddings [B, T, embedding_size] to what the head sees [B, T, width], and the decoder's state after them."""
+        raise NotImplementedError
+
+    def setup(self) -> None:
+        table = {"features": self.embedding_size, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.embedding = nn.Embed(self.vocab_size, **table)
+        if self.source_vocab_size is not None:
+            self.source_embedding = nn.Embed(self.source_vocab_size, **table)
+        self.dropout = nn.Dropout(self.dropout_rate)
+        self.build()
+        self.head_layer = nn.Dense(self.vocab_size, dtype=self.dtype, param_dtype=self.param_dtype, name="head")
+
+    def embed(self, tokens: jax.Array, train: bool, of_source: bool = False) -> jax.Array | Rows:
+        own = of_source and self.source_vocab_size is not None
+        table = (self.source_embedding if own else self.embedding).embedding.astype(self.dtype)
+        if not (train and self.dropout_rate):
+            return Rows(table, tokens)
+        return self.dropout(take_rows(table, tokens), deterministic=False)
+
+    def encode(self, source: jax.Array, source_lengths: jax.Array | None, max_length: int = 0) -> dict[str, Any]:
+        """The state before the first target token, the source [B, S] read; as large for every `max_length`."""
+        memory, decoder = self.read(source, source_lengths, train=False)
+        return {"decoder": decoder, "position": jnp.zeros((len(source),), jnp.int32), "source": memory}
+
+    def read(self, source: jax.Array, lengths: jax.Array | None, train: bool) -> tuple[dict[str, Any], Any]:
+        check_source(self, source, lengths)
+        rows, steps = source.shape
+        lengths = jnp.full((rows,), steps, jnp.int32) if lengths is None else jnp.asarray(lengths, jnp.int32)
+        memory, decoder = self.read_source(source, lengths, train)
+        return {**memory, "lengths": lengths}, decoder
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        state: Any = None,
+        lengths: jax.Array | None = None,
+        train: bool = False,
+        source: jax.Array | None = None,
+        source_lengths: jax.Array | None = None,
+    ) -> Any:
+        check_tokens(self, tokens, self.vocab_size, lengths)
+        if self.is_initializing() and state is None and source is None:
+            source = jnp.zeros_like(tokens)  # parameters depend on no shape of the source
+        check_begun(self, state, source, source_lengths)
+        if source is None:
+            memory, decoder = state["source"], state["decoder"]
+        else:
+            memory, decoder = self.read(source, source_lengths, train)
+        if len(memory["lengths"]) != len(tokens):
+            raise ZooError(f"{type(self).__name__}: {len(tokens)} targets for {len(memory['lengths'])} sources")
+        hidden, decoder = self.decode(self.embed(tokens, train), decoder, memory, lengths, train)
+        logits = self.head_layer(self.dropout(sow(self, "hidden", hidden), deterministic=not train))
+        if state is None:
+            return logits
+        consumed = tokens.shape[1] if lengths is None else lengths
+        return logits, {"decoder": decoder, "position": state["position"] + consumed, "source": memory}
+
+
+class Cells(nn.Module):
+    """The weights of the cells, one over another, of a decoder whose steps are written out: layer0, ..."""
+
+    cell: Cell
+    hidden_size: int
+    num_layers: int
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, width: int) -> list[Weights]:
+        """Of inputs of a width."""
+        layers = [
+            RecurrentLayer(
+                cell=self.cell,
+                hidden_size=self.hidden_size,
+                reverse=False,
+                weight_dropout_rate=0.0,
+                forget_bias=1.0,
+                unroll=1,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name=f"layer{i}",
+            )
+            for i in range(self.num_layers)
+        ]
+        return [layer.weights(self.hidden_size if i else width, train=False) for i, layer in enumerate(layers)]
+
+
+def present_steps(steps: int, lengths: jax.Array | None) -> jax.Array | None:
+    """Which of `steps` rows take, bool [T, B, 1]."""
+    return None if lengths is None else (jnp.arange(steps)[:, None] < lengths)[..., None]
+
+
+def kept(present: jax.Array | None, new: Any, old: Any) -> Any:
+    """A carry's leaves [B, ...] in its dtypes, which rows that are not present [B, 1] leave as they were."""
+    new = jax.tree.map(lambda now, was: now.astype(was.dtype), new, old)
+    return new if present is None else jax.tree.map(lambda now, was: jnp.where(present, now, was), new, old)
+
+
+def reversed_rows(x: jax.Array, lengths: jax.Array) -> jax.Array:
+    """x [B, S, ...] with each row's own steps turned about, and its padding where it was; its own inverse."""
+    places = jnp.arange(x.shape[1])
+    places = jnp.where(places < lengths[:, None], lengths[:, None] - 1 - places, places)
+    return jnp.take_along_axis(x, places.reshape(*places.shape, *[1] * (x.ndim - 2)), axis=1)
