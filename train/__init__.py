@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         LogConfig,
         ModelConfig,
         OptimizerConfig,
+        PairsConfig,
         TextConfig,
     )
     from train.data.augment import AugmentConfig
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from train.tasks.classification import Classification
     from train.tasks.language_model import LanguageModel
     from train.tasks.masked_language_model import MaskedLanguageModel
+    from train.tasks.translation import Translation
 
 # Imported when first asked for, so that `python -m train` can say which extra is missing.
 _HOMES = {
@@ -31,7 +33,9 @@ _HOMES = {
     "MaskedLanguageModel": "train.tasks.masked_language_model",
     "ModelConfig": "train.config",
     "OptimizerConfig": "train.config",
+    "PairsConfig": "train.config",
     "TextConfig": "train.config",
+    "Translation": "train.tasks.translation",
     "run": "train.loop",
 }
 __all__ = [
@@ -45,7 +49,9 @@ __all__ = [
     "MaskedLanguageModel",
     "ModelConfig",
     "OptimizerConfig",
+    "PairsConfig",
     "TextConfig",
+    "Translation",
     "run",
 ]
 

@@ -13,6 +13,7 @@ from train.data.augment import AugmentConfig
 from train.tasks.classification import Classification
 from train.tasks.language_model import LanguageModel
 from train.tasks.masked_language_model import MaskedLanguageModel
+from train.tasks.translation import Translation
 from zoo.errors import ZooError, unknown
 
 
@@ -107,6 +108,43 @@ class LabelledTextConfig(TextConfig):
             raise ZooError("data.packed is for language models; labelled texts are examples by themselves")
 
 
+@dataclasses.dataclass(frozen=True)
+class PairsConfig:
+    """Pairs of a source and a target."""
+
+    name: str = "dates"  # dates or docstrings (built in), or any set of TFDS with two texts
+    # instead of a name: a table of source and target by a tab, a folder of train.tsv, validation.tsv, test.tsv, or a
+    # file of sources, whose targets are the lines of target_path
+    path: str | None = None
+    target_path: str | None = None
+    dir: str | None = None  # where TFDS sets lie or go; default $TFDS_DATA_DIR, else ~/tensorflow_datasets
+    source: str | None = None  # the features of a TFDS set, such as de and en; default: the set's own choice
+    target: str | None = None
+    source_tokenizer: str = "char"  # char, byte, bpe, unigram, word, wordpiece; or a tokenizer.json, or its folder
+    target_tokenizer: str = "char"
+    vocab_size: int = 8000  # the most tokens of bpe, unigram, word and wordpiece
+    shared_vocabulary: bool = False  # one vocabulary, learnt of both sides
+    lowercase: bool = False  # bring both sides to lower case
+    source_length: int | None = None  # the most tokens of a source, its end among them; default: the longest one's
+    target_length: int | None = None
+    validation_fraction: float = 0.1  # the end of train that validates, where a set has no validation split
+    seed: int = 0  # of dates
+
+    def check(self) -> None:
+        """ZooError for a value out of range."""
+        check_fraction(self.validation_fraction)
+        at_least("data.vocab-size", self.vocab_size, 2)
+        at_least("data.seed", self.seed, 0)
+        for name in ("source_length", "target_length"):
+            if getattr(self, name) is not None:
+                at_least(f"data.{name.replace('_', '-')}", getattr(self, name), 2)
+        if self.target_path is not None and self.path is None:
+            raise ZooError("data.target-path goes with a data.path of the sources, line for line")
+
+    def tfds_dir(self) -> str:
+        return tfds_dir(self.dir)
+
+
 def tfds_dir(directory: str | None) -> str:
     """Where TFDS sets lie."""
     return os.path.expanduser(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
@@ -156,9 +194,11 @@ class Config:
     keep: int = 2  # newest checkpoints kept, besides the best
     profile: str | None = None  # START:STOP, steps to trace for TensorBoard's profiler
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    data: DataConfig | TextConfig | LabelledTextConfig = dataclasses.field(default_factory=DataConfig)
+    data: DataConfig | TextConfig | LabelledTextConfig | PairsConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
-    task: Classification | LanguageModel | MaskedLanguageModel = dataclasses.field(default_factory=Classification)
+    task: Classification | LanguageModel | MaskedLanguageModel | Translation = dataclasses.field(
+        default_factory=Classification
+    )
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
@@ -200,7 +240,8 @@ class Config:
                 f"batch-size {self.batch_size} is not divisible by optimizer.accumulate {optimizer.accumulate}"
             )
         images, labelled = isinstance(self.data, DataConfig), isinstance(self.task, Classification)
-        if labelled != (images or isinstance(self.data, LabelledTextConfig)):
+        pairs, translates = isinstance(self.data, PairsConfig), isinstance(self.task, Translation)
+        if labelled != (images or isinstance(self.data, LabelledTextConfig)) or pairs != translates:
             raise ZooError(f"task {type(self.task).__name__} does not go with data {type(self.data).__name__}")
         if not images and (self.augment != AugmentConfig() or getattr(self.task, "test_flip", False)):
             raise ZooError("augment and task.test-flip are for images; the data are texts")

@@ -19,7 +19,8 @@ from train.data import Dataset
 from train.report import write_text
 from train.tasks.language_model import LanguageModel
 from zoo.errors import ZooError
-from zoo.inputs import inputs_from_json
+from zoo.inputs import Inputs, inputs_from_json
+from zoo.inputs.image import ImageInputs
 from zoo.inputs.text import TextInputs
 from zoo.run import read_config, step_folders
 from zoo.weights import save_native
@@ -92,12 +93,12 @@ def export(workdir: pathlib.Path, variables: Any, **about: Any) -> None:
     write_text(folder / "config.json", json.dumps(about, indent=2) + "\n")
 
 
-def stored_vocabulary(workdir: pathlib.Path) -> TextInputs | None:
+def stored_vocabulary(workdir: pathlib.Path) -> Inputs | None:
     """The text inputs of a run that is taken up again, whose vocabulary is not learnt anew; None for any other."""
     if not (workdir / "config.json").is_file():
         return None
     inputs = inputs_from_json(read_config(workdir)["inputs"])
-    return inputs if isinstance(inputs, TextInputs) else None
+    return None if isinstance(inputs, ImageInputs) else inputs
 
 
 def closing_words(workdir: pathlib.Path, config: Config, dataset: Dataset) -> str:

@@ -163,7 +163,7 @@ def test_wordpiece(tmp_path):
         (tmp_path / "tokenizer.json").write_text(broken)
         with pytest.raises(ZooError, match="is no tokenizer's JSON"):
             read_tokenizer(tmp_path, 6)
-    with pytest.raises(ZooError, match="no tokenizer 'chars': give char, byte, bpe, word, wordpiece, or a folder"):
+    with pytest.raises(ZooError, match="no tokenizer 'chars': give char, byte, bpe, word, wordpiece, unigram, or"):
         learn("chars", [], 0, 6)
     with pytest.raises(ZooError, match=r"a char vocabulary has no \[MASK\]; wordpiece has"):
         _ = learn("char", ["abc"], 0, 6).mask

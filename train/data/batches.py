@@ -10,6 +10,7 @@ from train.data.text import Stream
 from zoo.errors import ZooError
 
 POOL = 64  # batches whose texts are sorted by length together
+WIDTHS = {"length": ("tokens", "target"), "source_length": ("source",)}  # the arrays that are as wide as their lengths
 
 
 def train_batches(
@@ -35,7 +36,8 @@ class Batches:
         self.split, self.batch_size, self.seed = split, batch_size, seed
         share = batch_size // processes
         self.rows = np.arange(process * share, (process + 1) * share)
-        self.lengths = split.arrays.get("length") if isinstance(split, ArraySplit) else None
+        arrays = split.arrays if isinstance(split, ArraySplit) else {}
+        self.lengths = {name: arrays[name] for name in WIDTHS if name in arrays}
         self._order = functools.lru_cache(maxsize=2)(self._permutation)
 
     def __call__(self, k: int) -> Arrays:
@@ -43,7 +45,7 @@ class Batches:
         indices = self._indices(k, self.rows)
         weight = np.ones(len(self.rows), np.float32)
         batch = {**self.split.read(indices), "row": self.rows.astype(np.int32), "weight": weight}
-        return batch if self.lengths is None else trimmed(batch, self._longest(k))
+        return trimmed(batch, self._longest(k)) if self.lengths else batch
 
     def from_step(self, start: int, stop: int) -> Iterator[Arrays]:
         """Batches `start` to `stop - 1`; what is decoded from files is read ahead by Grain's threads."""
@@ -63,26 +65,34 @@ class Batches:
             indices[mask] = self._order(int(epoch))[places[mask]]
         return indices
 
-    def _longest(self, k: int) -> int:
-        """The longest text of the whole batch `k`, which every process pads to."""
-        return int(self.lengths[self._indices(k, np.arange(self.batch_size))].max())  # type: ignore[index]
+    def _longest(self, k: int) -> dict[str, int]:
+        """The longest texts of the whole batch `k`, which every process pads to."""
+        indices = self._indices(k, np.arange(self.batch_size))
+        return {name: int(lengths[indices].max()) for name, lengths in self.lengths.items()}
+
+    def _by_length(self, pool: np.ndarray) -> np.ndarray:
+        """The order of examples by length: of pairs by the source's, then by the target's."""
+        return np.lexsort([lengths[pool] for lengths in self.lengths.values()])
 
     def _permutation(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(self.split.size)
-        if self.lengths is None:
+        if not self.lengths:
             return order
         pools = [order[i : i + POOL * self.batch_size] for i in range(0, len(order), POOL * self.batch_size)]
-        order = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
+        order = np.concatenate([pool[self._by_length(pool)] for pool in pools])
         whole = len(order) // self.batch_size
         batches = order[: whole * self.batch_size].reshape(whole, self.batch_size)
         return np.concatenate([rng.permutation(batches).ravel(), order[whole * self.batch_size :]])
 
 
-def trimmed(batch: Arrays, longest: int) -> Arrays:
-    """A batch of texts without the padding that all share, its width a power of two or the full one."""
-    width = max(8, 1 << (max(longest, 1) - 1).bit_length())
-    return {**batch, "tokens": batch["tokens"][:, :width].copy()}
+def trimmed(batch: Arrays, longest: dict[str, int]) -> Arrays:
+    """A batch of texts without the padding that all share, its widths powers of two or the full ones."""
+    batch = dict(batch)
+    for length, n in longest.items():
+        width = max(8, 1 << (max(n, 1) - 1).bit_length())
+        batch |= {name: batch[name][:, :width].copy() for name in WIDTHS[length] if name in batch}
+    return batch
 
 
 class StreamBatches:

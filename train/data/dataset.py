@@ -10,10 +10,9 @@ import numpy as np
 from zoo.errors import ZooError
 from zoo.inputs import Inputs
 from zoo.inputs.image import ImageInputs
-from zoo.inputs.text import TextInputs
 
 if TYPE_CHECKING:
-    from train.config import DataConfig, TextConfig
+    from train.config import DataConfig, PairsConfig, TextConfig
 
 Arrays = dict[str, np.ndarray]
 IN_MEMORY_BYTES = 2 << 30  # larger sets, decoded, are read from their files batch by batch
@@ -30,7 +29,8 @@ class Split(Protocol):
 
     def read(self, indices: np.ndarray) -> Arrays:
         """The examples of `indices`, stacked: `label` int32 [n] and `image` uint8 [n, H, W, C], or `tokens` int32
-        [n, T] and `length` int32 [n]; of a text read as one stream, see `train.data.text.Stream`."""
+        [n, T] and `length` int32 [n]; of a text read as one stream, see `train.data.text.Stream`; of a source and a
+        target, `train.data.pairs.PairSplit`."""
         ...
 
 
@@ -43,7 +43,7 @@ class ArraySplit:
 
     @property
     def size(self) -> int:
-        return len(self.arrays["label"])
+        return len(next(iter(self.arrays.values())))
 
     def read(self, indices: np.ndarray) -> Arrays:
         return {name: array[indices] for name, array in self.arrays.items()}
@@ -74,23 +74,25 @@ class Dataset:
 
 
 def load_dataset(
-    config: "DataConfig | TextConfig", model_shape: tuple[int, ...], inputs: Inputs | None = None
+    config: "DataConfig | TextConfig | PairsConfig", model_shape: tuple[int, ...], inputs: Inputs | None = None
 ) -> Dataset:
     """The data set of the settings. `model_shape` gives the size to which images of varying size are brought.
 
     `inputs` are those of a run that is read back: its vocabulary then stands, whatever is read.
     """
-    from train.config import DataConfig, LabelledTextConfig
-    from train.data import digits, folder, text, tfds
+    from train.config import DataConfig, LabelledTextConfig, PairsConfig, TextConfig
+    from train.data import digits, folder, pairs, text, tfds
 
-    if not isinstance(config, DataConfig):
-        if inputs is not None and not isinstance(inputs, TextInputs):
-            raise ZooError(f"the run takes images, not texts such as {config.path or config.name}")
-        if isinstance(config, LabelledTextConfig):
-            return text.load_labelled(config, inputs)
-        return text.load_stream(config, inputs)
-    if isinstance(inputs, TextInputs):
-        raise ZooError(f"the run takes texts, not images such as {config.path or config.name}")
+    kind = "image" if isinstance(config, DataConfig) else "pair" if isinstance(config, PairsConfig) else "text"
+    if inputs is not None and inputs.kind != kind:
+        raise ZooError(f"the run takes {inputs.kind}s, not {kind}s such as {config.path or config.name}")
+    known: Any = inputs
+    if isinstance(config, PairsConfig):
+        return pairs.load_pairs(config, known)
+    if isinstance(config, LabelledTextConfig):
+        return text.load_labelled(config, known)
+    if isinstance(config, TextConfig):
+        return text.load_stream(config, known)
     side = config.image_size
     size = (side, side) if side else (model_shape[0], model_shape[1])
     if config.path is not None:

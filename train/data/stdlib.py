@@ -4,10 +4,12 @@ The modules exist in Python 3.11 to 3.13, but their text differs with the versio
 version stand in the data set's name. What is not ASCII, in comments and tests of encodings, becomes a question mark.
 """
 
+import ast
 import hashlib
 import pathlib
 import platform
 import sysconfig
+import textwrap
 
 from zoo.errors import ZooError
 
@@ -18,6 +20,8 @@ TRAIN = (
     *("plistlib", "pprint", "random", "shutil", "smtplib", "socket"),
 )
 VALIDATION = ("statistics", "subprocess", "tarfile", "textwrap")  # held out whole
+LONGEST = 600  # characters of a function whose docstring is to be told
+NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "__pycache__"}
 
 
 def load() -> tuple[str, dict[str, str]]:
@@ -34,3 +38,36 @@ def load() -> tuple[str, dict[str, str]]:
     }
     digest = hashlib.sha256("".join(texts.values()).encode()).hexdigest()[:12]
     return f"the standard library of Python {platform.python_version()} (sha256 {digest})", texts
+
+
+def load_docstrings() -> tuple[str, dict[str, list[tuple[str, str]]]]:
+    """A name, and functions of the whole library to the first lines of their docstrings: pairs by split.
+
+    A function's source is given without its docstring. A file is in one split: of ten one validates, one tests.
+    """
+    folder = pathlib.Path(sysconfig.get_paths()["stdlib"])
+    splits: dict[str, list[tuple[str, str]]] = {"train": [], "validation": [], "test": []}
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder)
+        if not NOT_LIBRARY & {*parts.parts}:
+            tenth = hashlib.sha256(str(parts).encode()).digest()[0] % 10
+            splits[{0: "validation", 1: "test"}.get(tenth, "train")] += documented_functions(path.read_bytes())
+    if not all(splits.values()):
+        raise ZooError(f"this Python has no sources with docstrings in {str(folder)!r}; name another data.path")
+    digest = hashlib.sha256(repr(splits).encode()).hexdigest()[:12]
+    return f"docstrings of Python {platform.python_version()} (sha256 {digest})", splits
+
+
+def documented_functions(source: bytes) -> list[tuple[str, str]]:
+    """Functions that do more than document themselves and are not long, without their docstrings, to the first lines of
+    those."""
+    pairs = []
+    lines = source.decode("utf-8", "replace").splitlines()
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and len(node.body) > 1:
+            first = (ast.get_docstring(node) or "").split("\n")[0].strip()
+            if first:
+                docstring = node.body[0]
+                kept = lines[node.lineno - 1 : docstring.lineno - 1] + lines[docstring.end_lineno : node.end_lineno]
+                pairs.append((textwrap.dedent("\n".join(kept)), first))
+    return [pair for pair in pairs if len(pair[0]) <= LONGEST]

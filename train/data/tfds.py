@@ -11,7 +11,7 @@ from train.data.dataset import IN_MEMORY_BYTES, Arrays, ArraySplit, LazySplit
 from zoo.errors import ZooError, unknown
 from zoo.inputs.image import fit, open_image
 
-BUILT_IN = ("digits", "stdlib")  # sets that are not TFDS's
+BUILT_IN = ("digits", "stdlib", "dates", "docstrings")  # sets that are not TFDS's
 
 
 def load(
@@ -72,11 +72,43 @@ def load_labelled_texts(name: str, data_dir: str) -> tuple[str, dict[str, list[t
     return name, splits, [str(label_name) for label_name in label.names]
 
 
-def _text_feature(name: str, builder: Any) -> str:
+def load_pairs(name: str, data_dir: str, source: str | None, target: str | None) -> dict[str, list[tuple[str, str]]]:
+    """The texts of two features of a TFDS set by split, by default those that it names itself as input and target.
+
+    A pair of which a side is empty is left out. ZooError, with the texts that there are, where a feature is none.
+    """
+    builder = _builder(name, data_dir)
+    texts = _texts(builder)
+    own = builder.info.supervised_keys or (None, None)
+    keys = [str(key or default) for key, default in zip((source, target), own[:2], strict=True)]
+    wrong = [key for key in keys if key not in texts]
+    if wrong or keys[0] == keys[1]:
+        raise ZooError(
+            f"{name} has no pair of texts {keys[0]!r} and {keys[1]!r}: data.source and data.target must be two of "
+            f"{', '.join(sorted(texts)) or 'its texts, of which it has none'}"
+        )
+    splits = {}
+    for split in ("train", "validation", "test"):
+        if split in builder.info.splits:
+            rows = [[example[key].decode("utf-8") for key in keys] for example in builder.as_data_source(split)]
+            splits[split] = [(first, second) for first, second in rows if first.strip() and second.strip()]
+    if not splits.get("train"):
+        raise ZooError(f"{name} has no split train; it has {', '.join(builder.info.splits)}")
+    return splits
+
+
+def _texts(builder: Any) -> list[str]:
+    """The features of a set that are texts."""
     features = dict(builder.info.features.items()) if hasattr(builder.info.features, "items") else {}
-    texts = [key for key, feature in features.items() if type(feature).__name__ == "Text"]
+    return [key for key, feature in features.items() if type(feature).__name__ == "Text"]
+
+
+def _text_feature(name: str, builder: Any) -> str:
+    texts = _texts(builder)
     if not texts:
-        raise ZooError(f"{name} is no text set: of its features {', '.join(sorted(features)) or 'none'} none is text")
+        features = builder.info.features
+        has = ", ".join(sorted(features)) if hasattr(features, "items") else "none"
+        raise ZooError(f"{name} is no text set: of its features {has} none is text")
     return texts[0]
 
 

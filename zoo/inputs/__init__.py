@@ -8,10 +8,11 @@ from typing import Any
 
 from zoo.errors import ZooError, unknown
 from zoo.inputs.image import ImageInputs
+from zoo.inputs.pairs import PairInputs
 from zoo.inputs.text import TextInputs
 
-Inputs = ImageInputs | TextInputs
-_KINDS: dict[str, type[Inputs]] = {"image": ImageInputs, "text": TextInputs}
+Inputs = ImageInputs | TextInputs | PairInputs
+_KINDS: dict[str, type[Inputs]] = {"image": ImageInputs, "text": TextInputs, "pair": PairInputs}
 
 
 def inputs_from_json(data: dict[str, Any]) -> Inputs:

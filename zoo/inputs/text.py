@@ -1,9 +1,9 @@
 """Text: strings to the tokens that a model was trained on, and back.
 
 Tokenizers: `char` (a symbol a character of the text), `byte` (UTF-8, 256 symbols), `bpe` (byte-pair encoding of bytes,
-Sennrich et al. 2016), `word` (the most frequent words between spaces; the others are one unknown) and `wordpiece`
-(BERT's: pieces of lower-cased words, between [CLS] and [SEP]). The last three are of the `tokenizers` library, whose
-JSON is kept whole; `read_tokenizer` takes one that others have made.
+Sennrich et al. 2016), `word` (the most frequent words between spaces; the others are one unknown), `wordpiece` (BERT's:
+pieces of lower-cased words, between [CLS] and [SEP]) and `unigram` (the most probable pieces, Kudo 2018). The last four
+are of the `tokenizers` library, whose JSON is kept whole; `read_tokenizer` takes one that others have made.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import numpy as np
 
 from zoo.errors import ZooError
 
-TOKENIZERS = ("char", "byte", "bpe", "word", "wordpiece")
+TOKENIZERS = ("char", "byte", "bpe", "word", "wordpiece", "unigram")
 UNKNOWN, BEGIN, END, MASK = "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = ("[PAD]", UNKNOWN, BEGIN, END, MASK)  # of wordpiece, in BERT's order
 
@@ -64,13 +64,15 @@ class TextInputs:
         tokens = [self._library.id_to_token(i) for i in range(self.vocab_size)]
         if self.tokenizer in ("word", "wordpiece"):  # and the space before or after
             return np.array([len(t) - 2 if t.startswith("##") else len(t) + 1 for t in tokens], np.float32)
+        if self.tokenizer == "unigram":
+            return np.array([1 if t == UNKNOWN else len(t) for t in tokens], np.float32)
         inside = {chr(code) for code in _byte_symbols()[0x80:0xC0]}
         return np.array([sum(symbol not in inside for symbol in token) for token in tokens], np.float32)
 
     @property
     def mask(self) -> int:
         """The token that stands for a hidden one; ZooError where the vocabulary has none."""
-        token = self._library.token_to_id(MASK) if self.tokenizer in ("bpe", "word", "wordpiece") else None
+        token = self._library.token_to_id(MASK) if self.tokenizer not in ("char", "byte") else None
         if token is None:
             raise ZooError(f"a {self.tokenizer} vocabulary has no {MASK}; wordpiece has")
         return token
@@ -184,6 +186,13 @@ def learn(tokenizer: str, texts: Iterable[str], vocab_size: int, length: int, la
         model.decoder = library.decoders.ByteLevel()
         alphabet = library.pre_tokenizers.ByteLevel.alphabet()
         trainer = library.trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    elif tokenizer == "unigram":
+        model = library.Tokenizer(library.models.Unigram())
+        model.pre_tokenizer = library.pre_tokenizers.Metaspace(prepend_scheme="never")
+        model.decoder = library.decoders.Metaspace(prepend_scheme="never")
+        trainer = library.trainers.UnigramTrainer(
+            vocab_size=vocab_size, special_tokens=[UNKNOWN], unk_token=UNKNOWN, show_progress=False
+        )
     else:
         model = library.Tokenizer(library.models.WordLevel(unk_token=UNKNOWN))
         model.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
@@ -226,5 +235,5 @@ def _tokenizers() -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise ZooError("bpe and word tokenizers need a library: pip install 'flaxzoo[text]'") from None
+        raise ZooError("tokenizers other than char and byte need a library: pip install 'flaxzoo[text]'") from None
     return tokenizers
