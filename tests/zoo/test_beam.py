@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -204,6 +205,25 @@ def test_stopping_early_changes_nothing_and_stops(monkeypatch):
     late, many = run()
     jax.tree.map(np.testing.assert_array_equal, early, late)
     assert few < many <= 30
+
+
+class Sure(nn.Module):
+    """Says 2 four times, then the end; at every step the end is the next probable, e^-7."""
+
+    vocab_size: int = VOCABULARY
+
+    def __call__(self, tokens, state=None):
+        says = jnp.where(state["position"] < 4, 2, END)
+        logits = 14.0 * jax.nn.one_hot(says, self.vocab_size) + 7.0 * jax.nn.one_hot(END, self.vocab_size)
+        return logits[:, None], {"position": state["position"] + 1}
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 3, 4])
+def test_the_ends_of_poor_beginnings_do_not_stop_the_best(beam_size):
+    state = {"position": np.zeros(1, np.int32)}
+    found = beam_search(Sure(), {}, state, np.full(1, FIRST), end=END, max_length=9, beam_size=beam_size)
+    assert found.tokens[0, 0].tolist() == [2, 2, 2, 2, *[END] * 5]
+    assert found.scores[0, 0] > -0.1
 
 
 def test_several_calls_compile_once():

@@ -2,9 +2,9 @@
 
 A beam is a target begun, of which each row keeps the `beam_size` most probable. Every step continues them by all
 tokens; continuations by the token `end` that are among the `beam_size` best have ended and are set aside, the best of
-the others are the beams of the next step. A row is done when as many have ended as it has beams (so that one beam is
-greedy decoding), when no beam can still beat the worst of the `num_best` that it owes, or after `max_length` tokens,
-when its beams end as they are.
+the others are the beams of the next step. A row is done when as many have ended as it has beams and none of these is
+ahead of the best of those (so that one beam is greedy decoding), when no beam can still beat the worst of the
+`num_best` that it owes, or after `max_length` tokens, when its beams end as they are.
 
 Targets that ended are ranked as in Wu et al. 2016 (arXiv:1609.08144), equation 14: the log probability divided by
 ((5 + n) / 6)^length_penalty, n tokens with `end`; plus coverage_penalty times the sum over the source's places of
@@ -218,6 +218,8 @@ def _step(model: nn.Module, settings: Settings, variables: Any, search: Search) 
     ended = _best(beams, end, search.ended, Beams(tokens, jnp.full_like(token, search.step), scores))
 
     totals, live = lax.top_k(jnp.where(ends, -jnp.inf, totals), beams)
+    coverage = None if coverage is None else _of(coverage, live)
+    behind = jnp.max(ranked(settings, totals, n, coverage), axis=1) <= ended.scores[:, 0]
     hopeless = possible(settings, totals[:, 0]) <= ended.scores[:, settings.num_best - 1]
     parent = _of(parent, live)
     if beams > 1:
@@ -230,10 +232,10 @@ def _step(model: nn.Module, settings: Settings, variables: Any, search: Search) 
         last=_of(token, live),
         tokens=_of(tokens, live),
         scores=totals,
-        coverage=None if coverage is None else _of(coverage, live),
+        coverage=coverage,
         ended=ended,
         num_ended=num_ended,
-        done=search.done | (num_ended >= beams) | hopeless,
+        done=search.done | ((num_ended >= beams) & behind) | hopeless,
     )
 
 
