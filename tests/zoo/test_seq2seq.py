@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import zoo
-from zoo.ops.scan import scan
 from zoo.registry import abstract_variables
 from zoo.seq2seq.model import reversed_rows
 
@@ -202,23 +201,6 @@ def test_every_parameter_learns(kind):
         assert np.isfinite(leaf).all()
         assert np.abs(leaf).max() > 1e-3, jax.tree_util.keystr(path)
     assert abs(jax.jit(loss)(variables["params"], 2) - value) > 1e-3  # dropout
-
-
-@pytest.mark.parametrize("kind", ["gru", "general", "concat"])
-def test_gradients_of_the_decoders_scan_are_those_of_lax_scan(kind, monkeypatch):
-    model, variables = tiny(kind)
-
-    def gradients():
-        def loss(params):
-            options = {"source": SOURCE, "source_lengths": LENGTHS, "lengths": np.array([7, 2, 4])}
-            return jnp.sum(jnp.sin(model.apply({"params": params}, TOKENS, **options)[:, :2]))
-
-        return jax.jit(jax.grad(loss))(variables["params"])
-
-    ours = gradients()
-    module = f"zoo.seq2seq.{'gru_attention' if kind == 'gru' else 'luong'}.scan"
-    monkeypatch.setattr(module, scan.__wrapped__)  # without the gradient of its own
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), ours, gradients())
 
 
 # Features.

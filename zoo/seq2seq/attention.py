@@ -11,8 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.ops.scan import Times
-
 Score = Literal["dot", "general", "concat"]
 LEAST = -1e30  # below any score, and finite
 
@@ -39,30 +37,34 @@ class SourceAttention(nn.Module):
         """What steps read of the encoded source [B, S, D]: `value`, and `key` where it is another."""
         return {"value": values} if self.score == "dot" else {"value": values, "key": self.key(values)}
 
-    def weights(self, memory: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[str, Any]]:
-        """By the names that `attend` knows: the kernels with which a step multiplies, and what else it reads."""
-        shared: dict[str, Any] = {"source_lengths": memory["lengths"]}
+    def weights(self, memory: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """What `attend` reads: the memory with the source's lengths, and concat's own."""
         if self.score != "concat":
-            key = memory.get("key", memory["value"])
-            return {"value": memory["value"], "key": key.swapaxes(1, 2)}, shared
-        kernels = {"value": memory["value"], "query": self.query_kernel.astype(self.dtype)}
-        return kernels, {**shared, "key": memory["key"], "vector": self.vector.astype(self.dtype)}
+            return memory
+        return {**memory, "query": self.query_kernel.astype(self.dtype), "vector": self.vector.astype(self.dtype)}
 
 
-def attend(times: Times, shared: dict[str, Any], query: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The context [B, D] of queries [B, Q], and the weights [B, S] over each row's own source, both float32.
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [B, F] by kernel [F, G]: float32 [B, G]."""
+    return jnp.matmul(x.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
 
-    Of an empty source both are zeros.
+
+def attend(weights: dict[str, jax.Array], query: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The context [B, D] of queries [B, Q], and the attention [B, S] to each row's own source, both float32.
+
+    A query of concat [B, A] has been multiplied by its kernel, with which others of its factors may be. Of an empty
+    source both are zeros.
     """
-    if "vector" in shared:
-        hidden = jnp.tanh(times("query", query)[:, None] + shared["key"].astype(jnp.float32))
-        scores = jnp.einsum("bsa,a->bs", hidden, shared["vector"].astype(jnp.float32))
+    value, key = weights["value"], weights.get("key", weights["value"])
+    if "vector" in weights:
+        hidden = jnp.tanh(query[:, None] + key.astype(jnp.float32))
+        scores = jnp.einsum("bsa,a->bs", hidden, weights["vector"].astype(jnp.float32))
     else:
-        scores = times("key", query)
-    visible = jnp.arange(scores.shape[1]) < shared["source_lengths"][:, None]
+        scores = jnp.einsum("bq,bsq->bs", query.astype(key.dtype), key, preferred_element_type=jnp.float32)
+    visible = jnp.arange(scores.shape[1]) < weights["lengths"][:, None]
     scores = jnp.where(visible, scores, LEAST)
     largest = jax.lax.stop_gradient(jnp.max(scores, axis=1, keepdims=True, initial=LEAST))
-    weights = jnp.where(visible, jnp.exp(scores - largest), 0)
-    total = jnp.sum(weights, axis=1, keepdims=True)
-    weights = weights / jnp.where(total == 0, 1, total)
-    return times("value", weights), weights
+    found = jnp.where(visible, jnp.exp(scores - largest), 0)
+    total = jnp.sum(found, axis=1, keepdims=True)
+    found = found / jnp.where(total == 0, 1, total)
+    return jnp.einsum("bs,bsd->bd", found.astype(value.dtype), value, preferred_element_type=jnp.float32), found

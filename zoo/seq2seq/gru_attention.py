@@ -16,9 +16,8 @@ import jax.numpy as jnp
 from zoo.features import sow
 from zoo.lstm.layers import Recurrent, Rows, projected
 from zoo.ops.recurrence import take_rows, textbook_cell
-from zoo.ops.scan import Times, scan
 from zoo.registry import register
-from zoo.seq2seq.attention import SourceAttention, attend
+from zoo.seq2seq.attention import SourceAttention, attend, product
 from zoo.seq2seq.model import Cells, Seq2Seq, kept, present_steps
 
 
@@ -68,30 +67,26 @@ class Seq2SeqGRUAttention(Seq2Seq):
         self, x: jax.Array | Rows, decoder: Any, memory: dict[str, Any], lengths: jax.Array | None, train: bool
     ) -> tuple[jax.Array, Any]:
         x = Rows(x.table, x.tokens.T) if isinstance(x, Rows) else jnp.moveaxis(x, 0, 1)
-        width, values = self.embedding_size, memory["value"].shape[-1]
-        (cell,) = self.decoder(width + values)
-        kernels, shared = self.alignment.weights(memory)
+        width = self.embedding_size
+        (cell,) = self.decoder(width + memory["value"].shape[-1])
+        weights = self.alignment.weights(memory)
         # One product of the state gives the attention's query and the gates.
-        both = jnp.concatenate([kernels.pop("query"), cell.recurrent_kernel], axis=1)
-        kernels |= {"state": both, "context": cell.kernel[width:]}
+        state_kernel = jnp.concatenate([weights["query"], cell.recurrent_kernel], axis=1)
+
+        def step(carry: Any, item: Any) -> tuple[Any, tuple[jax.Array, jax.Array, jax.Array]]:
+            (inputs, present), state = item, carry["layer0"]
+            query, gates = jnp.split(product(state[0], state_kernel), [self.attention_size], axis=1)
+            context, attention = attend(weights, query)
+            inputs = inputs + product(context, cell.kernel[width:])
+            new, _ = textbook_cell("gru", inputs, gates + cell.bias.astype(jnp.float32), state)
+            carry = kept(present, {"layer0": new}, carry)
+            return carry, (carry["layer0"][0], context.astype(self.dtype), attention)
+
         inputs = projected(x, cell.kernel[:width], cell.candidate_bias)
         items = (inputs, present_steps(len(inputs), lengths))
-        shared["bias"] = cell.bias
-        decoder, (hidden, context, weights) = scan(step, self.unroll, kernels, decoder, items, shared)
-        sow(self, "attention", jnp.moveaxis(weights, 0, 1))
+        decoder, (hidden, context, attention) = jax.lax.scan(step, decoder, items, unroll=self.unroll)
+        sow(self, "attention", jnp.moveaxis(attention, 0, 1))
         words = take_rows(*x) if isinstance(x, Rows) else x
         pieces = self.maxout(jnp.concatenate([hidden, words, context], axis=-1))
         maxed = jnp.max(pieces.reshape(*pieces.shape[:2], self.maxout_size, 2), axis=-1)
         return jnp.moveaxis(maxed, 0, 1), decoder
-
-
-def step(times: Times, carry: Any, item: Any, shared: Any) -> tuple[Any, tuple[jax.Array, jax.Array, jax.Array]]:
-    """A token: the state after it, and its state, context and weights."""
-    (inputs, present), (state,) = item, carry.values()
-    product = times("state", state[0])
-    gates = inputs.shape[-1]
-    query, product = product[:, :-gates], product[:, -gates:] + shared["bias"].astype(jnp.float32)
-    context, weights = attend(lambda name, x: query if name == "query" else times(name, x), shared, state[0])
-    new, _ = textbook_cell("gru", inputs + times("context", context), product, state)
-    carry = kept(present, {"layer0": new}, carry)
-    return carry, (carry["layer0"][0], context.astype(inputs.dtype), weights)

@@ -16,9 +16,8 @@ import jax.numpy as jnp
 from zoo.features import sow
 from zoo.lstm.layers import Recurrent, Rows, projected
 from zoo.ops.recurrence import textbook_cell
-from zoo.ops.scan import Times, scan, times
 from zoo.registry import register
-from zoo.seq2seq.attention import Score, SourceAttention, attend
+from zoo.seq2seq.attention import Score, SourceAttention, attend, product
 from zoo.seq2seq.model import Cells, Seq2Seq, kept, present_steps, reversed_rows
 
 
@@ -71,51 +70,48 @@ class Seq2SeqLuong(Seq2Seq):
     def decode(
         self, x: jax.Array | Rows, decoder: Any, memory: dict[str, Any], lengths: jax.Array | None, train: bool
     ) -> tuple[jax.Array, Any]:
-        kernels, shared = self.alignment.weights(memory)
-        kernels["combine"] = self.combine.astype(self.dtype)
+        weights = self.alignment.weights(memory)
+        combine = self.combine.astype(self.dtype)
+
+        def combined(hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+            """The attentional vector of the top layer's output [B, H] (equation 5), and the attention [B, S]."""
+            context, attention = attend(weights, product(hidden, weights["query"]) if "query" in weights else hidden)
+            both = jnp.concatenate([context.astype(self.dtype), hidden], axis=-1)
+            return jnp.tanh(product(both, combine)).astype(self.dtype), attention
+
         if not self.input_feeding:
             hidden, decoder = self.decoder(x, decoder, lengths, train)
-            look = functools.partial(combined, functools.partial(times, kernels), shared)
-            attentional, weights = jax.vmap(look, in_axes=1, out_axes=1)(hidden)
-            sow(self, "attention", weights)
-            return attentional.astype(self.dtype), decoder
+            attentional, attention = jax.vmap(combined, in_axes=1, out_axes=1)(hidden)
+            sow(self, "attention", attention)
+            return attentional, decoder
+
         x = Rows(x.table, x.tokens.T) if isinstance(x, Rows) else jnp.moveaxis(x, 0, 1)
         width = self.embedding_size
         first, *rest = self.decoder(width + self.hidden_size)
-        inputs = projected(x, first.kernel[:width]) + first.bias
         # What comes from below, or was fed, and what the layer held are one vector in one product.
-        kernels["layer0"] = jnp.concatenate([first.kernel[width:], first.recurrent_kernel])
-        for i, layer in enumerate(rest, 1):
-            kernels[f"layer{i}"] = jnp.concatenate([layer.kernel, layer.recurrent_kernel])
-        shared["bias"] = [layer.bias for layer in rest]
-        masks = None
+        kernels = [jnp.concatenate([first.kernel[width:], first.recurrent_kernel])]
+        kernels += [jnp.concatenate([layer.kernel, layer.recurrent_kernel]) for layer in rest]
+
+        def step(carry: Any, item: Any) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+            inputs, masks, present = item
+            below: jax.Array = carry["fed"]
+            new: dict[str, Any] = {}
+            for i, kernel in enumerate(kernels):
+                name = f"layer{i}"
+                if i:
+                    below, inputs = below if masks is None else below * masks[i - 1], rest[i - 1].bias
+                gates = product(jnp.concatenate([below, carry[name][0]], axis=-1), kernel)
+                new[name], _ = textbook_cell("lstm", inputs.astype(jnp.float32), gates, carry[name])
+                below = new[name][0].astype(self.dtype)
+            new["fed"], attention = combined(below)
+            carry = kept(present, new, carry)
+            return carry, (carry["fed"], attention)
+
+        inputs, masks = projected(x, first.kernel[:width]) + first.bias, None
         if train and self.dropout_rate:
             ones = jnp.ones((*inputs.shape[:2], self.hidden_size), self.dtype)
             masks = [self.dropout(ones, deterministic=False) for _ in rest]
         items = (inputs, masks, present_steps(len(inputs), lengths))
-        decoder, (attentional, weights) = scan(step, self.unroll, kernels, decoder, items, shared)
-        sow(self, "attention", jnp.moveaxis(weights, 0, 1))
+        decoder, (attentional, attention) = jax.lax.scan(step, decoder, items, unroll=self.unroll)
+        sow(self, "attention", jnp.moveaxis(attention, 0, 1))
         return jnp.moveaxis(attentional, 0, 1), decoder
-
-
-def combined(times: Times, shared: Any, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The attentional vector of a decoder's output [B, H] (equation 5), and the weights [B, S], both float32."""
-    context, weights = attend(times, shared, hidden)
-    return jnp.tanh(times("combine", jnp.concatenate([context.astype(hidden.dtype), hidden], axis=-1))), weights
-
-
-def step(times: Times, carry: Any, item: Any, shared: Any) -> tuple[Any, tuple[jax.Array, jax.Array]]:
-    """A token with input feeding: the states after it, and its attentional vector and weights."""
-    inputs, masks, present = item
-    below: jax.Array = carry["fed"]
-    new: dict[str, Any] = {}
-    for i in range(1 + len(shared["bias"])):
-        name = f"layer{i}"
-        if i:
-            below, inputs = below if masks is None else below * masks[i - 1], shared["bias"][i - 1]
-        product = times(name, jnp.concatenate([below, carry[name][0]], axis=-1))
-        new[name], _ = textbook_cell("lstm", inputs.astype(jnp.float32), product, carry[name])
-        below = new[name][0].astype(below.dtype)
-    new["fed"], weights = combined(times, shared, below)
-    carry = kept(present, new, carry)
-    return carry, (carry["fed"], weights)
