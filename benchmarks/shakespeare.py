@@ -42,7 +42,7 @@ class ShakespeareConfig:
     """Trains a GPT of Shakespeare's plays in fresh processes, PyTorch's and then ours, and says what each reached."""
 
     recipe: str = "shakespeare-gpt"  # of ours: python -m train list
-    steps: tuple[int, ...] = (600, 450)  # ours: a run planned for each; choose what ends with the peer, and at its loss
+    steps: tuple[int, ...] = (720, 260)  # ours: a run planned for each; choose what ends with the peer, and at its loss
     flags: str = ""  # more of `python -m train RECIPE`, e.g. "--batch-size 64"
     peer: bool = True  # nanoGPT's recipe in PyTorch first
     peer_steps: int = PEER_STEPS  # of that

@@ -22,12 +22,12 @@ def config() -> Config:
     sizes = {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "mlp_size": 1024}
     return Config(
         workdir="runs/bert-sst2",
-        steps=2400,
+        steps=1200,
         batch_size=64,
-        eval_every=400,
+        eval_every=300,
         model=ModelConfig("bert_base", {**sizes, "dropout_rate": 0.2}),
         data=LabelledTextConfig("sst2", tokenizer="wordpiece", vocab_size=8000, context=64),
         task=Classification(),
-        optimizer=OptimizerConfig("adamw", 5e-4, warmup_steps=200, weight_decay=0.05, clip_norm=1.0),
+        optimizer=OptimizerConfig("adamw", 5e-4, warmup_steps=100, weight_decay=0.05, clip_norm=1.0),
         log=LogConfig(every=200),
     )

@@ -10,12 +10,12 @@ def config() -> Config:
     sizes = {"hidden_size": 128, "num_layers": 4, "num_heads": 4, "mlp_size": 512}
     return Config(
         workdir="runs/masked-lm",
-        steps=800,
+        steps=1500,
         batch_size=16,
-        eval_every=400,
+        eval_every=750,
         model=ModelConfig("bert_base", {**sizes, "dropout_rate": 0.0}),
-        data=TextConfig("stdlib", tokenizer="wordpiece", vocab_size=2048, context=128),
+        data=TextConfig("stdlib", tokenizer="wordpiece", vocab_size=1024, context=128),
         task=MaskedLanguageModel(),
-        optimizer=OptimizerConfig("muon", 1e-2, warmup_steps=80, weight_decay=0.01, clip_norm=1.0),
+        optimizer=OptimizerConfig("muon", 2e-2, warmup_steps=100, weight_decay=0.01, clip_norm=1.0),
         log=LogConfig(every=100),
     )
