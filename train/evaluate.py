@@ -11,15 +11,18 @@ import tyro
 import zoo
 from train.config import Config, DataConfig, LabelledTextConfig, PairsConfig, TextConfig, from_json
 from train.data import Split, eval_batches, load_dataset
+from train.data.pairs import PairSplit
 from train.data.text import check_packed
 from train.sharding import Layout, make_layout
 from train.step import make_eval_step
 from train.tasks.classification import Classification
 from train.tasks.language_model import LanguageModel
 from train.tasks.masked_language_model import MaskedLanguageModel
-from train.tasks.translation import Translation
+from train.tasks.translation import Translation, quality
+from zoo.decode import translate
 from zoo.errors import ZooError
-from zoo.run import read_config
+from zoo.inputs.pairs import PairInputs
+from zoo.run import Run, read_config
 
 
 def evaluate(
@@ -38,6 +41,15 @@ def evaluate(
     for sums in waiting:
         _add(totals, layout.fetch(sums))
     return task.metrics(totals)
+
+
+def decoded(task: Any, run: Run, split: Split) -> dict[str, float]:
+    """The quality of what a translation's run says of a split's sources, nothing told; of other tasks nothing."""
+    if not isinstance(task, Translation) or not isinstance(split, PairSplit) or not isinstance(run.inputs, PairInputs):
+        return {}
+    sources, right = zip(*split.texts, strict=True)
+    said = translate(run, sources, beam_size=task.beam_size, length_penalty=task.length_penalty)
+    return quality([best.text for best, *_ in said], right, run.inputs.by_character)
 
 
 def _add(totals: dict[str, float], sums: dict[str, Any]) -> None:
@@ -112,4 +124,5 @@ def evaluate_target(config: EvaluateConfig) -> dict[str, float]:
     layout, task = make_layout(config.parallel, config.batch_size, 1), config.task
     settings = Config("", 1, config.batch_size, data=config.data, task=task)
     step = layout.compile_eval(make_eval_step(settings, layout.adapt(model), inputs, layout.axis_name))
-    return evaluate(step, layout, layout.put_state(variables), split, config.batch_size, task, model)
+    metrics = evaluate(step, layout, layout.put_state(variables), split, config.batch_size, task, model)
+    return metrics | decoded(task, Run(model, variables, inputs), split)

@@ -14,10 +14,12 @@ import numpy as np
 import optax
 
 import zoo
+from train.alignments import sample_pairs
 from train.config import Config, differences, from_json, to_json
 from train.data import Dataset
 from train.report import write_text
 from train.tasks.language_model import LanguageModel
+from train.tasks.translation import Translation
 from zoo.errors import ZooError
 from zoo.inputs import Inputs, inputs_from_json
 from zoo.inputs.image import ImageInputs
@@ -102,7 +104,7 @@ def stored_vocabulary(workdir: pathlib.Path) -> Inputs | None:
 
 
 def closing_words(workdir: pathlib.Path, config: Config, dataset: Dataset) -> str:
-    """What a run ends with: how to use it, on the first held-out example; of a language model, a sample too."""
+    """What a run ends with: how to use it, on the first held-out example; of what says texts, a sample too."""
     split = dataset.test or dataset.validation or dataset.train
     inputs = dataset.inputs
     if isinstance(config.task, LanguageModel) and isinstance(inputs, TextInputs):
@@ -110,6 +112,8 @@ def closing_words(workdir: pathlib.Path, config: Config, dataset: Dataset) -> st
         prompt = inputs.decode(split.read(np.zeros(1, int))["tokens"][0])
         text = zoo.generate(run, prompt, length=300, temperature=0.8)
         return f"a sample:\n{text}\nuse it: python -m zoo generate {config.workdir}"
+    if isinstance(config.task, Translation):
+        return sample_pairs(zoo.load(workdir), config, split, workdir)
     example = split.read(np.arange(1))
     if isinstance(inputs, TextInputs):
         if "length" not in example:

@@ -18,7 +18,7 @@ from train.checkpoint import Checkpoints, ever_saved
 from train.config import Config, TextConfig
 from train.data import Dataset, Split, load_dataset, train_batches
 from train.data.text import check_packed
-from train.evaluate import evaluate
+from train.evaluate import decoded, evaluate
 from train.interrupt import Stop
 from train.optimizer import check_patterns, make_optimizer
 from train.report import Phases, Report, Trace, draw_curves, write_text
@@ -27,7 +27,7 @@ from train.step import TrainState, init_state, make_eval_step, make_train_step
 from zoo import huggingface
 from zoo.errors import ZooError
 from zoo.inputs.image import ImageInputs
-from zoo.run import pretrained_file
+from zoo.run import Run, pretrained_file
 from zoo.weights import load_weights
 
 CALIBRATION_IMAGES = 5000  # what a model's `calibrate` sees, where it has one
@@ -164,7 +164,9 @@ class Trainer:
         for split, examples in (("validation", dataset.validation), ("test", dataset.test)):
             if examples is not None:
                 metrics[split] = self.evaluate(placed, examples)
-                counted = f"{examples.size:,} {config.task.unit}"
+                with self.phases("evaluate"):
+                    metrics[split] |= decoded(config.task, Run(self.model, variables, dataset.inputs), examples)
+                counted = f"{examples.size:,} {getattr(examples, 'unit', config.task.unit)}"
                 self.report.say(f"best step {best}: {split} {_shown(metrics[split])} ({counted})")
         with self.phases("report"):
             folder.export(self.workdir, variables, step=best, ema=state.ema is not None, metrics=metrics)
@@ -235,6 +237,8 @@ def make_model(config: Config, dataset: Dataset) -> tuple[dict[str, Any], nn.Mod
     config.task.check_model(info.module_class)
     if isinstance(config.data, TextConfig):
         check_packed(config.data, info.module_class)
+    if "source_vocab_size" in inputs.model_args() and "source_vocab_size" not in info.fields:
+        raise ZooError(f"{config.model.name} has one vocabulary for both sides: set data.shared-vocabulary")
     args = {**inputs.model_args(), **config.model.args, **config.task.model_args}
     if config.model.weights is not None and pathlib.Path(config.model.weights).is_dir():
         name, fields = huggingface.read_config(config.model.weights)

@@ -1,6 +1,6 @@
 """python -m train report RUN: what a model learnt and where it errs, as pictures and a page that opens offline.
 
-Image classifiers here; language models in `train.cells`.
+Image classifiers here; language models in `train.cells`, translations in `train.alignments`.
 """
 
 import base64
@@ -21,6 +21,7 @@ from train.config import Config, from_json
 from train.data import Split, eval_batches, load_dataset
 from train.report import draw_curves, write_text
 from train.tasks.language_model import LanguageModel
+from train.tasks.translation import Translation
 from zoo.errors import ZooError
 from zoo.features import adding
 from zoo.inputs.image import ImageInputs
@@ -74,6 +75,10 @@ def draw_report(config: ReportConfig) -> pathlib.Path:
         from train.cells import draw_cells
 
         return draw_cells(config, folder, settings, run, dataset)
+    if isinstance(settings.task, Translation):
+        from train.alignments import draw_translations
+
+        return draw_translations(config, folder, settings, run, dataset)
     if not isinstance(run.inputs, ImageInputs):
         raise ZooError("report draws image classifiers and language models; this run classifies texts")
     split: Split | None = getattr(dataset, config.split)

@@ -8,7 +8,7 @@ from zoo import cnn as cnn
 from zoo import lstm as lstm
 from zoo import seq2seq as seq2seq
 from zoo import transformer as transformer
-from zoo.decode import generate
+from zoo.decode import generate, translate
 from zoo.errors import ZooError
 from zoo.flops import count_flops
 from zoo.huggingface import from_pretrained, save_pretrained
@@ -32,4 +32,5 @@ __all__ = [
     "register",
     "save_pretrained",
     "save_weights",
+    "translate",
 ]

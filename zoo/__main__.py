@@ -1,13 +1,16 @@
-"""python -m zoo: list, show, predict, generate, convert."""
+"""python -m zoo: list, show, predict, generate, translate, convert."""
 
 import argparse
 import itertools
 import sys
 import warnings
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import zoo
 from zoo.errors import ZooError
+
+LINES = 64  # of standard input that are translated together
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,6 +41,14 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--stop", nargs="*", default=[], metavar="TEXT", help="end before the first of these")
     command.add_argument("--seed", type=int, default=0)
     command.set_defaults(run=generate)
+    command = commands.add_parser("translate", help="from a source to a target with a trained encoder-decoder")
+    command.add_argument("run_folder", metavar="RUN", help="a run folder")
+    command.add_argument("texts", nargs="*", metavar="TEXT", help="sources (default: the lines of standard input)")
+    command.add_argument("--beam-size", type=int, default=5, help="beginnings kept at each token; 1 is greedy")
+    command.add_argument("--num-best", type=int, default=1, help="targets to print of each, with their scores")
+    command.add_argument("--length-penalty", type=float, default=0.6, help="exponent of the length; 0: short ones win")
+    command.add_argument("--coverage-penalty", type=float, default=0.0, help="weight of leaving parts of a source out")
+    command.set_defaults(run=translate)
     command = commands.add_parser("convert", help="a torch state dict (.pth) to .safetensors")
     command.add_argument("source")
     command.add_argument("target")
@@ -99,7 +110,8 @@ def predict(folder: str, raws: list[str], top: int = 3) -> None:
     if getattr(model, "output", None) == "tokens" and not inputs.labels:
         return fill(model, variables, inputs, raws, top)
     if not inputs.labels:
-        raise ZooError(f"{folder!r} has no classes: it is a language model (python -m zoo generate {folder})")
+        what, verb = ("an encoder-decoder", "translate") if inputs.kind == "pair" else ("a language model", "generate")
+        raise ZooError(f"{folder!r} has no classes: it is {what} (python -m zoo {verb} {folder})")
     args, kwargs = inputs.arguments(inputs.batch(raws))
     logits = np.asarray(model.apply(variables, *args, **kwargs), np.float32)
     probabilities = np.asarray(jax.nn.softmax(logits))
@@ -137,6 +149,27 @@ def generate(args: argparse.Namespace) -> None:
     for piece in itertools.chain([first], pieces):
         print(piece, end="", flush=True)
     print()
+
+
+def translate(args: argparse.Namespace) -> None:
+    """Prints the best target of each source, a line each; or several, the score before each."""
+    from zoo.decode import translate
+
+    run = zoo.load(args.run_folder)
+    names = ("beam_size", "num_best", "length_penalty", "coverage_penalty")
+    options = {name: getattr(args, name) for name in names}
+    lines = iter(args.texts) if args.texts else _lines(sys.stdin)
+    while texts := list(itertools.islice(lines, LINES)):
+        for said in translate(run, texts, **options):
+            for text, score in said:
+                print(text if args.num_best == 1 else f"{score:.3f}\t{text}", flush=True)
+
+
+def _lines(file: Iterable[str]) -> Iterator[str]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            raise ZooError(f"line {number} of standard input is empty: there is nothing to translate")
+        yield line.rstrip("\r\n")
 
 
 def convert(source: str, target: str) -> None:

@@ -74,7 +74,7 @@ def split_of(day: int) -> str:
 
 def written(date: datetime.date, rng: random.Random) -> str:
     """A date as somebody may write it."""
-    if rng.random() < 0.25:
+    if rng.random() < 0.3:
         return rng.choice(NUMERIC).format(d=date.day, n=date.month, y=date.year)
     months, weekdays, patterns = LANGUAGES[rng.choice(list(LANGUAGES))]
     month, weekday = months.split()[date.month - 1], weekdays.split()[date.weekday()]

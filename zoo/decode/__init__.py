@@ -3,9 +3,11 @@
 from zoo.decode.beam import Beams, beam_search, decode_sources, source_attention
 from zoo.decode.sampling import Sampling, choose, filtered, sample
 from zoo.decode.text import generate, stream
+from zoo.decode.translation import Said, translate
 
 __all__ = [
     "Beams",
+    "Said",
     "Sampling",
     "beam_search",
     "choose",
@@ -15,4 +17,5 @@ __all__ = [
     "sample",
     "source_attention",
     "stream",
+    "translate",
 ]

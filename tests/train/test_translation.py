@@ -1,0 +1,226 @@
+"""Translation: the loss and its padding, what is counted of decoded texts, and a run from data to command line."""
+
+import dataclasses
+import functools
+import io
+import json
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import train
+import zoo
+from runs import fingerprint
+from train import Config, LogConfig, ModelConfig, OptimizerConfig, PairsConfig, Translation
+from train.__main__ import main
+from train.data import load_dataset
+from train.loop import make_model
+from train.tasks.translation import edit_distance, quality
+from zoo.__main__ import main as zoo_main
+from zoo.decode import translate
+
+SIZES = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "mlp_size": 64, "norm_first": True, "dropout_rate": 0.0}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A copy of different words of two to six letters out of four."""
+    rng = random.Random(0)
+    words = dict.fromkeys("".join(rng.choice("abcd") for _ in range(rng.randint(2, 6))) for _ in range(2500))
+    path = tmp_path_factory.mktemp("pairs") / "copies.tsv"
+    path.write_text("".join(f"{word}\t{word}\n" for word in words))
+    return Config(
+        "", 400, 64, eval_every=200, model=ModelConfig("transformer_base", SIZES), data=PairsConfig(path=str(path)),
+        task=Translation(label_smoothing=0.0, beam_size=2),
+        optimizer=OptimizerConfig("adamw", 1e-2, warmup_steps=20, clip_norm=1.0), log=LogConfig(100, tensorboard=False),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run_folder(config, tmp_path_factory):
+    """The finished run, and its result."""
+    workdir = tmp_path_factory.mktemp("runs") / "copies"
+    return workdir, train.run(dataclasses.replace(config, workdir=str(workdir)))
+
+
+def test_a_tiny_model_learns_to_copy_every_held_out_word(run_folder):
+    workdir, result = run_folder
+    assert result["validation"]["exact_match"] == 1.0
+    assert result["validation"]["error_rate"] == 0.0
+    assert result == {**json.loads((workdir / "result.json").read_text())}
+    assert (workdir / "attention.png").stat().st_size > 1000
+
+
+def test_translate_from_python_gives_the_best_in_the_order_of_the_sources(run_folder):
+    run = zoo.load(run_folder[0])
+    texts = ["abcd", "da", "aabbcd", "cc"] * 20
+    found = translate(run, texts, beam_size=3, num_best=2, batch_size=7)
+    assert [best.text for best, _ in found] == texts
+    assert all(first.score >= second.score for first, second in found)
+    alone = translate(run, ["da"], beam_size=3, num_best=2)[0]
+    assert alone[0].score == pytest.approx(found[1][0].score, abs=1e-4)
+
+
+def test_translate_on_the_command_line(run_folder, monkeypatch, capsys):
+    workdir = str(run_folder[0])
+    assert zoo_main(["translate", workdir, "abcd", "dad"]) == 0
+    assert capsys.readouterr().out == "abcd\ndad\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO("abba\ncd\n"))
+    assert zoo_main(["translate", workdir, "--num-best", "2", "--beam-size", "2"]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [text for _, text in lines][::2] == ["abba", "cd"]
+    assert float(lines[0][0]) > float(lines[1][0])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["abcdabcdabcd"], "the source has 13 tokens, more than the 7 that the model takes"),
+        (["ab", " "], "at least one character"),
+        (["ab", "--beam-size", "0"], "beam_size must be at least 1, not 0"),
+        (["ab", "--num-best", "9"], "num_best 9 is more than beam_size 5"),
+    ],
+)
+def test_what_translate_refuses(args, message, run_folder, capsys):
+    assert zoo_main(["translate", str(run_folder[0]), *args]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
+def test_an_empty_line_of_standard_input_is_named(run_folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("ab\n\ncd\n"))
+    assert zoo_main(["translate", str(run_folder[0])]) == 2
+    assert "line 2 of standard input is empty" in capsys.readouterr().err
+
+
+def test_a_run_of_pairs_is_of_no_other_use_and_others_do_not_translate(run_folder, capsys):
+    for command in (["predict", str(run_folder[0]), "a"], ["generate", str(run_folder[0])]):
+        assert zoo_main(command) == 2
+        err = capsys.readouterr().err
+        assert "an encoder-decoder (python -m zoo translate" in err or "it is no language model" in err
+    assert zoo_main(["translate", "lenet5", "a"]) == 2
+    assert "translates nothing: its run is of images, not of pairs" in capsys.readouterr().err
+
+
+def test_evaluate_and_report_of_a_run(run_folder, capsys):
+    workdir = str(run_folder[0])
+    assert main(["evaluate", workdir, "--split", "validation", "--task.beam-size", "1"]) == 0
+    assert "exact_match 1.0000" in capsys.readouterr().out
+    assert main(["report", workdir, "--split", "validation"]) == 0
+    page = (run_folder[0] / "report" / "report.html").read_text()
+    assert page.count("data:image/png") == 3
+    assert "exact_match 1.0000" in page
+    assert main(["report", workdir]) == 0  # no test split: validation again
+
+
+def test_resume_is_bit_exact(config, tmp_path, monkeypatch):
+    optimizer = OptimizerConfig("adamw", 1e-2, decay_steps=8)
+    short = dataclasses.replace(
+        config, steps=8, eval_every=4, keep=3, optimizer=optimizer, log=LogConfig(4, tensorboard=False)
+    )
+    train.run(dataclasses.replace(short, workdir=str(tmp_path / "whole")))
+    train.run(dataclasses.replace(short, workdir=str(tmp_path / "parts"), steps=4))
+
+    def learnt(*_):
+        raise AssertionError("the vocabulary is the run's, which nothing learns anew")
+
+    monkeypatch.setattr("train.data.pairs.learn_pairs", learnt)
+    train.run(dataclasses.replace(short, workdir=str(tmp_path / "parts"), resume=True))
+    whole, parts = fingerprint(tmp_path / "whole"), fingerprint(tmp_path / "parts")
+    assert whole[0][8] == parts[0][8]
+    assert whole[1:] == parts[1:]
+
+
+# The task.
+
+
+@functools.cache
+def batch():
+    rng = np.random.default_rng(0)
+    length, source_length = np.array([5, 2, 3], np.int32), np.array([4, 6, 1], np.int32)
+    target = np.where(np.arange(5) < length[:, None], rng.integers(4, 8, (3, 5)), 0).astype(np.int32)
+    source = np.where(np.arange(6) < source_length[:, None], rng.integers(4, 8, (3, 6)), 0).astype(np.int32)
+    arrays = {"source": source, "source_length": source_length, "target": target, "length": length}
+    return {**arrays, "weight": np.array([1, 1, 0], np.float32)}
+
+
+def test_padding_changes_no_loss(config):
+    dataset = load_dataset(config.data, ())
+    _, model = make_model(config, dataset)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
+    task, sums = Translation(), {}
+    for padding in (0, 1):
+        wide = {k: np.pad(v, ((0, 0), (0, padding))) if v.ndim == 2 else v for k, v in batch().items()}
+        logits, _ = task.evaluate(model, variables, dataset.inputs, None, wide)
+        sums[padding] = task.sums(logits, wide, train=True)
+    for name, value in sums[0].items():
+        np.testing.assert_allclose(sums[1][name], value, rtol=1e-5)
+
+
+def test_sums_are_those_of_a_plain_loop():
+    logits = np.random.default_rng(1).normal(size=(3, 5, 8)).astype(np.float32)
+    told = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    data, loss, smooth, right = batch(), 0.0, 0.0, 0
+    for row in range(2):  # the third weighs nothing
+        for place in range(data["length"][row]):
+            token = data["target"][row, place]
+            loss -= told[row, place, token]
+            smooth -= 0.8 * told[row, place, token] + 0.2 * told[row, place].mean()
+            right += logits[row, place].argmax() == token
+    sums = Translation(label_smoothing=0.2).sums(jnp.asarray(logits), data, train=False)
+    np.testing.assert_allclose([sums["loss"], sums["accuracy"], sums["count"]], [loss, right, 7], rtol=1e-6)
+    np.testing.assert_allclose(Translation(0.2).sums(jnp.asarray(logits), data, train=True)["loss"], smooth, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "edits"), [("", "", 0), ("", "abc", 3), ("abc", "", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)]
+)
+def test_edit_distance(a, b, edits):
+    assert edit_distance(a, b) == edits
+
+
+def test_quality_counts_edits_of_the_whole_set():
+    right, said = ["the cat sat on the mat", "a dog"], ["the cat sat on a mat", "a dog"]
+    by_word = quality(said, right, by_character=False)
+    assert (by_word["exact_match"], by_word["error_rate"]) == (0.5, 1 / 8)
+    by_character = quality(said, right, by_character=True)
+    assert by_character["error_rate"] == 3 / 27
+    same = quality(right, right, by_character=False)
+    assert (same["error_rate"], same["bleu"], same["chrf"]) == (0.0, pytest.approx(100), pytest.approx(100))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": Translation(label_smoothing=1.0)}, r"task.label-smoothing must be in \[0, 1\)"),
+        ({"task": Translation(beam_size=0)}, "task.beam-size must be at least 1"),
+        ({"task": train.LanguageModel()}, "task LanguageModel does not go with data PairsConfig"),
+        ({"data": train.TextConfig()}, "task Translation does not go with data TextConfig"),
+        ({"data": PairsConfig(target_path="x")}, "data.target-path goes with a data.path"),
+        ({"data": PairsConfig(source_length=1)}, "data.source-length must be at least 2, not 1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes, message, config):
+    with pytest.raises(zoo.ZooError, match=message):
+        dataclasses.replace(config, **changes).check()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("nanogpt", "is no encoder-decoder: it has no encode"),
+        ("lenet5", "takes numbers, such as images"),
+        ("t5_small", "t5_small has one vocabulary for both sides: set data.shared-vocabulary"),
+    ],
+)
+def test_models_that_read_no_source_are_refused(model, message, config, tmp_path):
+    (tmp_path / "pairs.tsv").write_text("a\tb\n" * 100)
+    data = PairsConfig(path=str(tmp_path / "pairs.tsv"))
+    wrong = dataclasses.replace(config, model=ModelConfig(model), data=data, workdir=str(tmp_path / "run"))
+    with pytest.raises(zoo.ZooError, match=message):
+        train.run(wrong)
+    assert not (tmp_path / "run").exists()

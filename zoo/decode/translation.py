@@ -1,0 +1,58 @@
+"""Sources to targets: texts in, texts out, by an encoder-decoder and beam search."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from zoo.decode.beam import decode_sources
+from zoo.errors import ZooError
+from zoo.inputs.pairs import PairInputs, padded
+from zoo.run import Run
+
+
+class Said(NamedTuple):
+    """A target, and its score: the log probability divided as the length penalty says."""
+
+    text: str
+    score: float
+
+
+def translate(
+    run: Run,
+    texts: Sequence[str],
+    *,
+    beam_size: int = 5,
+    num_best: int = 1,
+    length_penalty: float = 0.6,
+    coverage_penalty: float = 0.0,
+    batch_size: int = 64,
+) -> list[list[Said]]:
+    """The `num_best` best targets of each source, best first, by a run of pairs as `zoo.load` gives it.
+
+    Sources of about one length are decoded together, in batches of a few widths, each in one dispatch. ZooError for a
+    run of another task, a source that is empty or longer than the model takes, and numbers out of range.
+    """
+    model, variables, inputs = run
+    if not isinstance(inputs, PairInputs):
+        raise ZooError(f"{type(model).__name__} translates nothing: its run is of {inputs.kind}s, not of pairs")
+    if batch_size < 1:
+        raise ZooError(f"batch_size must be at least 1, not {batch_size}")
+    rows = [inputs.encode(text) for text in texts]
+    order = np.argsort([len(row) for row in rows], kind="stable")
+    found: list[list[Said]] = [[] for _ in rows]
+    for start in range(0, len(rows), batch_size):
+        places = order[start : start + batch_size]
+        longest = len(rows[places[-1]])
+        width = min(max(8, 1 << (longest - 1).bit_length()), inputs.source.length)
+        size = min(1 << (len(places) - 1).bit_length(), batch_size)  # so that few sizes are compiled
+        batch = [rows[place] for place in np.resize(places, size)]
+        beams = decode_sources(
+            model, variables, padded(batch, width), np.array([*map(len, batch)], np.int32),
+            first=inputs.first, end=inputs.end, max_length=inputs.target.length, beam_size=beam_size,
+            num_best=num_best, length_penalty=length_penalty, coverage_penalty=coverage_penalty,
+        )  # fmt: skip
+        tokens, scores = np.asarray(beams.tokens), np.asarray(beams.scores)
+        for row, place in enumerate(places):
+            found[place] = [Said(inputs.decode(t), float(s)) for t, s in zip(tokens[row], scores[row], strict=True)]
+    return found
