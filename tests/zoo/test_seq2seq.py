@@ -80,7 +80,7 @@ def lstm(width, size):
 
 
 def test_the_count_of_sutskever_et_al():
-    """384 million of which 64 in the layers, section 3.4; a word less in the source's embedding makes no difference."""
+    """Section 3.4: 384 million, of which 64 in the layers."""
     layers = 8 * lstm(1000, 1000)
     ends = 160_000 * 1000 + 80_000 * 1000 + 80_000 * 1001
     assert zoo.model_info("seq2seq_lstm").parameters == layers + ends

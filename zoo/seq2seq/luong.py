@@ -2,8 +2,8 @@
 
 The source is read from its end; what the encoder's top layer held at each place is what the decoder's top layer attends
 to, by one of three scores. Context and output make the attentional vector, which the head sees, and which goes into the
-first layer with the next word (input feeding). Of the paper's attentions this is the global one. Keys and values do not
-depend on the step; without input feeding nothing that is attended to does, and all steps attend at once.
+first layer with the next word (input feeding). Of the paper's attentions this is the global one. Without input
+feeding, queries do not depend on what was attended to before, and all steps attend at once.
 """
 
 import functools
