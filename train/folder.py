@@ -118,7 +118,8 @@ def closing_words(workdir: pathlib.Path, config: Config, dataset: Dataset) -> st
     if isinstance(inputs, TextInputs):
         if "length" not in example:
             return f"use it: python -m zoo predict {config.workdir} 'a text with a [MASK] to tell'"
-        text = inputs.decode(example["tokens"][0, : example["length"][0]])
+        ends = int(inputs.tokenizer == "wordpiece")  # which its encoding adds
+        text = inputs.decode(example["tokens"][0, ends : example["length"][0] - ends])
         return f"use it: python -m zoo predict {config.workdir} {shlex.quote(text)}"
     from PIL import Image
 

@@ -1,6 +1,7 @@
 """Good or bad: the phrases of film reviews of SST-2, by a small BERT over word pieces.
 
-From scratch:
+From scratch, about five minutes on two cores beside other work; 80.9 % on validation, 80.7 % on test (seed 0), fewer
+than the LSTM of `lstm-sentiment`:
 
     python -m train bert-sst2
 

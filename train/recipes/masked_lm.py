@@ -1,6 +1,9 @@
 """A small BERT that tells hidden word pieces of the standard library's sources, four modules held out.
 
 python -m train masked-lm
+
+Twelve minutes on two cores, beside other work; 5.334 nats a hidden piece on the four modules, of which 8.0 % are told
+right (Python 3.11.7, seed 0): so short a run is still close to a piece's frequency.
 """
 
 from train import Config, LogConfig, MaskedLanguageModel, ModelConfig, OptimizerConfig, TextConfig

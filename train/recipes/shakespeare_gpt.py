@@ -2,8 +2,8 @@
 
 python -m train shakespeare-gpt
 
-62 seconds on two cores from a cold start; 1.596 nats a character on validation, 1.687 on test, the last two twentieths of
-the text, each window of 64 read by itself (seed 0).
+62 seconds on two cores from a cold start; 1.596 nats a character on validation, 1.687 on test, the last two twentieths
+of the text, each window of 64 read by itself (seed 0).
 """
 
 from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextConfig

@@ -1,6 +1,8 @@
 """A small Vision Transformer on CIFAR-10 from nothing: patches of 4 x 4 pixels, 5 epochs.
 
 python -m train vit
+
+Not run to its end yet; after a quarter of its steps 55.0 % on validation, mirrored images averaged in (seed 0).
 """
 
 from train import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig
