@@ -24,6 +24,7 @@ TINY = {
     "transformer": ("transformer_base", {**TRANSFORMER, "max_length": 16, "source_vocab_size": 9}),
     "t5": ("t5_small", {**TRANSFORMER, "max_length": 16, "num_buckets": 8, "max_distance": 6}),
 }
+KINDS = [kind if kind in ("gru", "transformer") else pytest.param(kind, marks=pytest.mark.slow) for kind in TINY]
 S = 5
 LENGTHS = np.array([5, 2, 0, 4], np.int32)
 SOURCE = np.random.default_rng(0).integers(0, VOCABULARY, (len(LENGTHS), S)).astype(np.int32)
@@ -100,7 +101,7 @@ def best_of(found, n):
     return [leaf[:n] for leaf in found]
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length_penalty", [0.0, 0.6, 2.0])
 def test_a_wide_beam_finds_what_trying_every_target_finds(kind, length_penalty):
     wide = len(every_target()[0])
@@ -125,7 +126,7 @@ def test_coverage_is_counted_as_wu_et_al_have_it(kind):
     np.testing.assert_array_equal(plain.scores[LENGTHS == 0], found.scores[LENGTHS == 0])  # nothing to cover
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", KINDS)
 def test_one_beam_is_greedy(kind):
     model, variables = tiny(kind)
     found = decode(kind, max_length=12, beam_size=1)
@@ -156,7 +157,7 @@ def test_a_language_model_goes_on_from_its_prompt():
     assert (np.diff(np.asarray(more.scores)) <= 0).all()
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_teacher_forced_log_probabilities_and_the_best_are_sorted_and_distinct(kind):
     model, variables = tiny(kind)
     found = decode(kind, max_length=9, beam_size=4, num_best=4, length_penalty=0.8)

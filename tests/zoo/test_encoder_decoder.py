@@ -21,6 +21,7 @@ TINY = {  # name, fields
     "t5": ("t5_small", {**QUIET, **BUCKETS, "head_dim": 6}),
     "t5_1.1": ("t5_small", {**QUIET, **BUCKETS, "activation": "geglu", "tied": False}),
 }
+KINDS = [kind if kind in ("post_norm", "t5") else pytest.param(kind, marks=pytest.mark.slow) for kind in TINY]
 B, T, S = 3, 7, 5
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(0, 11, (B, T)).astype(np.int32)
@@ -99,7 +100,7 @@ def test_shapes_and_dtypes(name, dtype):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} == {"int32", dtype}
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("pieces", [[1] * T, [2, 1, 4]])
 def test_token_by_token_in_chunks_and_all_at_once(kind, pieces):
     model, variables = tiny(kind)
@@ -116,7 +117,7 @@ def test_token_by_token_in_chunks_and_all_at_once(kind, pieces):
     assert state["source"]["lengths"].tolist() == LENGTHS.tolist()
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", KINDS)
 def test_ragged_rows_go_on_where_their_tokens_end(kind):
     model, variables = tiny(kind)
     lengths = np.array([7, 0, 4], np.int32)
@@ -131,7 +132,7 @@ def test_ragged_rows_go_on_where_their_tokens_end(kind):
         np.testing.assert_allclose(more[row], alone[0, length:], **TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_pads_a_source_is_not_read_and_what_is_in_it_is(kind):
     model, variables = tiny(kind)
     padding, word = SOURCE.copy(), SOURCE.copy()
@@ -142,7 +143,7 @@ def test_what_pads_a_source_is_not_read_and_what_is_in_it_is(kind):
     assert (moved.max(axis=(1, 2)) > 1e-3).all()
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", KINDS)
 def test_later_tokens_do_not_change_earlier_logits(kind):
     model, variables = tiny(kind)
     other = TOKENS.copy()
@@ -160,7 +161,7 @@ def test_only_the_order_of_the_source_tells_its_permutations_apart():
         assert np.abs(turned - straight).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_learns(kind):
     model, variables = tiny(kind, dropout_rate=0.1)
 
@@ -178,7 +179,7 @@ def test_every_parameter_learns(kind):
         assert np.abs(leaf).max() > (1e-3 if "['key']['bias']" not in name else -1), name
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", KINDS)
 def test_scanned_layers_are_the_same_layers(kind):
     model, variables = tiny(kind)
     scanned = model.clone(scan_layers=True)

@@ -24,6 +24,7 @@ TINY = {  # name, fields
     "unfed": ("seq2seq_lstm_luong", {**OWN, "score": "dot", "input_feeding": False}),
     "unfed_concat": ("seq2seq_lstm_luong", {**SHARED, "score": "concat", "input_feeding": False}),
 }
+KINDS = [kind if kind in ("lstm", "gru", "general") else pytest.param(kind, marks=pytest.mark.slow) for kind in TINY]
 ATTENTIVE = [kind for kind in TINY if kind != "lstm"]
 B, T, S = 3, 7, 5
 RNG = np.random.default_rng(0)
@@ -117,7 +118,7 @@ def test_shapes_and_dtypes(name, dtype):
 # The sequence protocol.
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("pieces", [[1] * T, [2, 1, 4]])
 def test_token_by_token_in_chunks_and_all_at_once(kind, pieces):
     model, variables = tiny(kind)
@@ -134,7 +135,7 @@ def test_token_by_token_in_chunks_and_all_at_once(kind, pieces):
     assert state["source"]["lengths"].tolist() == LENGTHS.tolist()
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", KINDS)
 def test_ragged_rows_go_on_where_their_tokens_end(kind):
     model, variables = tiny(kind)
     lengths = np.array([7, 0, 4], np.int32)
@@ -148,7 +149,7 @@ def test_ragged_rows_go_on_where_their_tokens_end(kind):
         np.testing.assert_allclose(more[row], alone[0, length:], **TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_pads_a_source_is_not_read_and_what_is_in_it_is(kind):
     model, variables = tiny(kind)
     padding, word = SOURCE.copy(), SOURCE.copy()
@@ -159,7 +160,7 @@ def test_what_pads_a_source_is_not_read_and_what_is_in_it_is(kind):
     assert (moved.max(axis=(1, 2)) > 1e-3).all()
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_empty_source_is_zeros_in_place_of_what_was_read(kind):
     model, variables = tiny(kind)
     lengths = np.array([5, 0, 3], np.int32)
@@ -186,7 +187,7 @@ def test_a_row_is_turned_about_without_its_padding():
 # Training.
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_learns(kind):
     model, variables = tiny(kind, dropout_rate=0.1)
 
@@ -206,7 +207,7 @@ def test_every_parameter_learns(kind):
 # Features.
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", KINDS)
 def test_features_are_those_documented_and_change_nothing(kind):
     model, variables = tiny(kind)
     logits, changed = seen(model, variables, TOKENS, SOURCE, LENGTHS)
