@@ -2,7 +2,8 @@
 
 python -m train vit
 
-Twelve minutes on two cores, beside other work; 74.2 % on test, 75.2 % on validation, mirrored images averaged in (seed 0).
+Twelve minutes on two cores, beside other work; 74.2 % on test, 75.2 % on validation, mirrored images averaged in (seed
+0).
 """
 
 from train import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig
