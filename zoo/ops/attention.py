@@ -17,11 +17,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from zoo.errors import ZooError
-from zoo.ops.attention_scores import LEAST, Mask, by_head, by_time, scaled_scores, weighted_sums
+from zoo.ops.attention_scores import Mask, by_head, by_time, scaled_scores, unnormalised, weighted_sums
 from zoo.ops.blocked_attention import Arrays, blocked
 
 Implementation = Literal["xla", "blocked", "cudnn", "pallas"]
@@ -139,18 +138,13 @@ def attention_weights(
 def _unnormalised(
     query: jax.Array, key: jax.Array, mask: Mask, bias: jax.Array | None, scale: float, soft_cap: float | None
 ) -> tuple[jax.Array, jax.Array]:
-    """exp(score - the row's largest) [B, K, G, T, S], 0 where hidden; and its sums over keys, 1 for none."""
+    """`unnormalised` weights [B, K, G, T, S] of the scores, and their sums."""
     heads = key.shape[2]
     scores = scaled_scores(by_head(query, heads), key.transpose(0, 2, 1, 3), scale, soft_cap)
     if bias is not None:
         scores = scores + bias.astype(jnp.float32).reshape(len(bias), heads, -1, *bias.shape[2:])
     visible = mask.visible(query.shape[1], key.shape[1])
-    if visible is not None:
-        scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
-    largest = lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=LEAST))
-    weights = jnp.exp(scores - largest)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    return weights, (total if visible is None else jnp.where(total == 0, 1, total))
+    return unnormalised(scores, None if visible is None else visible[:, None, None])
 
 
 # Other people's kernels.

@@ -72,6 +72,16 @@ def scaled_scores(query: jax.Array, key: jax.Array, scale: float, soft_cap: floa
     return scores if soft_cap is None else soft_cap * jnp.tanh(scores / soft_cap)
 
 
+def unnormalised(scores: jax.Array, visible: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """exp(score - the row's largest) of scores [..., S], 0 where hidden; and its sums [..., 1], 1 for no key."""
+    if visible is not None:
+        scores = jnp.where(visible, scores, -jnp.inf)
+    largest = lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=LEAST))
+    weights = jnp.exp(scores - largest)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    return weights, (total if visible is None else jnp.where(total == 0, 1, total))
+
+
 def weighted_sums(weights: jax.Array, value: jax.Array) -> jax.Array:
     """[B, K, G, t, s] times [B, K, s, D], float32 [B, K, G, t, D]."""
     rows = weights.reshape(*weights.shape[:2], -1, weights.shape[-1]).astype(value.dtype)

@@ -11,8 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from zoo.ops.attention_scores import unnormalised
+
 Score = Literal["dot", "general", "concat"]
-LEAST = -1e30  # below any score, and finite
 
 
 class SourceAttention(nn.Module):
@@ -62,9 +63,6 @@ def attend(weights: dict[str, jax.Array], query: jax.Array) -> tuple[jax.Array, 
     else:
         scores = jnp.einsum("bq,bsq->bs", query.astype(key.dtype), key, preferred_element_type=jnp.float32)
     visible = jnp.arange(scores.shape[1]) < weights["lengths"][:, None]
-    scores = jnp.where(visible, scores, LEAST)
-    largest = jax.lax.stop_gradient(jnp.max(scores, axis=1, keepdims=True, initial=LEAST))
-    found = jnp.where(visible, jnp.exp(scores - largest), 0)
-    total = jnp.sum(found, axis=1, keepdims=True)
-    found = found / jnp.where(total == 0, 1, total)
+    found, total = unnormalised(scores, visible)
+    found = found / total
     return jnp.einsum("bs,bsd->bd", found.astype(value.dtype), value, preferred_element_type=jnp.float32), found
