@@ -23,7 +23,7 @@ from zoo.ops.positions import Rotary, RotaryScaling, rotary
 from zoo.ops.recurrence import take_rows
 from zoo.registry import register
 from zoo.sequence import check_tokens
-from zoo.transformer.layers import Activation, Attention, Block, Context, Norm, Remat, Stack, new_dense, new_norm
+from zoo.transformer.layers import Activation, Context, Norm, Remat, head_dim_of, new_dense, new_norm, new_stack
 
 
 class Decoder(nn.Module):
@@ -68,9 +68,7 @@ class Decoder(nn.Module):
         key_heads = self.num_kv_heads or self.num_heads
         if self.num_heads % key_heads:
             raise ZooError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {key_heads}")
-        if self.head_dim is None and self.hidden_size % self.num_heads:
-            raise ZooError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
-        return key_heads, self.head_dim or self.hidden_size // self.num_heads
+        return key_heads, head_dim_of(self)
 
     @property
     def settled(self) -> dict[str, int]:
@@ -160,7 +158,6 @@ class Decoder(nn.Module):
 
     def layers(self, x: jax.Array, context: Context, state: Any) -> tuple[jax.Array, Any]:
         """The blocks over x [B, T, hidden_size], and their caches."""
-        key_heads, head_dim = self.sizes
         dense = functools.partial(
             new_dense,
             std=0.02,
@@ -169,28 +166,10 @@ class Decoder(nn.Module):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )
-        attention = functools.partial(
-            Attention,
-            num_heads=self.num_heads,
-            num_kv_heads=key_heads,
-            head_dim=head_dim,
-            qk_norm=self.new_norm() if self.qk_norm else None,
-            scale=None,
-            soft_cap=self.soft_cap,
-            implementation=self.attention,
-            dense=dense,
-        )
-        block = functools.partial(
-            Block,
-            attention=attention,
-            mlp_size=self.settled["mlp_size"],
-            activation=self.activation,
-            dense=dense,
-            norm=self.new_norm(),
-            dropout_rate=self.dropout_rate,
-        )
-        stack = Stack(block, self.num_layers, self.scan_layers, self.remat, name="layers")
-        return stack(x, context, state)
+        norm = self.new_norm()
+        qk_norm = norm if self.qk_norm else None
+        heads: dict[str, Any] = {"num_kv_heads": self.sizes[0], "qk_norm": qk_norm, "soft_cap": self.soft_cap}
+        return new_stack(self, dense=dense, norm=norm, **heads)(name="layers")(x, context, state)
 
 
 _NANO: dict[str, Any] = {"use_bias": False, "activation": "gelu"}

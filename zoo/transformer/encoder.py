@@ -21,7 +21,7 @@ from zoo.ops.dense import dot_general
 from zoo.ops.recurrence import take_rows
 from zoo.registry import register
 from zoo.sequence import check_tokens
-from zoo.transformer.layers import ACTIVATIONS, Activation, Attention, Block, Context, Remat, Stack, new_dense, new_norm
+from zoo.transformer.layers import ACTIVATIONS, Activation, Context, Remat, new_dense, new_norm, new_stack
 
 
 class Encoder(nn.Module):
@@ -70,7 +70,8 @@ class Encoder(nn.Module):
         x = take_rows(table, tokens) + self.table("positions", self.max_length)[:steps]
         x = x + (kinds[0] if types is None else jnp.take(kinds, types, axis=0, mode="clip"))
         x = sow(self, "embedded", dropout(self.new_norm("embedding_norm")(x)))
-        x, _ = self.layers(x, Context(Mask(lengths=lengths), train=train))
+        stack = new_stack(self, dense=self.dense, norm=self.new_norm, norm_first=False)
+        x, _ = stack(name="layers")(x, Context(Mask(lengths=lengths), train=train))
         if self.output == "tokens" and self.num_classes is None:
             return self.told(x, table)
         pooled = sow(self, "pooled", nn.tanh(self.dense(self.hidden_size, name="pooler")(x[:, 0])))
@@ -97,33 +98,6 @@ class Encoder(nn.Module):
     def new_norm(self) -> Any:
         fields: dict[str, Any] = {"norm": "layer", "epsilon": self.norm_epsilon, "use_bias": True}
         return functools.partial(new_norm, **fields, dtype=self.dtype, param_dtype=self.param_dtype)
-
-    def layers(self, x: jax.Array, context: Context) -> tuple[jax.Array, Any]:
-        """The blocks over x [B, T, hidden_size]."""
-        if self.hidden_size % self.num_heads:
-            raise ZooError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
-        attention = functools.partial(
-            Attention,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_heads,
-            head_dim=self.hidden_size // self.num_heads,
-            qk_norm=None,
-            scale=None,
-            soft_cap=None,
-            implementation=self.attention,
-            dense=self.dense,
-        )
-        block = functools.partial(
-            Block,
-            attention=attention,
-            mlp_size=self.mlp_size,
-            activation=self.activation,
-            dense=self.dense,
-            norm=self.new_norm,
-            norm_first=False,
-            dropout_rate=self.dropout_rate,
-        )
-        return Stack(block, self.num_layers, self.scan_layers, self.remat, name="layers")(x, context)
 
 
 def embedding_of(x: jax.Array, lengths: jax.Array | None) -> jax.Array:

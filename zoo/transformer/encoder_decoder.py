@@ -26,15 +26,15 @@ from zoo.registry import register
 from zoo.sequence import check_begun, check_source, check_tokens
 from zoo.transformer.layers import (
     Activation,
-    Attention,
-    Block,
     Cache,
     Context,
     NewDense,
     Norm,
     Remat,
     Stack,
+    head_dim_of,
     new_norm,
+    new_stack,
 )
 
 
@@ -124,9 +124,7 @@ class SourceToTarget(nn.Module):
     @property
     def sizes(self) -> tuple[int, int]:
         """Heads and the width of one; ZooError where their count does not divide."""
-        if self.head_dim is None and self.hidden_size % self.num_heads:
-            raise ZooError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
-        return self.num_heads, self.head_dim or self.hidden_size // self.num_heads
+        return self.num_heads, head_dim_of(self)
 
     @property
     def settled(self) -> dict[str, int]:
@@ -193,34 +191,12 @@ def halves(
     model: SourceToTarget, dense: NewDense, norm: Norm, norm_first: bool, scale: float | None = None
 ) -> tuple[Half, Source, Half]:
     """A model's encoder, source and decoder. `scale` is of attention's scores, by default 1 / sqrt(head_dim)."""
-    heads, head_dim = model.sizes
     new = functools.partial(
         new_norm, norm=norm, epsilon=model.norm_epsilon, use_bias=True, dtype=model.dtype, param_dtype=model.param_dtype
     )
-    attention = functools.partial(
-        Attention,
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=head_dim,
-        qk_norm=None,
-        scale=scale,
-        soft_cap=None,
-        implementation=model.attention,
-        dense=dense,
-    )
-    block = functools.partial(
-        Block,
-        attention=attention,
-        mlp_size=model.mlp_size,
-        activation=model.activation,
-        dense=dense,
-        norm=new,
-        norm_first=norm_first,
-        dropout_rate=model.dropout_rate,
-    )
-    stack = functools.partial(Stack, block, model.num_layers, model.scan_layers, model.remat)
+    stack = new_stack(model, dense=dense, norm=new, norm_first=norm_first, scale=scale)
     encoder, decoder = (Half(stack, new if norm_first else None, model.dropout_rate) for _ in range(2))
-    key_value = functools.partial(KeyValue, heads, head_dim, dense)
+    key_value = functools.partial(KeyValue, *model.sizes, dense)
     return encoder, Source(key_value, model.num_layers), decoder
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from zoo.errors import ZooError
 from zoo.features import sow
 from zoo.ops.attention import Implementation, Mask, attention, attention_weights
 from zoo.ops.dense import dot_general
@@ -81,11 +82,11 @@ class Attention(nn.Module):
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    qk_norm: Callable[..., nn.Module] | None  # of each head's queries and keys (Qwen 3)
-    scale: float | None  # of scores; default: 1 / sqrt(head_dim)
-    soft_cap: float | None
     implementation: Implementation | None
     dense: NewDense
+    qk_norm: Callable[..., nn.Module] | None = None  # of each head's queries and keys (Qwen 3)
+    scale: float | None = None  # of scores; default: 1 / sqrt(head_dim)
+    soft_cap: float | None = None
 
     @nn.compact
     def __call__(
@@ -243,6 +244,46 @@ class Stack(nn.Module):
             for name, features in zip(names, found, strict=True):
                 self.put_variable("features", name, features)
         return x, caches
+
+
+def new_stack(
+    model: Any,
+    *,
+    dense: NewDense,
+    norm: Callable[..., nn.Module],
+    num_kv_heads: int | None = None,
+    norm_first: bool = True,
+    **attention: Any,
+) -> Callable[..., Stack]:
+    """The stack that a model's fields say, to be given a name; `attention` are more of its attention's fields."""
+    of_attention = functools.partial(
+        Attention,
+        num_heads=model.num_heads,
+        num_kv_heads=num_kv_heads or model.num_heads,
+        head_dim=head_dim_of(model),
+        implementation=model.attention,
+        dense=dense,
+        **attention,
+    )
+    block = functools.partial(
+        Block,
+        attention=of_attention,
+        mlp_size=model.mlp_size or 4 * model.hidden_size,
+        activation=model.activation,
+        dense=dense,
+        norm=norm,
+        norm_first=norm_first,
+        dropout_rate=model.dropout_rate,
+    )
+    return functools.partial(Stack, block, model.num_layers, model.scan_layers, model.remat)
+
+
+def head_dim_of(model: Any) -> int:
+    """The width of a model's heads; ZooError where it has no such field and their count does not divide."""
+    given = getattr(model, "head_dim", None)
+    if given is None and model.hidden_size % model.num_heads:
+        raise ZooError(f"hidden_size {model.hidden_size} must be a multiple of num_heads {model.num_heads}")
+    return given or model.hidden_size // model.num_heads
 
 
 def unstacked(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from zoo.features import sow
 from zoo.ops.attention import Implementation, Mask
 from zoo.ops.dense import dot_general
 from zoo.registry import register
-from zoo.transformer.layers import Activation, Attention, Block, Context, Remat, Stack, new_norm
+from zoo.transformer.layers import Activation, Context, Remat, new_norm, new_stack
 
 
 def new_dense(features: int, name: str, residual: bool = False, *, dtype: Any, param_dtype: Any) -> nn.Dense:
@@ -72,7 +72,9 @@ class ViT(nn.Module):
         x = x + positions.astype(self.dtype)
         x = sow(self, "embedded", nn.Dropout(self.dropout_rate, deterministic=not train)(x))
         norm = functools.partial(new_norm, norm="layer", epsilon=self.norm_epsilon, use_bias=True, **dtypes)
-        x = sow(self, "normalised", norm(name="norm")(self.layers(x, norm, train)))
+        dense = functools.partial(new_dense, **dtypes)
+        x, _ = new_stack(self, dense=dense, norm=norm)(name="layers")(x, Context(Mask(), train=train))
+        x = sow(self, "normalised", norm(name="norm")(x))
         x = x[:, 0] if self.pooling == "token" else jnp.mean(x, axis=1, dtype=jnp.float32).astype(x.dtype)
         x = sow(self, "pooled", x)
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, **dtypes, name="head")(x)
@@ -83,11 +85,9 @@ class ViT(nn.Module):
         return {"mlp_size": self.mlp_size or 4 * self.hidden_size}
 
     def check(self, x: jax.Array) -> None:
-        """ZooError for what are no images of the model's size, and for sizes that do not divide."""
+        """ZooError for what are no images of the model's size, and for a size that does not divide."""
         if self.image_size % self.patch_size:
             raise ZooError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
-        if self.hidden_size % self.num_heads:
-            raise ZooError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
         check_images(self, x)
         if x.shape[1:3] != (self.image_size, self.image_size):
             raise ZooError(f"images are {x.shape[1]} x {x.shape[2]} pixels; the ViT's image_size is {self.image_size}")
@@ -106,32 +106,6 @@ class ViT(nn.Module):
         grid = positions[0, tokens:].astype(np.float32).reshape(old, old, width)
         grid = np.einsum("yi,xj,ijd->yxd", matrix, matrix, grid, optimize=True).reshape(1, -1, width)
         return np.concatenate([positions[:, :tokens], grid.astype(positions.dtype)], axis=1)
-
-    def layers(self, x: jax.Array, norm: Any, train: bool) -> jax.Array:
-        """The blocks over x [B, T, hidden_size]."""
-        dense = functools.partial(new_dense, dtype=self.dtype, param_dtype=self.param_dtype)
-        attention = functools.partial(
-            Attention,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_heads,
-            head_dim=self.hidden_size // self.num_heads,
-            qk_norm=None,
-            scale=None,
-            soft_cap=None,
-            implementation=self.attention,
-            dense=dense,
-        )
-        block = functools.partial(
-            Block,
-            attention=attention,
-            mlp_size=self.settled["mlp_size"],
-            activation=self.activation,
-            dense=dense,
-            norm=norm,
-            dropout_rate=self.dropout_rate,
-        )
-        stack = Stack(block, self.num_layers, self.scan_layers, self.remat, name="layers")
-        return stack(x, Context(Mask(), train=train))[0]
 
 
 def cubic(old: int, new: int, a: float = -0.75) -> np.ndarray:
