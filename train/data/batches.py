@@ -8,6 +8,7 @@ import numpy as np
 from train.data.dataset import Arrays, ArraySplit, Split
 from train.data.text import Stream
 from zoo.errors import ZooError
+from zoo.inputs.text import width_for
 
 POOL = 64  # batches whose texts are sorted by length together
 WIDTHS = {"length": ("tokens", "target"), "source_length": ("source",)}  # the arrays that are as wide as their lengths
@@ -90,8 +91,7 @@ def trimmed(batch: Arrays, longest: dict[str, int]) -> Arrays:
     """A batch of texts without the padding that all share, its widths powers of two or the full ones."""
     batch = dict(batch)
     for length, n in longest.items():
-        width = max(8, 1 << (max(n, 1) - 1).bit_length())
-        batch |= {name: batch[name][:, :width].copy() for name in WIDTHS[length] if name in batch}
+        batch |= {name: batch[name][:, : width_for(n)].copy() for name in WIDTHS[length] if name in batch}
     return batch
 
 

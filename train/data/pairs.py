@@ -11,7 +11,8 @@ from train.data import dates, stdlib, tfds
 from train.data.dataset import ArraySplit, Dataset
 from train.data.text import SPLIT_FILES, read_text
 from zoo.errors import ZooError
-from zoo.inputs.pairs import Pair, PairInputs, learn_pairs, padded
+from zoo.inputs.pairs import Pair, PairInputs, learn_pairs
+from zoo.inputs.text import padded
 
 if TYPE_CHECKING:
     from train.config import PairsConfig

@@ -7,7 +7,8 @@ import numpy as np
 
 from zoo.decode.beam import decode_sources
 from zoo.errors import ZooError
-from zoo.inputs.pairs import PairInputs, padded
+from zoo.inputs.pairs import PairInputs
+from zoo.inputs.text import padded, width_for
 from zoo.run import Run
 
 
@@ -43,8 +44,7 @@ def translate(
     found: list[list[Said]] = [[] for _ in rows]
     for start in range(0, len(rows), batch_size):
         places = order[start : start + batch_size]
-        longest = len(rows[places[-1]])
-        width = min(max(8, 1 << (longest - 1).bit_length()), inputs.source.length)
+        width = min(width_for(len(rows[places[-1]])), inputs.source.length)
         size = min(1 << (len(places) - 1).bit_length(), batch_size)  # so that few sizes are compiled
         batch = [rows[place] for place in np.resize(places, size)]
         beams = decode_sources(

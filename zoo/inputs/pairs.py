@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.errors import ZooError
-from zoo.inputs.text import TextInputs, learn
+from zoo.inputs.text import TextInputs, learn, padded
 
-PAD, BEGIN, END, UNKNOWN, SPECIAL = range(5)  # the last is how many they are
+PAD, BEGIN, END, UNKNOWN, SPECIAL = range(5)  # padding is zeros; the last is how many they are
 Pair = tuple[str, str]
 
 
@@ -128,14 +128,6 @@ def learn_pairs(
     if shared:
         return PairInputs(source, dataclasses.replace(source, length=lengths[1]), lowercase)
     return PairInputs(source, learn(tokenizers[1], texts[1], vocab_size, lengths[1]), lowercase)
-
-
-def padded(rows: Sequence[np.ndarray], length: int) -> np.ndarray:
-    """Rows of at most `length` tokens as one array int32 [n, length]."""
-    array = np.full((len(rows), length), PAD, np.int32)
-    for to, row in zip(array, rows, strict=True):
-        to[: len(row)] = row
-    return array
 
 
 def _text(side: TextInputs, tokens: np.ndarray) -> str:

@@ -113,10 +113,7 @@ class TextInputs:
         rows = [
             np.r_[row[: self.length - last], row[len(row) - last :]] if len(row) > self.length else row for row in rows
         ]
-        tokens = np.zeros((len(rows), self.length), np.int32)
-        for row, text in zip(tokens, rows, strict=True):
-            row[: len(text)] = text
-        return {"tokens": tokens, "length": np.array([len(row) for row in rows], np.int32)}
+        return {"tokens": padded(rows, self.length), "length": np.array([*map(len, rows)], np.int32)}
 
     def arguments(self, batch: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a model is applied to, of a batch: positional and keyword arguments."""
@@ -200,6 +197,19 @@ def learn(tokenizer: str, texts: Iterable[str], vocab_size: int, length: int, la
         trainer = library.trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     model.train_from_iterator(texts, trainer)
     return TextInputs(tokenizer, model.to_str(), length, tuple(labels))
+
+
+def padded(rows: Sequence[np.ndarray], length: int) -> np.ndarray:
+    """Rows of at most `length` tokens as one array int32 [n, length], zeros beyond them."""
+    array = np.zeros((len(rows), length), np.int32)
+    for to, row in zip(array, rows, strict=True):
+        to[: len(row)] = row
+    return array
+
+
+def width_for(longest: int) -> int:
+    """The width of a batch whose longest text has so many tokens: a power of two, so that few widths are compiled."""
+    return max(8, 1 << (max(longest, 1) - 1).bit_length())
 
 
 def read_tokenizer(path: str | os.PathLike, length: int, labels: Sequence[str] = ()) -> TextInputs:
