@@ -81,8 +81,8 @@ class TextConfig:
     # instead of a name, UTF-8 text: a file, or a folder of files; where labelled, text and label by a tab
     path: str | None = None
     dir: str | None = None  # where TFDS sets lie or go; default $TFDS_DATA_DIR, else ~/tensorflow_datasets
-    tokenizer: str = "char"  # char, byte, bpe, word, wordpiece; or a tokenizer.json, or a folder that has one
-    vocab_size: int = 4096  # the most tokens of bpe, word and wordpiece
+    tokenizer: str = "char"  # char, byte, bpe, word, wordpiece, unigram; or a tokenizer.json, or its folder
+    vocab_size: int = 4096  # the most tokens where a vocabulary is learnt
     context: int = 64  # tokens in an example; back-propagation goes back so far
     packed: bool = False  # documents (a folder's files, a set's texts) share examples but see nothing of one another
     validation_fraction: float = 0.1  # the end of train that validates, where a set has no validation split
@@ -150,6 +150,10 @@ def tfds_dir(directory: str | None) -> str:
     return os.path.expanduser(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
+Data = DataConfig | TextConfig | LabelledTextConfig | PairsConfig
+Task = Classification | LanguageModel | MaskedLanguageModel | Translation
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     name: str = "adamw"  # an Optax optimizer: sgd, adam, adamw, lion, lamb, rmsprop, ...
@@ -194,11 +198,9 @@ class Config:
     keep: int = 2  # newest checkpoints kept, besides the best
     profile: str | None = None  # START:STOP, steps to trace for TensorBoard's profiler
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    data: DataConfig | TextConfig | LabelledTextConfig | PairsConfig = dataclasses.field(default_factory=DataConfig)
+    data: Data = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
-    task: Classification | LanguageModel | MaskedLanguageModel | Translation = dataclasses.field(
-        default_factory=Classification
-    )
+    task: Task = dataclasses.field(default_factory=Classification)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
 

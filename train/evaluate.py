@@ -9,15 +9,13 @@ import jax
 import tyro
 
 import zoo
-from train.config import Config, DataConfig, LabelledTextConfig, PairsConfig, TextConfig, from_json
+from train.config import Config, Data, DataConfig, Task, TextConfig, from_json
 from train.data import Split, eval_batches, load_dataset
 from train.data.pairs import PairSplit
 from train.data.text import check_packed
 from train.sharding import Layout, make_layout
 from train.step import make_eval_step
 from train.tasks.classification import Classification
-from train.tasks.language_model import LanguageModel
-from train.tasks.masked_language_model import MaskedLanguageModel
 from train.tasks.translation import Translation, quality
 from zoo.decode import translate
 from zoo.errors import ZooError
@@ -66,10 +64,8 @@ class EvaluateConfig:
     split: Literal["test", "validation", "train"] = "test"  # the split to read
     batch_size: int = 256  # examples at a time, over all devices
     parallel: Literal["auto", "jit", "mesh", "pmap"] = "auto"  # as in training
-    data: DataConfig | TextConfig | LabelledTextConfig | PairsConfig = dataclasses.field(default_factory=DataConfig)
-    task: Classification | LanguageModel | MaskedLanguageModel | Translation = dataclasses.field(
-        default_factory=Classification
-    )
+    data: Data = dataclasses.field(default_factory=DataConfig)
+    task: Task = dataclasses.field(default_factory=Classification)
 
 
 def evaluate_command(args: list[str]) -> None:

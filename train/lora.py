@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zoo.run import named_leaves
+
 
 class LoraState(NamedTuple):
     """Per kernel [..., in, out], by path: `down` A [..., in, rank] and `up` B [..., rank, out]; and the inner state."""
@@ -27,7 +29,7 @@ def lora(inner: optax.GradientTransformation, rank: int, alpha: float) -> optax.
 
     def init(params: Any) -> LoraState:
         down, up = {}, {}
-        for path, leaf in _by_path(params).items():
+        for path, leaf in named_leaves(params).items():
             *stack, rows, columns = leaf.shape
             key = jax.random.key(zlib.crc32(path.encode()))
             down[path] = jax.random.normal(key, (*stack, rows, rank), leaf.dtype) / jnp.sqrt(rows).astype(leaf.dtype)
@@ -35,7 +37,7 @@ def lora(inner: optax.GradientTransformation, rank: int, alpha: float) -> optax.
         return LoraState(down, up, inner.init((down, up)))
 
     def update(gradients: Any, state: LoraState, params: Any = None) -> tuple[Any, LoraState]:
-        found = _by_path(gradients)
+        found = named_leaves(gradients)
         of_down = {path: scale * g @ jnp.swapaxes(state.up[path], -1, -2) for path, g in found.items()}
         of_up = {path: scale * jnp.swapaxes(state.down[path], -1, -2) @ g for path, g in found.items()}
         changes, within = inner.update((of_down, of_up), state.inner, (state.down, state.up))
@@ -45,8 +47,3 @@ def lora(inner: optax.GradientTransformation, rank: int, alpha: float) -> optax.
         return jax.tree.unflatten(treedef, list(moved.values())), LoraState(down, up, within)
 
     return optax.GradientTransformation(init, update)
-
-
-def _by_path(tree: Any) -> dict[str, jax.Array]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

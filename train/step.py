@@ -104,33 +104,9 @@ def make_train_step(
         gradients, (changed, after, sums) = jax.grad(summed_loss, has_aux=True)(state.params)
         return gradients, changed, after, sums
 
-    def accumulated(state: TrainState, batch: Batch) -> tuple[Any, Any, Any, Sums]:
-        """The sums of gradients and metrics over micro-batches, one after the other."""
-        k = config.optimizer.accumulate
-        if k == 1:
-            return sum_gradients(state, state.collections, state.carry, batch, 0)
-        # Micro-batch m takes rows m, m + k, ...: each device keeps its own rows.
-        rows = (dict(batch), state.carry)
-        pieces = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, k, *x.shape[1:]), 1, 0), rows)
-
-        def body(totals: tuple[Any, Any, Sums], item: tuple[jax.Array, tuple[Batch, Any]]) -> tuple[Any, Any]:
-            gradients, collections, sums = totals
-            micro, (batch, carry) = item
-            more, collections, after, more_sums = sum_gradients(state, collections, carry, batch, micro)
-            totals = jax.tree.map(jnp.add, gradients, more), collections, jax.tree.map(jnp.add, sums, more_sums)
-            return totals, after
-
-        batch, carry = jax.tree.map(lambda x: x[0], pieces)
-        shapes = jax.eval_shape(sum_gradients, state, state.collections, carry, batch, 0)
-        gradients, _, _, sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        totals = (gradients, state.collections, sums)
-        (gradients, collections, sums), after = jax.lax.scan(body, totals, (jnp.arange(k), pieces))
-        after = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), after)
-        return gradients, collections, after, sums
-
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         batch = config.task.augmented(batch, config.augment, step_keys(config.seed, state.step)[0], inputs)
-        gradients, collections, carry, sums = accumulated(state, batch)
+        gradients, collections, carry, sums = accumulated(sum_gradients, config.optimizer.accumulate, state, batch)
         if axis_name is not None:
             gradients, sums = jax.lax.psum((gradients, sums), axis_name)
         gradients = jax.tree.map(lambda g: g / sums["count"].astype(g.dtype), gradients)
@@ -143,6 +119,32 @@ def make_train_step(
         return new, {**sums, "grad_norm": optax.tree.norm(gradients)}
 
     return train_step
+
+
+def accumulated(
+    sum_gradients: Callable[..., Any], k: int, state: TrainState, batch: Batch
+) -> tuple[Any, Any, Any, Sums]:
+    """The sums of gradients and metrics over `k` micro-batches, one after the other; the collections and the carry."""
+    if k == 1:
+        return sum_gradients(state, state.collections, state.carry, batch, 0)
+    # Micro-batch m takes rows m, m + k, ...: each device keeps its own rows.
+    rows = (dict(batch), state.carry)
+    pieces = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, k, *x.shape[1:]), 1, 0), rows)
+
+    def body(totals: tuple[Any, Any, Sums], item: tuple[jax.Array, tuple[Batch, Any]]) -> tuple[Any, Any]:
+        gradients, collections, sums = totals
+        micro, (batch, carry) = item
+        more, collections, after, more_sums = sum_gradients(state, collections, carry, batch, micro)
+        totals = jax.tree.map(jnp.add, gradients, more), collections, jax.tree.map(jnp.add, sums, more_sums)
+        return totals, after
+
+    batch, carry = jax.tree.map(lambda x: x[0], pieces)
+    shapes = jax.eval_shape(sum_gradients, state, state.collections, carry, batch, 0)
+    gradients, _, _, sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    totals = (gradients, state.collections, sums)
+    (gradients, collections, sums), after = jax.lax.scan(body, totals, (jnp.arange(k), pieces))
+    after = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), after)
+    return gradients, collections, after, sums
 
 
 def make_eval_step(

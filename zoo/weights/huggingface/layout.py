@@ -51,7 +51,7 @@ class Layout(NamedTuple):
         for name, tensor in tensors.items():
             ending, now = next(((old, new) for old, new in self.older if name.endswith(old)), ("", ""))
             named[begin.sub(self.prefix, name.removesuffix(ending) + now)] = tensor
-        if self.tied and self.tied[0] not in self.names(variables) and set(self.tied) <= set(named):
+        if self.tied and self.tied[0] not in self._groups(variables) and set(self.tied) <= set(named):
             head, embedding = (named[name] for name in self.tied)
             if head is not embedding and not np.array_equal(head, embedding):
                 raise ValueError(f"its {self.tied[0]} is not its embedding, as in a tied model; give tied=False")
