@@ -1,18 +1,13 @@
 """BERT of Hugging Face's transformers, with each of its heads, both ways; and the sentence embeddings of the real
 all-MiniLM-L6-v2, to 1e-5."""
 
-import jax
 import numpy as np
 import pytest
 
 import zoo
+from tests.parity.peers import close, drawn, there_and_back, torch, transformers
 from zoo.inputs.text import read_tokenizer
 
-torch = pytest.importorskip("torch", reason="parity compares with torch")
-from benchmarks.peers import torchvision_models  # noqa: E402
-
-torchvision_models()  # loaded also where its operators do not, on which transformers would stumble
-transformers = pytest.importorskip("transformers", reason="parity compares with transformers")
 pytestmark = pytest.mark.parity
 
 B, T, V = 3, 12, 37
@@ -33,17 +28,8 @@ def peer(name):
     """A model of transformers with weights that are not small, and scales around 1."""
     torch.manual_seed(0)
     kind, fields = PEERS[name]
-    model = kind(transformers.BertConfig(**SMALL, **fields)).eval()
-    for key, parameter in model.named_parameters():
-        scale = parameter.ndim == 1 and key.endswith("weight")
-        torch.nn.init.normal_(parameter, mean=1.0 if scale else 0.0, std=0.2)
-    return model
-
-
-def close(ours, theirs):
-    ours, theirs = np.asarray(ours), theirs.detach().float().numpy()
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+    model = kind(transformers.BertConfig(**SMALL, **fields))
+    return drawn(model)
 
 
 def compare(model, variables, other):
@@ -70,16 +56,7 @@ def compare(model, variables, other):
 @pytest.mark.parametrize("name", PEERS)
 def test_theirs_to_ours_and_back(name, scan_layers, tmp_path):
     other = peer(name)
-    other.save_pretrained(tmp_path / "theirs")
-    model, variables = zoo.from_pretrained(tmp_path / "theirs", scan_layers=scan_layers)
-    compare(model, variables, other)
-    zoo.save_pretrained(model, variables, tmp_path / "ours")
-    back, report = type(other).from_pretrained(tmp_path / "ours", output_loading_info=True)
-    assert not any(report.values())
-    compare(model, variables, back.eval())
-    again, same = zoo.from_pretrained(tmp_path / "ours", scan_layers=scan_layers)
-    assert again == model
-    jax.tree.map(np.testing.assert_array_equal, same, variables)
+    there_and_back(other, type(other), compare, tmp_path, scan_layers=scan_layers)
 
 
 def test_a_body_in_shards_gets_a_head(tmp_path):

@@ -3,20 +3,15 @@ largest value."""
 
 import functools
 
+import jax
 import numpy as np
 import pytest
 
 import zoo
+from tests.parity.peers import close, there_and_back, torch, transformers
 from zoo.weights import save_native
 
-torch = pytest.importorskip("torch", reason="parity compares with torch")
-from benchmarks.peers import torchvision_models  # noqa: E402
-
-torchvision_models()  # loaded also where its operators do not, on which transformers would stumble
-transformers = pytest.importorskip("transformers", reason="parity compares with transformers")
 pytestmark = pytest.mark.parity
-
-import jax  # noqa: E402
 
 B, T, S, V = 3, 14, 30, 37
 LENGTHS = np.array([30, 11, 1], np.int32)
@@ -44,12 +39,6 @@ def peer(name):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)
     return model
-
-
-def close(ours, theirs):
-    ours, theirs = np.asarray(ours), theirs.detach().float().numpy()
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
 def tokens(steps):
@@ -82,20 +71,8 @@ def compare(model, variables, other):
 @pytest.mark.parametrize("name", PEERS)
 def test_theirs_to_ours_and_back(name, scan_layers, tmp_path):
     other = peer(name)
-    other.save_pretrained(tmp_path / "theirs")
-    model, variables = zoo.from_pretrained(tmp_path / "theirs", scan_layers=scan_layers)
-    compare(model, variables, other)
-    zoo.save_pretrained(model, variables, tmp_path / "ours")
-    back, report = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
-    assert type(back) is type(other)
-    assert not any(report.values())
-    states = other.state_dict(), back.state_dict()
-    assert set(states[0]) == set(states[1])
-    assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())
+    _, back = there_and_back(other, transformers.AutoModelForSeq2SeqLM, compare, tmp_path, scan_layers=scan_layers)
     assert back.config.scale_decoder_outputs == other.config.scale_decoder_outputs
-    again, same = zoo.from_pretrained(tmp_path / "ours", scan_layers=scan_layers)
-    assert again == model
-    jax.tree.map(np.testing.assert_array_equal, same, variables)
 
 
 def test_greedy_decoding_says_what_theirs_does(tmp_path):

@@ -3,20 +3,15 @@ largest value."""
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 import zoo
+from tests.parity.peers import close, drawn, there_and_back, torch, transformers
 from zoo.weights import read_safetensors, save_native
 
-torch = pytest.importorskip("torch", reason="parity compares with torch")
-from benchmarks.peers import torchvision_models  # noqa: E402
-
-torchvision_models()  # loaded also where its operators do not, on which transformers would stumble
-transformers = pytest.importorskip("transformers", reason="parity compares with transformers")
 pytestmark = pytest.mark.parity
-
-import jax  # noqa: E402
 
 B, T, V = 2, 24, 37
 NO_ENDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -61,17 +56,8 @@ PEERS = {
 def peer(name):
     """A model of transformers with weights that are not small, and scales around 1."""
     torch.manual_seed(0)
-    model = PEERS[name]().eval()
-    for key, parameter in model.named_parameters():
-        scale = parameter.ndim == 1 and key.endswith("weight")
-        torch.nn.init.normal_(parameter, mean=1.0 if scale else 0.0, std=0.2)
-    return model
-
-
-def close(ours, theirs):
-    ours, theirs = np.asarray(ours), theirs.detach().float().numpy()
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+    model = PEERS[name]()
+    return drawn(model)
 
 
 def tokens():
@@ -94,20 +80,7 @@ def compare(model, variables, other):
 @pytest.mark.parametrize("name", PEERS)
 def test_theirs_to_ours_and_back(name, scan_layers, tmp_path):
     other = peer(name)
-    other.save_pretrained(tmp_path / "theirs")
-    model, variables = zoo.from_pretrained(tmp_path / "theirs", scan_layers=scan_layers)
-    compare(model, variables, other)
-    zoo.save_pretrained(model, variables, tmp_path / "ours")
-    back, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
-    assert type(back) is type(other)
-    assert not any(report.values())
-    compare(model, variables, back.eval())
-    states = other.state_dict(), back.state_dict()
-    assert set(states[0]) == set(states[1])
-    assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())
-    again, same = zoo.from_pretrained(tmp_path / "ours", scan_layers=scan_layers)
-    assert again == model
-    jax.tree.map(np.testing.assert_array_equal, same, variables)
+    there_and_back(other, transformers.AutoModelForCausalLM, compare, tmp_path, scan_layers=scan_layers)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])

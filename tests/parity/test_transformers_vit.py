@@ -1,18 +1,13 @@
 """The ViT of Hugging Face's transformers: weights in and out, logits and hidden states to 1e-5 of the largest value."""
 
+import jax
 import numpy as np
 import pytest
 
 import zoo
+from tests.parity.peers import close, drawn, there_and_back, torch, transformers
 
-torch = pytest.importorskip("torch", reason="parity compares with torch")
-from benchmarks.peers import torchvision_models  # noqa: E402
-
-torchvision_models()  # loaded also where its operators do not, on which transformers would stumble
-transformers = pytest.importorskip("transformers", reason="parity compares with transformers")
 pytestmark = pytest.mark.parity
-
-import jax  # noqa: E402
 
 SMALL = {
     **{"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48},
@@ -30,17 +25,8 @@ IMAGES = np.random.default_rng(0).normal(size=(2, 40, 40, 3)).astype(np.float32)
 def peer(name="gelu", kind="ViTForImageClassification", **options):
     """A model of transformers with weights that are not small, and scales around 1."""
     torch.manual_seed(0)
-    model = getattr(transformers, kind)(transformers.ViTConfig(**{**SMALL, **CONFIGS[name]}), **options).eval()
-    for key, parameter in model.named_parameters():
-        scale = parameter.ndim == 1 and key.endswith("weight")
-        torch.nn.init.normal_(parameter, mean=1.0 if scale else 0.0, std=0.2)
-    return model
-
-
-def close(ours, theirs):
-    ours, theirs = np.asarray(ours), theirs.detach().float().numpy()
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+    model = getattr(transformers, kind)(transformers.ViTConfig(**{**SMALL, **CONFIGS[name]}), **options)
+    return drawn(model)
 
 
 def compare(model, variables, other, **options):
@@ -72,20 +58,10 @@ def same_state(other, back):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_theirs_to_ours_and_back(name, scan_layers, tmp_path):
     other = peer(name)
-    other.save_pretrained(tmp_path / "theirs")
-    model, variables = zoo.from_pretrained(tmp_path / "theirs", scan_layers=scan_layers)
+    model, _ = there_and_back(
+        other, transformers.AutoModelForImageClassification, compare, tmp_path, scan_layers=scan_layers
+    )
     assert model.num_classes == other.config.num_labels
-    compare(model, variables, other)
-    zoo.save_pretrained(model, variables, tmp_path / "ours")
-    auto = transformers.AutoModelForImageClassification
-    back, report = auto.from_pretrained(tmp_path / "ours", output_loading_info=True)
-    assert type(back) is type(other)
-    assert not any(report.values())
-    compare(model, variables, back.eval())
-    same_state(other, back)
-    again, same = zoo.from_pretrained(tmp_path / "ours", scan_layers=scan_layers)
-    assert again == model
-    jax.tree.map(np.testing.assert_array_equal, same, variables)
 
 
 @pytest.mark.parametrize("pooler", [False, True])

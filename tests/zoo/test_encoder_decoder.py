@@ -8,59 +8,27 @@ import numpy as np
 import pytest
 
 import zoo
+from tests.zoo.sources import (
+    BUCKETS,
+    LENGTHS,
+    SOURCE,
+    TOKENS,
+    TOLERANCE,
+    TRANSFORMER,
+    TRANSFORMERS,
+    B,
+    S,
+    T,
+    encoded,
+    forced,
+    kinds,
+    step,
+    tiny,
+    whole,
+)
 from zoo.decode import Sampling, sample
 from zoo.registry import abstract_variables
 from zoo.transformer.layers import stacked, unstacked
-
-SMALL = {"vocab_size": 11, "hidden_size": 16, "num_layers": 2, "num_heads": 4, "mlp_size": 24, "max_length": 16}
-QUIET = {**SMALL, "dropout_rate": 0.0}
-BUCKETS = {"num_buckets": 8, "max_distance": 6}  # so that seven tokens fill them
-TINY = {  # name, fields
-    "post_norm": ("transformer_base", QUIET),
-    "pre_norm": ("transformer_base", {**QUIET, "norm_first": True, "source_vocab_size": 13, "tied": False}),
-    "t5": ("t5_small", {**QUIET, **BUCKETS, "head_dim": 6}),
-    "t5_1.1": ("t5_small", {**QUIET, **BUCKETS, "activation": "geglu", "tied": False}),
-}
-KINDS = [kind if kind in ("post_norm", "t5") else pytest.param(kind, marks=pytest.mark.slow) for kind in TINY]
-B, T, S = 3, 7, 5
-RNG = np.random.default_rng(0)
-TOKENS = RNG.integers(0, 11, (B, T)).astype(np.int32)
-SOURCE = RNG.integers(0, 11, (B, S)).astype(np.int32)
-LENGTHS = np.array([5, 2, 3], np.int32)
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
-
-
-@functools.cache
-def tiny(kind, **fields):
-    """A tiny model and its variables, moved from where norms and biases begin."""
-    name, own = TINY[kind]
-    model = zoo.create_model(name, **{**own, **fields})
-    variables = jax.jit(model.init)(jax.random.key(0), TOKENS)
-    leaves, structure = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return model, jax.tree.unflatten(structure, moved)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def forced(model, variables, tokens, source, source_lengths=None):
-    """The logits of all tokens at once."""
-    return model.apply(variables, tokens, source=source, source_lengths=source_lengths)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def encoded(model, variables, max_length):
-    return model.apply(variables, SOURCE, LENGTHS, max_length, method="encode")
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def step(model, variables, tokens, state, lengths=None):
-    return model.apply(variables, tokens, state, lengths)
-
-
-@functools.cache
-def whole(kind):
-    return forced(*tiny(kind), TOKENS, SOURCE, LENGTHS)
 
 
 @pytest.mark.parametrize(
@@ -100,50 +68,7 @@ def test_shapes_and_dtypes(name, dtype):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} == {"int32", dtype}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("pieces", [[1] * T, [2, 1, 4]])
-def test_token_by_token_in_chunks_and_all_at_once(kind, pieces):
-    model, variables = tiny(kind)
-    state, seen, start = encoded(model, variables, T), [], 0
-    source = state["source"]
-    for size in pieces:
-        logits, state = step(model, variables, TOKENS[:, start : start + size], state)
-        seen.append(logits)
-        start += size
-    np.testing.assert_allclose(np.concatenate(seen, axis=1), whole(kind), **TOLERANCE)
-    assert state["position"].tolist() == [T] * B
-    assert all(leaf.shape[0] == B for leaf in jax.tree.leaves(state))
-    jax.tree.map(np.testing.assert_array_equal, state["source"], source)
-    assert state["source"]["lengths"].tolist() == LENGTHS.tolist()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_ragged_rows_go_on_where_their_tokens_end(kind):
-    model, variables = tiny(kind)
-    lengths = np.array([7, 0, 4], np.int32)
-    logits, state = step(model, variables, TOKENS, encoded(model, variables, 10), lengths)
-    assert state["position"].tolist() == lengths.tolist()
-    more, _ = step(model, variables, TOKENS[:, :3], state)
-    for row, length in enumerate(lengths):
-        own = np.concatenate([TOKENS[row, :length], TOKENS[row, :3]])[None]
-        source = SOURCE[row : row + 1, : LENGTHS[row]]  # also alone, without its padding
-        alone = forced(model, variables, own, source)
-        np.testing.assert_allclose(logits[row, :length], alone[0, :length], **TOLERANCE)
-        np.testing.assert_allclose(more[row], alone[0, length:], **TOLERANCE)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_pads_a_source_is_not_read_and_what_is_in_it_is(kind):
-    model, variables = tiny(kind)
-    padding, word = SOURCE.copy(), SOURCE.copy()
-    padding[1, 2:], padding[2, 3:] = 1, 0
-    word[:, 1] = (word[:, 1] + 1) % 11
-    np.testing.assert_array_equal(forced(model, variables, TOKENS, padding, LENGTHS), whole(kind))
-    moved = np.abs(forced(model, variables, TOKENS, word, LENGTHS) - whole(kind))
-    assert (moved.max(axis=(1, 2)) > 1e-3).all()
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds(TRANSFORMERS))
 def test_later_tokens_do_not_change_earlier_logits(kind):
     model, variables = tiny(kind)
     other = TOKENS.copy()
@@ -155,13 +80,13 @@ def test_later_tokens_do_not_change_earlier_logits(kind):
 
 def test_only_the_order_of_the_source_tells_its_permutations_apart():
     """Sinusoids and distances: without them the two sources would be the same."""
-    for kind in TINY:
+    for kind in TRANSFORMERS:
         model, variables = tiny(kind)
         turned, straight = (forced(model, variables, TOKENS, source) for source in (SOURCE[:, ::-1], SOURCE))
         assert np.abs(turned - straight).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds(TRANSFORMERS))
 def test_every_parameter_learns(kind):
     model, variables = tiny(kind, dropout_rate=0.1)
 
@@ -179,7 +104,7 @@ def test_every_parameter_learns(kind):
         assert np.abs(leaf).max() > (1e-3 if "['key']['bias']" not in name else -1), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds(TRANSFORMERS))
 def test_scanned_layers_are_the_same_layers(kind):
     model, variables = tiny(kind)
     scanned = model.clone(scan_layers=True)
@@ -201,7 +126,7 @@ def test_scanned_layers_are_the_same_layers(kind):
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_remat_changes_no_gradient(scan_layers):
-    fields = {**SMALL, "num_layers": 1}
+    fields = {**TRANSFORMER, "num_layers": 1}
     model = zoo.create_model("t5_small", **fields, **BUCKETS, scan_layers=scan_layers)
     variables = jax.jit(model.init)(jax.random.key(0), TOKENS)
 
@@ -309,4 +234,4 @@ def test_too_many_or_strange_target_tokens():
 )
 def test_sizes_that_do_not_divide(fields, message):
     with pytest.raises(zoo.ZooError, match=message):
-        zoo.create_model("transformer_base", **{**SMALL, **fields}).init(jax.random.key(0), TOKENS)
+        zoo.create_model("transformer_base", **{**TRANSFORMER, **fields}).init(jax.random.key(0), TOKENS)

@@ -1,4 +1,4 @@
-"""The recurrent models from one sequence to another: sizes, the protocol with a source, attention, wrong input."""
+"""The recurrent models from one sequence to another: sizes, an empty source, attention, wrong input."""
 
 import functools
 
@@ -8,69 +8,18 @@ import numpy as np
 import pytest
 
 import zoo
+from tests.zoo.sources import LENGTHS, SEQ2SEQ, SOURCE, TOKENS, TOLERANCE, B, S, T, forced, kinds, tiny, whole
 from zoo.registry import abstract_variables
 from zoo.seq2seq.model import reversed_rows
 
 NAMES = zoo.list_models(family="seq2seq")
-SMALL = {"vocab_size": 11, "embedding_size": 6, "hidden_size": 8, "num_layers": 2, "dropout_rate": 0.0}
-OWN = {**SMALL, "source_vocab_size": 13}
-SHARED = {**SMALL, "source_vocab_size": None}
-TINY = {  # name, fields
-    "lstm": ("seq2seq_lstm", OWN),
-    "gru": ("seq2seq_gru_attention", {**SHARED, "attention_size": 7, "maxout_size": 5, "unroll": 2}),
-    "dot": ("seq2seq_lstm_luong", {**SHARED, "score": "dot"}),
-    "general": ("seq2seq_lstm_luong", {**OWN, "score": "general"}),
-    "concat": ("seq2seq_lstm_luong", {**SHARED, "num_layers": 1, "score": "concat"}),
-    "unfed": ("seq2seq_lstm_luong", {**OWN, "score": "dot", "input_feeding": False}),
-    "unfed_concat": ("seq2seq_lstm_luong", {**SHARED, "score": "concat", "input_feeding": False}),
-}
-KINDS = [kind if kind in ("lstm", "gru", "general") else pytest.param(kind, marks=pytest.mark.slow) for kind in TINY]
-ATTENTIVE = [kind for kind in TINY if kind != "lstm"]
-B, T, S = 3, 7, 5
-RNG = np.random.default_rng(0)
-TOKENS = RNG.integers(0, 11, (B, T)).astype(np.int32)
-SOURCE = RNG.integers(0, 11, (B, S)).astype(np.int32)
-LENGTHS = np.array([5, 2, 3], np.int32)
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
-
-
-@functools.cache
-def tiny(kind, **fields):
-    """A tiny model and its variables, moved from where biases begin."""
-    name, own = TINY[kind]
-    model = zoo.create_model(name, **{**own, **fields})
-    variables = jax.jit(model.init)(jax.random.key(0), TOKENS)
-    leaves, structure = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [leaf + 0.5 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return model, jax.tree.unflatten(structure, moved)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def forced(model, variables, tokens, source, source_lengths=None):
-    """The logits of all tokens at once."""
-    return model.apply(variables, tokens, source=source, source_lengths=source_lengths)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def encoded(model, variables, source=SOURCE, lengths=LENGTHS):
-    return model.apply(variables, source, lengths, 9, method="encode")
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def step(model, variables, tokens, state, lengths=None):
-    return model.apply(variables, tokens, state, lengths)
+ATTENTIVE = [kind for kind in SEQ2SEQ if kind != "lstm"]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def seen(model, variables, tokens, source, source_lengths):
     options = {"source": source, "source_lengths": source_lengths, "mutable": ["features"]}
     return model.apply(variables, tokens, **options)
-
-
-@functools.cache
-def whole(kind):
-    return forced(*tiny(kind), TOKENS, SOURCE, LENGTHS)
 
 
 # Sizes.
@@ -115,52 +64,10 @@ def test_shapes_and_dtypes(name, dtype):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} == {"int32", dtype} | cells
 
 
-# The sequence protocol.
+# The source.
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("pieces", [[1] * T, [2, 1, 4]])
-def test_token_by_token_in_chunks_and_all_at_once(kind, pieces):
-    model, variables = tiny(kind)
-    state, logits, start = encoded(model, variables), [], 0
-    source = state["source"]
-    for size in pieces:
-        more, state = step(model, variables, TOKENS[:, start : start + size], state)
-        logits.append(more)
-        start += size
-    np.testing.assert_allclose(np.concatenate(logits, axis=1), whole(kind), **TOLERANCE)
-    assert state["position"].tolist() == [T] * B
-    assert all(leaf.shape[0] == B for leaf in jax.tree.leaves(state))
-    jax.tree.map(np.testing.assert_array_equal, state["source"], source)
-    assert state["source"]["lengths"].tolist() == LENGTHS.tolist()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_ragged_rows_go_on_where_their_tokens_end(kind):
-    model, variables = tiny(kind)
-    lengths = np.array([7, 0, 4], np.int32)
-    logits, state = step(model, variables, TOKENS, encoded(model, variables), lengths)
-    assert state["position"].tolist() == lengths.tolist()
-    more, _ = step(model, variables, TOKENS[:, :3], state)
-    for row, length in enumerate(lengths):
-        own = np.concatenate([TOKENS[row, :length], TOKENS[row, :3]])[None]
-        alone = forced(model, variables, own, SOURCE[row : row + 1, : LENGTHS[row]])  # also without its padding
-        np.testing.assert_allclose(logits[row, :length], alone[0, :length], **TOLERANCE)
-        np.testing.assert_allclose(more[row], alone[0, length:], **TOLERANCE)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_pads_a_source_is_not_read_and_what_is_in_it_is(kind):
-    model, variables = tiny(kind)
-    padding, word = SOURCE.copy(), SOURCE.copy()
-    padding[1, 2:], padding[2, 3:] = 1, 0
-    word[:, 1] = (word[:, 1] + 1) % 11
-    np.testing.assert_array_equal(forced(model, variables, TOKENS, padding, LENGTHS), whole(kind))
-    moved = np.abs(forced(model, variables, TOKENS, word, LENGTHS) - whole(kind))
-    assert (moved.max(axis=(1, 2)) > 1e-3).all()
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds(SEQ2SEQ))
 def test_an_empty_source_is_zeros_in_place_of_what_was_read(kind):
     model, variables = tiny(kind)
     lengths = np.array([5, 0, 3], np.int32)
@@ -187,7 +94,7 @@ def test_a_row_is_turned_about_without_its_padding():
 # Training.
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds(SEQ2SEQ))
 def test_every_parameter_learns(kind):
     model, variables = tiny(kind, dropout_rate=0.1)
 
@@ -207,7 +114,7 @@ def test_every_parameter_learns(kind):
 # Features.
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds(SEQ2SEQ))
 def test_features_are_those_documented_and_change_nothing(kind):
     model, variables = tiny(kind)
     logits, changed = seen(model, variables, TOKENS, SOURCE, LENGTHS)
