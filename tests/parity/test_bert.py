@@ -3,9 +3,9 @@ all-MiniLM-L6-v2, to 1e-5."""
 
 import numpy as np
 import pytest
+from peers import close, drawn, there_and_back, torch, transformers
 
 import zoo
-from tests.parity.peers import close, drawn, there_and_back, torch, transformers
 from zoo.inputs.text import read_tokenizer
 
 pytestmark = pytest.mark.parity

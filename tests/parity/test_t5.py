@@ -6,9 +6,9 @@ import functools
 import jax
 import numpy as np
 import pytest
+from peers import close, there_and_back, torch, transformers
 
 import zoo
-from tests.parity.peers import close, there_and_back, torch, transformers
 from zoo.weights import save_native
 
 pytestmark = pytest.mark.parity

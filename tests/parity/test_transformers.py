@@ -6,9 +6,9 @@ import json
 import jax
 import numpy as np
 import pytest
+from peers import close, drawn, there_and_back, torch, transformers
 
 import zoo
-from tests.parity.peers import close, drawn, there_and_back, torch, transformers
 from zoo.weights import read_safetensors, save_native
 
 pytestmark = pytest.mark.parity

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
+from peers import close, drawn, there_and_back, torch, transformers
 
 import zoo
-from tests.parity.peers import close, drawn, there_and_back, torch, transformers
 
 pytestmark = pytest.mark.parity
 

@@ -1,10 +1,13 @@
 """Runs of `python -m train` in processes of their own, and what they leave behind."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import subprocess
 import sys
+
+import train
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = ["--model.args", "widths=(4,)", "hidden_size=16", "--steps", "120", "--eval-every", "10", "--log.every", "7"]
@@ -42,3 +45,19 @@ def fingerprint(workdir):
     del result["seconds"]
     export = (workdir / "export" / "model.safetensors").read_bytes()
     return metas, (workdir / "metrics.jsonl").read_text(), result, export
+
+
+def resumed_like(whole, config, folder):
+    """Trains in two halves what was trained to its end in `whole`; asserts that all is the same to the bit.
+
+    Returns what the last checkpoint says of the undisturbed run.
+    """
+    half = dataclasses.replace(config, workdir=str(folder))
+    decay = dataclasses.replace(config.optimizer, decay_steps=config.steps)
+    train.run(dataclasses.replace(half, steps=config.steps // 2, optimizer=decay))
+    train.run(dataclasses.replace(half, resume=True, optimizer=decay))
+    metas, metrics, _, export = fingerprint(whole)
+    again, resumed_metrics, _, resumed_export = fingerprint(folder)
+    assert again[config.steps]["digests"] == metas[config.steps]["digests"]
+    assert (resumed_metrics, resumed_export) == (metrics, export)
+    return metas[config.steps]

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import zoo
-from tests.train.runs import finish
+from runs import finish
 from train.config import Config, OptimizerConfig, TextConfig
 from train.data.augment import AugmentConfig
 from train.loop import run

@@ -11,7 +11,7 @@ import pytest
 
 import train
 import zoo
-from runs import fingerprint
+from runs import resumed_like
 from train import Classification, Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextConfig
 from train.__main__ import main
 from train.data import load_dataset, train_batches
@@ -129,16 +129,8 @@ def test_resume_is_bit_exact_and_a_run_ends_with_a_sample(config, tmp_path, caps
     out = capsys.readouterr().out
     assert "a sample:\n" in out
     assert f"python -m zoo generate {whole.workdir}" in out
-    half = dataclasses.replace(config, workdir=str(tmp_path / "half"))
-    decay = dataclasses.replace(config.optimizer, decay_steps=20)
-    train.run(dataclasses.replace(half, steps=10, optimizer=decay))
-    train.run(dataclasses.replace(half, resume=True, optimizer=decay))
-    metas, metrics, _, export = fingerprint(tmp_path / "whole")
-    again, resumed_metrics, _, resumed_export = fingerprint(tmp_path / "half")
-    assert "carry/layers/layer0/0" in metas[20]["digests"]["optimizer"]
-    assert again[20]["digests"] == metas[20]["digests"]
-    assert resumed_metrics == metrics
-    assert resumed_export == export
+    meta = resumed_like(tmp_path / "whole", config, tmp_path / "half")
+    assert "carry/layers/layer0/0" in meta["digests"]["optimizer"]
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["config"]["task"]["kind"] == "LanguageModel"
     assert result["validation"]["loss"] > 0
 
@@ -206,14 +198,7 @@ def test_windows_are_scored_each_from_nothing_before(of_windows):
 
 def test_a_transformers_run_resumes_to_the_bit_and_is_of_use(of_windows, tmp_path, capsys):
     train.run(dataclasses.replace(of_windows, workdir=str(tmp_path / "whole")))
-    half = dataclasses.replace(of_windows, workdir=str(tmp_path / "half"))
-    decay = dataclasses.replace(of_windows.optimizer, decay_steps=20)
-    train.run(dataclasses.replace(half, steps=10, optimizer=decay))
-    train.run(dataclasses.replace(half, resume=True, optimizer=decay))
-    metas, metrics, _, export = fingerprint(tmp_path / "whole")
-    again, resumed_metrics, _, resumed_export = fingerprint(tmp_path / "half")
-    assert again[20]["digests"] == metas[20]["digests"]
-    assert (resumed_metrics, resumed_export) == (metrics, export)
+    resumed_like(tmp_path / "whole", of_windows, tmp_path / "half")
     capsys.readouterr()
     from zoo.__main__ import main as zoo_main
 

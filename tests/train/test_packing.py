@@ -9,7 +9,7 @@ import pytest
 
 import train
 import zoo
-from runs import fingerprint
+from runs import resumed_like
 from train import Config, LabelledTextConfig, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextConfig
 from train.cells import loss_by_position
 from train.data import eval_batches, load_dataset, train_batches
@@ -248,14 +248,7 @@ def test_a_mesh_and_micro_batches_agree_with_one_device(config):
 @pytest.mark.slow
 def test_a_packed_run_resumes_to_the_bit(config, tmp_path):
     train.run(dataclasses.replace(config, workdir=str(tmp_path / "whole")))
-    half = dataclasses.replace(config, workdir=str(tmp_path / "half"))
-    decay = dataclasses.replace(config.optimizer, decay_steps=12)
-    train.run(dataclasses.replace(half, steps=6, optimizer=decay))
-    train.run(dataclasses.replace(half, resume=True, optimizer=decay))
-    metas, metrics, _, export = fingerprint(tmp_path / "whole")
-    again, resumed_metrics, _, resumed_export = fingerprint(tmp_path / "half")
-    assert again[12]["digests"] == metas[12]["digests"]
-    assert (resumed_metrics, resumed_export) == (metrics, export)
+    resumed_like(tmp_path / "whole", config, tmp_path / "half")
 
 
 def test_what_cannot_keep_documents_apart_is_refused(config, tmp_path):

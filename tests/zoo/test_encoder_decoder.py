@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-import zoo
-from tests.zoo.sources import (
+from sources import (
     BUCKETS,
     LENGTHS,
     SOURCE,
@@ -26,6 +24,8 @@ from tests.zoo.sources import (
     tiny,
     whole,
 )
+
+import zoo
 from zoo.decode import Sampling, sample
 from zoo.registry import abstract_variables
 from zoo.transformer.layers import stacked, unstacked

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sources import LENGTHS, SEQ2SEQ, SOURCE, TOKENS, TOLERANCE, B, S, T, forced, kinds, tiny, whole
 
 import zoo
-from tests.zoo.sources import LENGTHS, SEQ2SEQ, SOURCE, TOKENS, TOLERANCE, B, S, T, forced, kinds, tiny, whole
 from zoo.registry import abstract_variables
 from zoo.seq2seq.model import reversed_rows
 

@@ -3,8 +3,7 @@
 import jax
 import numpy as np
 import pytest
-
-from tests.zoo.sources import (
+from sources import (
     LENGTHS,
     SEQ2SEQ,
     SOURCE,
