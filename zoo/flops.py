@@ -1,7 +1,8 @@
 """Floating-point operations of a function, counted from its jaxpr.
 
-Matrix products and convolutions only, two a multiply-add, times a scan's length. XLA's own cost analysis counts a
-loop's body once, and what it counts changes with the compiler; this count depends on the arithmetic alone.
+Matrix products and convolutions only, two a multiply-add, times a scan's length, a kernel's grid, the devices of a
+`shard_map`. XLA's own cost analysis counts a loop's body once and a kernel not at all, and what it counts changes with
+the compiler; this count depends on the arithmetic alone.
 """
 
 import math
@@ -15,7 +16,8 @@ from jax.extend import core
 def count_flops(function: Callable, *args: Any, **kwargs: Any) -> int:
     """FLOPs of one call of `function`; arguments may be arrays or `jax.ShapeDtypeStruct`s, nothing is computed.
 
-    A `while` of unknown length counts one round; of a `cond`, the most expensive branch.
+    A `while` of unknown length counts one round; of a `cond`, the most expensive branch: of a Pallas kernel that skips
+    blocks, all of them.
     """
     return _jaxpr_flops(jax.make_jaxpr(lambda *a: function(*a, **kwargs))(*args).jaxpr)
 
@@ -38,7 +40,19 @@ def _equation_flops(equation: core.JaxprEqn) -> int:
     inner = [_jaxpr_flops(jaxpr) for jaxpr in _inner_jaxprs(params)]
     if name == "cond":
         return max(inner)
-    return sum(inner) * (params["length"] if name == "scan" else 1)
+    return sum(inner) * _rounds(name, params)
+
+
+def _rounds(name: str, params: dict[str, Any]) -> int:
+    """How often an equation does what is inside."""
+    if name == "scan":
+        return params["length"]
+    if name == "pallas_call":
+        return math.prod(params["grid_mapping"].grid)
+    if name == "shard_map":
+        axes = next(value for key, value in params.items() if key.endswith("manual_axes"))  # "newly_" since JAX 0.10
+        return math.prod(params["mesh"].shape[axis] for axis in axes)
+    return 1
 
 
 def _shapes(variables: Sequence[Any]) -> list[tuple[int, ...]]:

@@ -2,8 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
+from jax.experimental import pallas as pl
+from jax.sharding import Mesh, PartitionSpec
 
 import zoo
 from zoo.registry import abstract_variables
@@ -28,6 +31,27 @@ def test_loops_count_every_round():
     assert zoo.count_flops(loop, array(2, 5), array(5, 5)) == 11 * 2 * 2 * 25
     assert zoo.count_flops(jax.jit(loop), array(2, 5), array(5, 5)) == 11 * 2 * 2 * 25
     assert zoo.count_flops(lambda x, w: lax.fori_loop(0, 6, lambda _, x: x @ w, x), array(2, 5), array(5, 5)) == 6 * 100
+
+
+def test_a_kernels_whole_grid_counts():
+    def product(x, w, out):
+        out[...] = x[...] @ w[...]
+
+    def blocks(x, w):
+        spec = pl.BlockSpec((8, 5), lambda i: (i, 0))
+        whole = pl.BlockSpec((5, 5), lambda i: (0, 0))
+        return pl.pallas_call(product, grid=(3,), in_specs=[spec, whole], out_specs=spec, out_shape=array(24, 5))(x, w)
+
+    assert zoo.count_flops(blocks, array(24, 5), array(5, 5)) == 2 * 24 * 25
+
+
+def test_what_each_device_does_on_its_own_rows_counts_for_all():
+    mesh, rows = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "tensor")), PartitionSpec("data")
+    for axes in ({"data"}, {"data", "tensor"}):
+        specs = {"in_specs": (rows, PartitionSpec()), "out_specs": rows}
+        spread = jax.shard_map(jnp.dot, mesh=mesh, **specs, axis_names=axes, check_vma=False)
+        each = 1 if axes == {"data"} else 2  # devices along `tensor` all do the same
+        assert zoo.count_flops(jax.jit(spread), array(8, 5), array(5, 5)) == each * 2 * 8 * 25
 
 
 def test_of_a_cond_the_dearest_branch_counts():
