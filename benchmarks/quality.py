@@ -23,6 +23,7 @@ from zoo.errors import ZooError
 from zoo.weights import torchvision
 
 KINDS = ("loss", "accuracy", "bits_per_character")  # of metrics
+DECODED = ("exact_match", "error_rate", "bleu", "chrf")  # of what the exported weights say
 NOMINAL_GFLOPS = 150.0  # the matrix-product rate at which a nominal minute is a wall minute
 
 
@@ -72,7 +73,7 @@ def run(config: QualityConfig) -> list[dict[str, Any]]:
         rows.append(_row(config, settings, "torch", {"data": dataset.name}, metrics, flops, took, rates))
     for row in rows:
         append_row(pathlib.Path(config.output), row)
-        shown = {name: row[name] for name in row if name.endswith(KINDS) and isinstance(row[name], float)}
+        shown = {name: row[name] for name in row if name.endswith((*KINDS, *DECODED)) and isinstance(row[name], float)}
         figures = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in shown.items())
         print(
             f"{row['framework']} {row['recipe']} seed {row['seed']} on {row['data']}: {figures}; "
@@ -115,6 +116,7 @@ def _row(
     }
     measured = {"": result.get("test", {}), "last_": last, "validation_": result.get("validation", {})}
     row |= {before + kind: metrics.get(kind, "") for before, metrics in measured.items() for kind in KINDS}
+    row |= {before + kind: measured[before].get(kind, "") for before in ("", "validation_") for kind in DECODED}
     row |= {"training_flops": flops, "seconds": round(seconds, 1)}
     row["nominal_minutes"] = seconds / 60 * statistics.median(rates) / NOMINAL_GFLOPS
     row |= dict(zip(("gflops_before", "gflops_halfway", "gflops_after"), rates, strict=True))

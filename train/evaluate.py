@@ -47,7 +47,7 @@ def decoded(task: Any, run: Run, split: Split) -> dict[str, float]:
         return {}
     sources, right = zip(*split.texts, strict=True)
     said = translate(run, sources, beam_size=task.beam_size, length_penalty=task.length_penalty)
-    return quality([best.text for best, *_ in said], right, run.inputs.by_character)
+    return quality([best.text for best, *_ in said], right, run.inputs.by_character, task.spacy_language)
 
 
 def _add(totals: dict[str, float], sums: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from zoo.errors import ZooError
 from zoo.inputs.text import width_for
 
 POOL = 64  # batches whose texts are sorted by length together
-WIDTHS = {"length": ("tokens", "target"), "source_length": ("source",)}  # the arrays that are as wide as their lengths
+WIDTHS = {"source_length": ("source",), "length": ("tokens", "target")}  # the arrays that are as wide as their lengths
 
 
 def train_batches(
@@ -30,7 +30,7 @@ class Batches:
     place in the global batch) and `weight` float32 (ones).
 
     Texts come together with others of about their length: `POOL` batches are drawn at a time, sorted, cut and put in
-    random order; and a batch is as wide as its longest text, to the next power of two, so that few widths compile.
+    random order; and a batch is as wide as its longest text, to the next of a few widths, so that few compile.
     """
 
     def __init__(self, split: Split, batch_size: int, seed: int, process: int = 0, processes: int = 1):
@@ -72,7 +72,7 @@ class Batches:
         return {name: int(lengths[indices].max()) for name, lengths in self.lengths.items()}
 
     def _by_length(self, pool: np.ndarray) -> np.ndarray:
-        """The order of examples by length: of pairs by the source's, then by the target's."""
+        """The order of examples by length: of pairs by the target's, then by the source's."""
         return np.lexsort([lengths[pool] for lengths in self.lengths.values()])
 
     def _permutation(self, epoch: int) -> np.ndarray:
@@ -88,7 +88,7 @@ class Batches:
 
 
 def trimmed(batch: Arrays, longest: dict[str, int]) -> Arrays:
-    """A batch of texts without the padding that all share, its widths powers of two or the full ones."""
+    """A batch of texts without the padding that all share, in one of a few widths or the full one."""
     batch = dict(batch)
     for length, n in longest.items():
         batch |= {name: batch[name][:, : width_for(n)].copy() for name in WIDTHS[length] if name in batch}

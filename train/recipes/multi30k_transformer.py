@@ -13,9 +13,9 @@ def config() -> Config:
     sizes = {"hidden_size": 256, "num_layers": 3, "num_heads": 8, "mlp_size": 512, "norm_first": True}
     return Config(
         workdir="runs/multi30k-transformer",
-        steps=4000,
+        steps=6000,
         batch_size=64,
-        eval_every=500,
+        eval_every=1000,
         model=ModelConfig("transformer_base", {**sizes, "dropout_rate": 0.2}),
         data=PairsConfig(
             "multi30k",
