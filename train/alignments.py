@@ -71,7 +71,8 @@ def draw_translations(
         pictures[ATTENTION] = picture
     lengths = split.arrays["source_length"][: len(texts)]
     pictures[LENGTHS] = draw_lengths(lengths, edits, sizes, by_character, output / f"{LENGTHS}.png")
-    whole = quality(said, [right for _, right in texts], by_character)
+    assert isinstance(settings.task, Translation)
+    whole = quality(said, [right for _, right in texts], by_character, settings.task.spacy_language)
     summary = f"{dataset.name}: {len(texts):,} pairs of {config.split}, "
     summary += ", ".join(f"{name} {value:.4f}" for name, value in whole.items())
     worst = np.argsort(-edits / sizes, kind="stable")[: config.number]

@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import random
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from train import Config, LogConfig, ModelConfig, OptimizerConfig, PairsConfig, 
 from train.__main__ import main
 from train.data import load_dataset
 from train.loop import make_model
-from train.tasks.translation import edit_distance, quality
+from train.tasks.translation import edit_distance, quality, sampled
 from zoo.__main__ import main as zoo_main
 from zoo.decode import translate
 
@@ -176,6 +177,39 @@ def test_sums_are_those_of_a_plain_loop():
     np.testing.assert_allclose(Translation(0.2).sums(jnp.asarray(logits), data, train=True)["loss"], smooth, rtol=1e-6)
 
 
+def test_scheduled_sampling_tells_what_the_model_says_by_a_rising_share(config):
+    dataset = load_dataset(config.data, ())
+    _, model = make_model(config, dataset)
+    inputs, task = dataset.inputs, Translation(sampling_rate=1.0, sampling_steps=10)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
+    many = {name: np.resize(array, (300, *array.shape[1:])) for name, array in batch().items()}
+    many["row"] = np.arange(300, dtype=np.int32)
+    (own,), kwargs = inputs.arguments(many)
+    said = np.argmax(model.apply(variables, own, **kwargs), axis=-1)
+    mixed = jax.jit(lambda step: sampled(task, model, variables, inputs, many, step, jax.random.key(1))["before"])
+    np.testing.assert_array_equal(mixed(0), own)
+    for step in (10, 99):
+        np.testing.assert_array_equal(mixed(step)[:, 1:], said[:, :-1])
+        assert set(mixed(step)[:, 0].tolist()) == {inputs.first}
+    differs = (said[:, :-1] != own[:, 1:])[many["length"] > 0]
+    taken = np.asarray(mixed(3) != own)[:, 1:][differs]
+    assert abs(taken.mean() - 0.3) < 4 * (0.21 / taken.size) ** 0.5
+
+
+def test_a_run_with_scheduled_sampling_reads_what_was_sampled(config, tmp_path):
+    losses = {}
+    for rate in (0.0, 1.0):
+        folder = tmp_path / str(rate)
+        task = dataclasses.replace(config.task, sampling_rate=rate, sampling_steps=1)
+        log = LogConfig(1, tensorboard=False)
+        train.run(dataclasses.replace(config, workdir=str(folder), steps=2, eval_every=2, task=task, log=log,
+                  optimizer=OptimizerConfig("sgd", 1e-2)))  # fmt: skip
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses[rate] = [line["loss"] for line in lines if line["split"] == "train"]
+    assert losses[0.0][0] == losses[1.0][0]  # at step 0 the share is nothing yet
+    assert losses[0.0][1] != losses[1.0][1]
+
+
 @pytest.mark.parametrize(
     ("a", "b", "edits"), [("", "", 0), ("", "abc", 3), ("abc", "", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)]
 )
@@ -193,11 +227,29 @@ def test_quality_counts_edits_of_the_whole_set():
     assert (same["error_rate"], same["bleu"], same["chrf"]) == (0.0, pytest.approx(100), pytest.approx(100))
 
 
+def test_bleu_on_the_tokens_of_spacy():
+    pytest.importorskip("spacy", reason="spaCy is of the extra benchmarks")
+    right, said = ["they don't run on the street today"], ["they do n't run on the street today"]
+    found = quality(said, right, by_character=False, spacy_language="en")
+    assert found["spacy_bleu"] == pytest.approx(100)
+    assert found["bleu"] < 90
+    with pytest.raises(zoo.ZooError, match=r"task\.spacy-language 'xyz'"):
+        Translation(spacy_language="xyz").check()
+
+
+def test_a_missing_spacy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    with pytest.raises(zoo.ZooError, match=r"task\.spacy-language needs spacy: pip install spacy"):
+        Translation(spacy_language="en").check()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"task": Translation(label_smoothing=1.0)}, r"task.label-smoothing must be in \[0, 1\)"),
         ({"task": Translation(beam_size=0)}, "task.beam-size must be at least 1"),
+        ({"task": Translation(sampling_rate=1.5)}, r"task.sampling-rate must be in \[0, 1\], not 1.5"),
+        ({"task": Translation(sampling_steps=0)}, "task.sampling-steps must be at least 1"),
         ({"task": train.LanguageModel()}, "task LanguageModel does not go with data PairsConfig"),
         ({"data": train.TextConfig()}, "task Translation does not go with data TextConfig"),
         ({"data": PairsConfig(target_path="x")}, "data.target-path goes with a data.path"),

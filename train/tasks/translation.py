@@ -17,12 +17,16 @@ Batch = Mapping[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Translation:
-    """Teacher forcing. The best checkpoint is the one with the most right tokens of validation, each told those before.
+    """Teacher forcing, and if asked for scheduled sampling (Bengio et al. 2015, arXiv:1506.03099).
+
+    The best checkpoint is the one with the most right tokens of validation, each told those before.
 
     When a run ends, and by `python -m train evaluate`, targets are decoded by beam search and compared whole.
     """
 
     label_smoothing: float = 0.1  # probability mass spread evenly over all tokens, in training
+    sampling_rate: float = 0.0  # share of the tokens told in training that are what the model says in their place
+    sampling_steps: int = 1000  # over which that share rises from nothing
     beam_size: int = 5  # of the decoding that a run ends with
     length_penalty: float = 0.6  # exponent of a length by which its score is divided
     spacy_language: str | None = None  # en: BLEU on the tokens of spaCy's blank pipeline too, which is to be installed
@@ -35,6 +39,10 @@ class Translation:
         """ZooError for a value out of range."""
         if not 0 <= self.label_smoothing < 1:
             raise ZooError(f"task.label-smoothing must be in [0, 1), not {self.label_smoothing}")
+        if not 0 <= self.sampling_rate <= 1:
+            raise ZooError(f"task.sampling-rate must be in [0, 1], not {self.sampling_rate}")
+        if self.sampling_steps < 1:
+            raise ZooError(f"task.sampling-steps must be at least 1, not {self.sampling_steps}")
         if self.beam_size < 1:
             raise ZooError(f"task.beam-size must be at least 1, not {self.beam_size}")
         if self.spacy_language is not None:
@@ -80,12 +88,32 @@ class Translation:
         return metrics["accuracy"]
 
 
+def sampled(
+    task: Translation, model: nn.Module, variables: Any, inputs: Any, batch: Batch, step: Any, key: Any
+) -> Batch:
+    """A batch whose `before` is what precedes each token of a target, some of it by what the model says there.
+
+    Those are the likeliest tokens by a first reading of the whole target, so that a Transformer need not go token by
+    token either (Mihaylova and Martins 2019, arXiv:1906.07651); no gradient flows through them.
+    """
+    args, kwargs = inputs.arguments(batch)
+    logits: Any = model.apply(variables, *args, **kwargs)
+    said = jnp.argmax(logits, axis=-1).astype(args[0].dtype)
+    share = task.sampling_rate * jnp.minimum(step / task.sampling_steps, 1.0)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch["row"])
+    mixed = jax.vmap(lambda key: jax.random.bernoulli(key, share, said.shape[1:]))(keys)
+    before = jnp.where(mixed, jnp.roll(said, 1, axis=1), args[0]).at[:, 0].set(inputs.first)
+    return {**batch, "before": jax.lax.stop_gradient(before)}
+
+
 def quality(
     said: Sequence[str], right: Sequence[str], by_character: bool, spacy_language: str | None = None
 ) -> dict[str, float]:
-    """How near texts come to the right ones, as whole sets: the share that is the same (`exact_match`), edits a unit of
-    the right ones (`error_rate`; units are characters, or words between spaces), `bleu` and `chrf` as sacreBLEU
-    has them, of 0 to 100; and with a language `spacy_bleu`, on the tokens of its blank pipeline in place of sacreBLEU's.
+    """How near texts come to the right ones, as whole sets.
+
+    The share that is the same (`exact_match`), edits a unit of the right ones (`error_rate`; units are characters, or
+    words between spaces), `bleu` and `chrf` as sacreBLEU has them, of 0 to 100; and with a language `spacy_bleu`, on
+    the tokens of its blank pipeline in place of sacreBLEU's.
     """
     import sacrebleu
 

@@ -92,11 +92,12 @@ class PairInputs:
         return {"source": padded(rows, self.source.length), "source_length": np.array([*map(len, rows)], np.int32)}
 
     def arguments(self, batch: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What a model is applied to, of sources and their targets: what precedes each token of a target, and the
-        source."""
-        target = jnp.asarray(batch["target"])
-        begin = jnp.full((len(target), 1), BEGIN, target.dtype)
-        before = jnp.concatenate([begin, target[:, :-1]], axis=1)
+        """What a model is applied to, of sources and their targets: what precedes each token of a target (the
+        target's own, if no `before` says otherwise), and the source."""
+        before = batch.get("before")
+        if before is None:
+            target = jnp.asarray(batch["target"])
+            before = jnp.concatenate([jnp.full((len(target), 1), BEGIN, target.dtype), target[:, :-1]], axis=1)
         return (before,), {"source": batch["source"], "source_lengths": batch["source_length"]}
 
     def model_args(self) -> dict[str, int]:

@@ -210,7 +210,7 @@ def padded(rows: Sequence[np.ndarray], length: int) -> np.ndarray:
 def width_for(longest: int) -> int:
     """The width of a batch whose longest text has so many tokens: 8, 12, 16, 24, 32, ..., so that few are compiled."""
     width = max(8, 1 << (max(longest, 1) - 1).bit_length())
-    return width * 3 // 4 if 8 < width and longest <= width * 3 // 4 else width
+    return width * 3 // 4 if width > 8 and longest <= width * 3 // 4 else width
 
 
 def read_tokenizer(path: str | os.PathLike, length: int, labels: Sequence[str] = ()) -> TextInputs:
