@@ -1,14 +1,13 @@
-"""python -m benchmarks list | NAME"""
+"""python -m benchmarks list | run NAME... | NAME [flags] | compare A.csv B.csv | plot FILE | readme"""
 
 import sys
-from typing import Any
 
 from train.memory import use_large_pages
 from zoo.errors import ZooError, unknown
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one benchmark; 0, or 2 for a user's mistake."""
+    """Runs one command; 0, or 2 for a user's mistake."""
     args = sys.argv[1:] if argv is None else argv
     try:
         _run(args)
@@ -26,27 +25,15 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: list[str]) -> None:
     import tyro
 
-    from benchmarks import compiling, decoder, decoding, loop, quality, recurrent, shakespeare, train_step
+    from benchmarks.suite import commands
 
-    benchmarks: dict[str, tuple[Any, Any]] = {
-        "train-step": (train_step.TrainStepConfig, train_step.run),
-        "recurrent-step": (recurrent.RecurrentStepConfig, recurrent.run),
-        "decoder-step": (decoder.DecoderStepConfig, decoder.run),
-        "decoding": (decoding.DecodingConfig, decoding.run),
-        "compile": (compiling.CompileConfig, compiling.run),
-        "memory": (compiling.MemoryConfig, compiling.run_memory),
-        "sampling": (recurrent.SamplingConfig, recurrent.run_sampling),
-        "loop": (loop.LoopConfig, loop.run),
-        "shakespeare": (shakespeare.ShakespeareConfig, shakespeare.run),
-        "quality": (quality.QualityConfig, quality.run),
-    }
     if not args or args[0] in ("list", "-h", "--help"):
-        for name, (config, _) in benchmarks.items():
-            print(f"python -m benchmarks {name:<14} {config.__doc__}")
+        for name, command in commands().items():
+            print(f"python -m benchmarks {name:<14} {(command.config.__doc__ or '').splitlines()[0]}")
         return
-    if args[0] not in benchmarks:
-        raise unknown("benchmark", args[0], [*benchmarks, "list"])
-    config, run = benchmarks[args[0]]
+    if args[0] not in commands():
+        raise unknown("benchmark", args[0], [*commands(), "list"])
+    config, run = commands()[args[0]]
     run(tyro.cli(config, args=args[1:], prog=f"python -m benchmarks {args[0]}"))
 
 

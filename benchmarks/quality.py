@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tyro.conf import Positional
 
 import zoo
 from benchmarks.timer import RESULTS, append_row, circumstances, matmul_gflops
@@ -29,9 +30,12 @@ NOMINAL_GFLOPS = 150.0  # the matrix-product rate at which a nominal minute is a
 
 @dataclasses.dataclass(frozen=True)
 class QualityConfig:
-    """Trains a recipe and appends its figures to a CSV; with --peer, the same recipe in PyTorch after it."""
+    """Trains a recipe and appends its figures to a CSV; with --peer, the same recipe in PyTorch after it.
 
-    recipe: str = "cnn"  # a recipe: python -m train list
+    By convention a recipe of less than ten minutes is trained with seeds 0, 1 and 2, a longer one with seed 0.
+    """
+
+    recipe: Positional[str]  # a recipe: python -m train list
     seed: int = 0  # of weights, data order, augmentation and dropout
     peer: bool = False  # train the PyTorch peer too, from the same weights on the same batches
     output: str = str(RESULTS / "quality.csv")  # the CSV to append to

@@ -126,7 +126,19 @@ def circumstances() -> dict[str, str]:
             row[package] = ""
     commit = _git("rev-parse", "--short", "HEAD")
     dirty = "+" if _git("status", "--porcelain", "--untracked-files=no", ":(top,exclude)benchmarks/results") else ""
-    return {**row, "commit": commit + dirty, "command": f"python -m benchmarks {shlex.join(sys.argv[1:])}"}
+    return {
+        **row,
+        "commit": commit + dirty,
+        "command": f"python -m benchmarks {shlex.join(_without_output(sys.argv[1:]))}",
+    }
+
+
+def _without_output(args: list[str]) -> list[str]:
+    """Where a row goes is not how it is measured."""
+    if "--output" not in args:
+        return [arg for arg in args if not arg.startswith("--output=")]
+    place = args.index("--output")
+    return args[:place] + args[place + 2 :]
 
 
 def append_row(path: pathlib.Path, row: Mapping[str, Any]) -> None:
@@ -142,7 +154,14 @@ def append_row(path: pathlib.Path, row: Mapping[str, Any]) -> None:
         writer = csv.DictWriter(file, list(row), lineterminator="\n")
         if new:
             writer.writeheader()
-        writer.writerow({key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()})
+        writer.writerow({key: cell(value) for key, value in row.items()})
+
+
+def cell(value: Any) -> str:
+    """A value as a row has it; fields of a model as `name=value`."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={item}" for key, item in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def _percentiles(values: Any) -> tuple[float, float, float]:

@@ -1,0 +1,84 @@
+"""The benchmarks by name, and the command that runs their cases."""
+
+import dataclasses
+import fnmatch
+import functools
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from tyro.conf import Positional
+
+from zoo.errors import ZooError, unknown
+
+
+class Command(NamedTuple):
+    """What the flags fill in, and what is done with them."""
+
+    config: type
+    run: Callable[[Any], Any]
+
+
+@functools.cache
+def benchmarks() -> dict[str, Command]:
+    """Those that measure."""
+    from benchmarks import compiling, decoder, decoding, loop, quality, recurrent, shakespeare, train_step, translating
+
+    return {
+        "train-step": Command(train_step.TrainStepConfig, train_step.run),
+        "recurrent-step": Command(recurrent.RecurrentStepConfig, recurrent.run),
+        "decoder-step": Command(decoder.DecoderStepConfig, decoder.run),
+        "decoding": Command(decoding.DecodingConfig, decoding.run),
+        "translating": Command(translating.TranslatingConfig, translating.run),
+        "compile": Command(compiling.CompileConfig, compiling.run),
+        "memory": Command(compiling.MemoryConfig, compiling.run_memory),
+        "sampling": Command(recurrent.SamplingConfig, recurrent.run_sampling),
+        "loop": Command(loop.LoopConfig, loop.run),
+        "shakespeare": Command(shakespeare.ShakespeareConfig, shakespeare.run),
+        "quality": Command(quality.QualityConfig, quality.run),
+    }
+
+
+@functools.cache
+def commands() -> dict[str, Command]:
+    """Those, and what is done with their results."""
+    from benchmarks import compare, table
+
+    return {
+        **benchmarks(),
+        "run": Command(RunConfig, run),
+        "compare": Command(compare.CompareConfig, compare.run),
+        "plot": Command(compare.PlotConfig, compare.plot),
+        "readme": Command(table.ReadmeConfig, table.write),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Runs the cases that README quotes of one or several benchmarks, each in a process of its own."""
+
+    names: Positional[tuple[str, ...]]  # benchmarks, or patterns of them: python -m benchmarks run '*'
+    dry: bool = False  # print the commands alone
+
+
+def run(config: RunConfig) -> None:
+    """ZooError for a name that no benchmark with cases has, and at the end where cases failed."""
+    from benchmarks.table import cases
+
+    known = [name for name in benchmarks() if cases(name)]
+    chosen: dict[str, None] = {}
+    for pattern in config.names or ("",):
+        found = fnmatch.filter(known, pattern)
+        if not found:
+            raise unknown("benchmark with cases", pattern, known)
+        chosen |= dict.fromkeys(found)
+    failed = []
+    for command in [command for name in chosen for command in cases(name)]:
+        print(f"python -m benchmarks {command}", flush=True)
+        if not config.dry:
+            done = subprocess.run([sys.executable, "-m", "benchmarks", *shlex.split(command)], check=False)
+            failed += [command] if done.returncode else []
+    if failed:
+        raise ZooError(f"{len(failed)} failed: {'; '.join(failed)}")

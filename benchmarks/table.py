@@ -1,0 +1,227 @@
+"""README's table of figures, and the cases that `python -m benchmarks run` measures: both are made of LINES.
+
+A case is what follows `python -m benchmarks`. Its figures are those of the newest row, in the file that its benchmark
+appends to, whose columns have the case's settings; a line whose cases have no row yet is not in the table.
+"""
+
+import csv
+import dataclasses
+import functools
+import pathlib
+import shlex
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from benchmarks import suite
+from benchmarks.timer import RESULTS, cell
+from zoo.errors import ZooError
+
+README = RESULTS.parents[1] / "README.md"
+BEGIN, END = "<!-- made by python -m benchmarks readme -->", "<!-- until here -->"
+FREE = "--model.name smollm2_135m --model.args hidden_size=128 num_layers=4 num_heads=4 num_kv_heads=4 mlp_size=352"
+FREE = f"shakespeare --no-peer --steps 1210 2250 '--flags={FREE} --optimizer.learning-rate 2e-2'"
+SHAKESPEARE, NANOGPT = "shakespeare --steps 720 260", {"framework": "torch", "recipe": "nanoGPT's for a CPU"}
+SMALL, LARGE = "--num-layers 1 --hidden-size 128", "--hidden-size 384 --num-layers 6 --num-heads 6"
+RATIO = "{0[ratio]:.2f} ({0[ratio_p10]:.2f} to {0[ratio_p90]:.2f})"
+SPEEDS = "{0[ours_tokens_per_s]:,.0f}, {0[torch_tokens_per_s]:,.0f}; {1[ours_tokens_per_s]:,.0f}, "
+SPEEDS += "{1[torch_tokens_per_s]:,.0f}"
+
+
+class Case(NamedTuple):
+    """A command, and what tells its row from the others that it appends."""
+
+    command: str
+    where: Mapping[str, str] = MappingProxyType({})
+
+
+class Line(NamedTuple):
+    """What was measured; the figures, a format string of the cases' rows; the cases."""
+
+    what: str
+    figures: str
+    cases: tuple[Case, ...]
+
+
+def line(what: str, figures: str, *cases: str | Case) -> Line:
+    return Line(what, figures, tuple(case if isinstance(case, Case) else Case(case) for case in cases))
+
+
+LINES: tuple[Line, ...] = (
+    line("the loop's examples/s over the bare step's: digits", RATIO, "loop --recipe cnn"),
+    line("the same: CIFAR-10", RATIO, "loop --recipe cifar10 --steps 100 --rounds 6"),
+    line("a step of `simple_cnn`, batch 64, seconds over PyTorch's", RATIO, "train-step --model simple_cnn"),
+    line("a step of `resnet20`, batch 64, seconds over PyTorch's", RATIO, "train-step --model resnet20"),
+    line(
+        "a step of `lstm_lm` 2x512, batch 50, length 50, over PyTorch's; over flax's",
+        "{0[ratio_torch]:.2f} ({0[ratio_torch_p10]:.2f} to {0[ratio_torch_p90]:.2f}); {0[ratio_flax]:.2f}",
+        "recurrent-step",
+    ),
+    line(
+        "the same, 1x128; batch 1, 2x512; batch 1, 1x128",
+        "; ".join(f"{{{i}[ratio_torch]:.2f}}, {{{i}[ratio_flax]:.2f}}" for i in range(3)),
+        f"recurrent-step {SMALL}", "recurrent-step --batch-size 1", f"recurrent-step {SMALL} --batch-size 1",
+    ),
+    line(
+        "`gru_lm`, `rnn_lm` 2x512, batch 50, length 50",
+        "; ".join(f"{{{i}[ratio_torch]:.2f}}, {{{i}[ratio_flax]:.2f}}" for i in range(2)),
+        "recurrent-step --cell gru", "recurrent-step --cell rnn",
+    ),
+    line(
+        "`lstm_lm` 2x512 in bfloat16, over PyTorch's in float32",
+        "{0[ratio_torch]:.2f} ({0[ratio_torch_p10]:.2f} to {0[ratio_torch_p90]:.2f})",
+        "recurrent-step --dtype bfloat16 --rounds 5",
+    ),
+    line(
+        "temporaries of `lstm_lm` 2x512 at length 1,024, beside flax's",
+        "{0[ours_temporary_mb]:,.0f} MB, {0[flax_temporary_mb]:,.0f} MB",
+        "recurrent-step --length 1024 --rounds 3",
+    ),
+    line("characters/s, batch 1, beside PyTorch's: 2x512; 1x128", SPEEDS, "sampling", f"sampling {SMALL}"),
+    line(
+        "a step of `nanogpt`, 4x128, batch 12, length 64, over the faster of PyTorch's, eager and compiled",
+        RATIO,
+        "decoder-step --rounds 30",
+    ),
+    line(
+        "the same, 6x384, batch 16, length 256", RATIO, f"decoder-step {LARGE} --batch-size 16 --length 256"
+    ),
+    line(
+        "temporaries of a step, 4x128, batch 1, from 1,024 to 4,096 tokens: in blocks; the whole matrix",
+        "{0[temporary_mb]:,.0f} to {1[temporary_mb]:,.0f} MB; {2[temporary_mb]:,.0f} to {3[temporary_mb]:,.0f} MB",
+        *(Case("memory", {"attention": a, "length": n}) for a in ("blocked", "xla") for n in ("1024", "4096")),
+    ),
+    line(
+        "seconds to trace and to compile a step: 12 layers, 48; scanned",
+        "; ".join(
+            ", ".join(f"{{{i}[trace_seconds]:.1f}} + {{{i}[compile_seconds]:.1f}}" for i in (j, j + 1)) for j in (0, 2)
+        ),
+        *(
+            Case("compile", {"scan_layers": scan, "num_layers": depth})
+            for scan in ("False", "True") for depth in ("12", "48")
+        ),
+    ),
+    line(
+        "tokens/s of `smollm2_135m`, greedy, beside `transformers`: batch 1; 16",
+        "; ".join(f"{{{i}[ours_tokens_per_s]:.0f}}, {{{i}[peer_tokens_per_s]:.0f}}" for i in range(2)),
+        "decoding", "decoding --batch-size 16",
+    ),
+    line(
+        "the same in bfloat16, ours",
+        "{0[bfloat16_tokens_per_s]:.0f}; {1[bfloat16_tokens_per_s]:.0f}",
+        "decoding", "decoding --batch-size 16",
+    ),
+    *(
+        line(
+            f"sentences/s of `{recipe}`, batch 64, beside PyTorch's: greedy; beam 5",
+            "; ".join(f"{{{i}[ours_sentences_per_s]:.0f}}, {{{i}[torch_sentences_per_s]:.0f}}" for i in range(2)),
+            *(Case(f"translating --recipe {recipe}", {"beams": beams}) for beams in ("1", "5")),
+        )
+        for recipe in ("multi30k-gru", "multi30k-transformer")
+    ),
+    line(
+        "nanoGPT's recipe for a CPU, 2,000 steps: PyTorch's loss, seconds",
+        "{0[loss]:.3f}, {0[seconds]:.1f}",
+        Case(SHAKESPEARE, {**NANOGPT, "steps": "2000"}),
+    ),
+    line(
+        "`shakespeare-gpt`, the same model and text, in about that time",
+        "{0[loss]:.3f}, {0[seconds]:.1f}",
+        Case(SHAKESPEARE, {"steps": "720"}),
+    ),
+    line(
+        "`shakespeare-gpt` in 260 steps; its seconds over PyTorch's, without import and compiling",
+        "{0[loss]:.3f}, {0[seconds]:.1f}; {0[seconds_of_peer]:.2f}, {0[train_seconds_of_peer]:.2f}",
+        Case(SHAKESPEARE, {"steps": "260"}),
+    ),
+    line(
+        "all free: Llama's blocks, 4x128, in 1,210 steps; in 2,250",
+        "{0[loss]:.3f}, {0[seconds]:.0f}; {1[loss]:.3f}, {1[seconds]:.0f} ({1[nominal_minutes]:.1f} nominal minutes)",
+        Case(FREE, {"steps": "1210"}), Case(FREE, {"steps": "2250"}),
+    ),
+)  # fmt: skip
+
+
+def cases(name: str) -> list[str]:
+    """The commands of a benchmark's cases, each once."""
+    found = dict.fromkeys(case.command for entry in LINES for case in entry.cases)
+    return [command for command in found if shlex.split(command)[0] == name]
+
+
+@functools.cache
+def settings(command: str) -> tuple[pathlib.Path, dict[str, str]]:
+    """The file that a command appends to, and its settings as that file's columns have them, but for those that say
+    how often and with what seed it measures."""
+    import tyro
+
+    name, *flags = shlex.split(command)
+    config: Any = tyro.cli(suite.benchmarks()[name].config, args=flags, prog=name)
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    path = pathlib.Path(values.pop("output"))
+    left_out = ("rounds", "seed", "peer", "peers")
+    return path, {k: cell(v) for k, v in values.items() if k not in left_out and not isinstance(v, tuple)}
+
+
+def newest(case: Case) -> dict[str, Any] | None:
+    """The case's newest row, numbers as such; None where there is none."""
+    path, wanted = settings(case.command)
+    if not path.is_file():
+        return None
+    wanted = {**wanted, **case.where}
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if all(row[k] == v for k, v in wanted.items() if k in row)]
+    return None if not rows else {name: _number(text) for name, text in rows[-1].items()}
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def markdown() -> str:
+    """The table, and where and with what it was measured."""
+    lines, used = ["| what | figure | command |", "|---|---|---|"], []
+    for what, figures, all_cases in LINES:
+        rows = [newest(case) for case in all_cases]
+        if all(rows):
+            commands = ", ".join(f"`{command}`" for command in dict.fromkeys(case.command for case in all_cases))
+            lines.append(f"| {what} | {figures.format(*rows)} | {commands} |")
+            used += rows
+    return "\n".join([*lines, "", *_places(used)])
+
+
+def _places(rows: list[Any]) -> list[str]:
+    """A line for each machine and set of versions."""
+    keys = ("machine", "python", "jax", "flax", "torch")
+    found: dict[tuple, list[float]] = {}
+    for row in rows:
+        rates = [value for name, value in row.items() if name.startswith("gflops") and isinstance(value, float)]
+        found.setdefault(tuple(row[key] for key in keys), []).extend(rates)
+    return [
+        f"- {machine}, {min(rates):.0f} to {max(rates):.0f} GFLOP/s of float32 matrix product; Python {python}, JAX "
+        f"{jax}, Flax {flax}" + (f", PyTorch {torch}" if torch else "")
+        for (machine, python, jax, flax, torch), rates in sorted(found.items())
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadmeConfig:
+    """Writes the table of figures in README.md anew, from the rows in benchmarks/results."""
+
+    path: str = str(README)  # the file, which has the marks between which the table lies
+
+
+def write(config: ReadmeConfig) -> None:
+    """Replaces what lies between the marks; ZooError where they are not there."""
+    path = pathlib.Path(config.path)
+    path.write_text(replaced(path.read_text(), config.path))
+
+
+def replaced(text: str, name: str = "README.md") -> str:
+    """The text with the table between its marks made anew."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ZooError(f"{name!r} must have the marks {BEGIN} and {END} once each")
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{markdown()}\n\n{END}{rest.split(END)[1]}"

@@ -1,0 +1,161 @@
+"""Sources to targets, greedily and by beam search, beside a PyTorch loop of the same model, in turn.
+
+Both sides decode the same sources, in batches of the same rows, from the same weights; at least 98 % of the targets
+must be equal (where two tokens are about as probable, rounding may part them). Ours is one dispatch a batch. Random
+weights hardly ever end a target, so that all are of `length` tokens; those of a run end theirs as they learnt to.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+import zoo
+from benchmarks.timer import RESULTS, append_row, circumstances, cores, first_call, in_turn
+from train.__main__ import load_recipe
+from train.config import PairsConfig, at_least, from_json
+from train.data.pairs import load_pairs
+from zoo.decode import decode_sources
+from zoo.errors import ZooError
+from zoo.inputs.pairs import SPECIAL, PairInputs
+from zoo.inputs.text import padded, width_for
+from zoo.registry import count_parameters
+from zoo.run import read_config
+
+EQUAL = 0.98  # of the targets, at least
+PENALTY = 0.6  # of length
+Batch = tuple[np.ndarray, np.ndarray]  # sources int32 [B, S] and their lengths [B]
+
+
+@dataclasses.dataclass(frozen=True)
+class TranslatingConfig:
+    """Times sentences a second of an encoder-decoder, greedy and by beam search, beside a PyTorch loop's."""
+
+    recipe: str = "multi30k-gru"  # a recipe of pairs, whose model it is, with random weights
+    run: str = ""  # a run folder instead of it: its weights, and the test sources of its data
+    beams: tuple[int, ...] = (1, 5)  # sizes of beams, 1 is greedy; a row each
+    sentences: int = 256  # how many of them
+    batch_size: int = 64  # sentences at a time
+    source_length: int = 24  # the most tokens of a random source; the fewest are a third of that
+    length: int = 32  # the most tokens of a target
+    peer: bool = True  # PyTorch beside ours
+    rounds: int = 5  # turns of each
+    seed: int = 0  # of weights and sources
+    output: str = str(RESULTS / "translating.csv")  # the CSV to append to
+
+
+def run(config: TranslatingConfig) -> list[dict[str, Any]]:
+    """Measures, prints and appends a row for each size of beam; returns them. ZooError where the peer says others."""
+    for name in ("sentences", "batch_size", "source_length", "length", "rounds"):
+        at_least(name.replace("_", "-"), getattr(config, name), 1)
+    at_least("the number of beams", len(config.beams), 1)
+    at_least("beams", min(config.beams), 1)
+    model, variables, batches = _of_run(config) if config.run else _of_recipe(config)
+    rows = []
+    for beams in config.beams:
+        ours = our_decoding(config, model, variables, batches, beams)
+        said, first = first_call(ours)
+        works, equal = {"ours": ours}, float("nan")
+        theirs = peer_decoding(config, model, variables, batches, beams)
+        if theirs is not None:
+            equal = float((said == theirs()).all(axis=1).mean())
+            if equal < EQUAL:
+                raise ZooError(f"of the targets by {beams} beams only {equal:.1%} are those of PyTorch")
+            works["torch"] = theirs
+        contest = in_turn(works, config.rounds)
+        row: dict[str, Any] = {"recipe": config.recipe, "run": config.run, "beams": beams}
+        row |= {name: getattr(config, name) for name in ("sentences", "batch_size", "source_length", "length")}
+        row |= {"parameters": count_parameters(variables), "tokens": float((said != PairInputs.end).sum(1).mean())}
+        for name in ("ours", "torch"):
+            fast, median, slow = contest.percentiles(name) if name in works else (np.nan,) * 3
+            row[f"{name}_sentences_per_s"] = len(said) / median
+            row |= {f"{name}_p10": len(said) / slow, f"{name}_p90": len(said) / fast}
+        speedup = contest.ratio("torch", "ours") if theirs is not None else (np.nan,) * 3
+        row["speedup_p10"], row["speedup"], row["speedup_p90"] = speedup
+        row |= {"equal": equal, "compile_seconds": first - contest.percentiles("ours")[1]}
+        row |= {**contest.machine(), "rounds": config.rounds, "seed": config.seed, **circumstances()}
+        print(
+            f"{config.run or config.recipe}, {f'beam {beams}' if beams > 1 else 'greedy'}: ours "
+            f"{row['ours_sentences_per_s']:.1f} sentences/s, torch {row['torch_sentences_per_s']:.1f}; "
+            f"{row['speedup']:.2f} times as fast ({row['speedup_p10']:.2f} to {row['speedup_p90']:.2f}); "
+            f"{row['tokens']:.1f} tokens each, {equal:.1%} equal; {contest.remark()}"
+        )
+        append_row(pathlib.Path(config.output), row)
+        rows.append(row)
+    return rows
+
+
+def _of_recipe(config: TranslatingConfig) -> tuple[Any, Any, list[Batch]]:
+    """A recipe's model with vocabularies as large as it may learn, random variables and sources."""
+    settings = load_recipe(config.recipe).config()
+    if not isinstance(settings.data, PairsConfig):
+        raise ZooError(f"translating times recipes of pairs, such as multi30k-gru; {config.recipe} is none")
+    sizes = {"vocab_size": settings.data.vocab_size + SPECIAL}
+    if not settings.data.shared_vocabulary:
+        sizes["source_vocab_size"] = sizes["vocab_size"]
+    model = zoo.create_model(settings.model.name, **{**settings.model.args, **sizes})
+    variables = jax.jit(model.init)(jax.random.key(config.seed), np.zeros((1, 2), np.int32))
+    rng = np.random.default_rng(config.seed)
+    longest, many = config.source_length, config.sentences
+    lengths = rng.integers(-(-longest // 3), longest + 1, many)
+    return model, variables, _batches(config, [rng.integers(SPECIAL, sizes["vocab_size"], n) for n in lengths])
+
+
+def _of_run(config: TranslatingConfig) -> tuple[Any, Any, list[Batch]]:
+    """A run's model and variables, and the first test sources of its data."""
+    found = zoo.load(config.run)
+    settings = from_json(read_config(pathlib.Path(config.run))["config"])
+    if not isinstance(found.inputs, PairInputs) or not isinstance(settings.data, PairsConfig):
+        raise ZooError(f"{config.run!r} is a run of {found.inputs.kind}s, not of pairs")
+    test: Any = load_pairs(settings.data, found.inputs).test
+    if test is None:
+        raise ZooError(f"the data of {config.run!r} have no test split")
+    sources = [found.inputs.encode(source) for source, _ in test.texts[: config.sentences]]
+    return found.model, found.variables, _batches(config, sources)
+
+
+def _batches(config: TranslatingConfig, sources: list[np.ndarray]) -> list[Batch]:
+    """Sources of about one length together, as `zoo.translate` has them."""
+    sources, size = sorted(sources, key=len), config.batch_size
+    parts = [sources[i : i + size] for i in range(0, len(sources), size)]
+    return [(padded(part, width_for(len(part[-1]))), np.array([*map(len, part)], np.int32)) for part in parts]
+
+
+def our_decoding(config: TranslatingConfig, model: Any, variables: Any, batches: list[Batch], beams: int) -> Any:
+    """A call that decodes all batches: tokens int [N, length], `end` after the last."""
+    options: dict[str, Any] = {"first": PairInputs.first, "end": PairInputs.end, "max_length": config.length}
+    options |= {"beam_size": beams, "length_penalty": PENALTY}
+
+    def work() -> np.ndarray:
+        found = [decode_sources(model, variables, *batch, **options).tokens[:, 0] for batch in batches]
+        return np.concatenate([np.asarray(tokens) for tokens in found])
+
+    return work
+
+
+def peer_decoding(config: TranslatingConfig, model: Any, variables: Any, batches: list[Batch], beams: int) -> Any:
+    """The same in PyTorch; None without it."""
+    try:
+        import torch
+    except ImportError:
+        print("torch is not installed: it is left out (pip install '.[benchmarks]')")
+        return None
+    if not config.peer:
+        return None
+    from benchmarks.torch_seq2seq import beam_search, greedy, torch_model
+
+    torch.set_num_threads(cores())
+    peer = torch_model(model, variables).eval()
+    batches = [(source[:, : lengths.max()], lengths) for source, lengths in batches]  # it compiles for no width
+    arrays: list[Any] = [[torch.from_numpy(array.astype(np.int64)) for array in batch] for batch in batches]
+    options: dict[str, Any] = {"first": PairInputs.first, "end": PairInputs.end, "most": config.length}
+
+    def work() -> np.ndarray:
+        if beams == 1:
+            return torch.cat([greedy(peer, *batch, **options) for batch in arrays]).numpy()
+        more = {**options, "beams": beams, "penalty": PENALTY}
+        return torch.cat([beam_search(peer, *batch, **more) for batch in arrays]).numpy()
+
+    return work

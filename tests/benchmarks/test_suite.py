@@ -1,0 +1,116 @@
+"""README's table is what the results say; cases, comparisons and pictures are made of the same rows."""
+
+import shutil
+
+import pytest
+
+from benchmarks import compare, suite, table
+from benchmarks.__main__ import main
+from benchmarks.timer import RESULTS, append_row
+from zoo import ZooError
+
+
+def test_readme_says_what_the_results_say():
+    text = table.README.read_text()
+    assert table.replaced(text) == text, "run: python -m benchmarks readme"
+
+
+def test_every_case_is_a_command_that_parses():
+    for entry in table.LINES:
+        for case in entry.cases:
+            path, settings = table.settings(case.command)
+            assert path.parent == RESULTS
+            assert settings
+
+
+def test_the_newest_row_of_the_same_settings(tmp_path, monkeypatch):
+    output = str(tmp_path / "x.csv")
+    row = {"recipe": "cnn", "steps": 300, "ratio": 0.5, "gflops": 1.0, "machine": "m"}
+    row |= dict.fromkeys(("python", "jax", "flax", "torch"), "")
+    for changed in ({}, {"ratio": 0.75}, {"recipe": "mnist", "ratio": 9.0}, {"steps": 9, "ratio": 8.0}):
+        append_row(tmp_path / "x.csv", {**row, **changed})
+    case = table.Case(f"loop --recipe cnn --rounds 3 --output {output}")
+    assert table.newest(case)["ratio"] == 0.75
+    assert table.newest(case._replace(where={"steps": "9"}))["ratio"] == 8
+    assert table.newest(table.Case(f"loop --recipe lstm --output {output}")) is None
+    none = table.line("none", "", f"loop --recipe lstm --output {output}")
+    monkeypatch.setattr(table, "LINES", [table.line("a ratio", "{0[ratio]:.2f}", case), none])
+    assert table.markdown().splitlines()[2:] == [
+        f"| a ratio | 0.75 | `{case.command}` |",
+        "",
+        "- m, 1 to 1 GFLOP/s of float32 matrix product; Python , JAX , Flax ",
+    ]
+
+
+def test_a_file_without_marks_is_left_alone(tmp_path, capsys):
+    (tmp_path / "x.md").write_text("# x\n")
+    assert main(["readme", "--path", str(tmp_path / "x.md")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: '{tmp_path / 'x.md'}' must have the marks <!-- made by")
+    assert (tmp_path / "x.md").read_text() == "# x\n"
+
+
+def test_run_goes_through_the_cases(capsys):
+    assert main(["run", "loop", "decodin?", "--dry"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"python -m benchmarks {command}" for name in ("loop", "decoding") for command in table.cases(name)]
+    assert len(said) == 4
+
+
+def test_a_case_that_fails_is_named_at_the_end(monkeypatch, capsys):
+    monkeypatch.setattr(table, "LINES", [table.line("", "", "loop --recipe cn", "loop --recipe cnm")])
+    with pytest.raises(ZooError, match="2 failed: loop --recipe cn; loop --recipe cnm"):
+        suite.run(suite.RunConfig(("loop",)))
+
+
+def results(path, ratios, machine="m"):
+    for (cell, size), ratio in ratios.items():
+        row = {"cell": cell, "hidden_size": size, "parameters": 5, "ratio": ratio, "ratio_p10": ratio - 0.1}
+        row |= {"ratio_p90": ratio + 0.1, "gflops": 100.0, "machine": machine, "jax": "0", "date": "", "command": "x"}
+        append_row(path, row)
+    return str(path)
+
+
+def test_two_files_are_compared_case_by_case(tmp_path, capsys):
+    a = results(tmp_path / "a.csv", {("lstm", 8): 1.0, ("lstm", 4): 1.0, ("gru", 4): 2.0})
+    b = results(tmp_path / "b.csv", {("gru", 4): 1.0, ("lstm", 8): 1.1, ("rnn", 4): 1.0})
+    assert compare.run(compare.CompareConfig(a, b)) == {"ratio": pytest.approx(0.8)}  # of 0.5 and 1.1
+    said = [" ".join(text.split()) for text in capsys.readouterr().out.splitlines()]
+    assert said == [
+        "cell lstm, hidden size 8",
+        "ratio 1 1.1 x 1.100 within the spread",
+        "cell gru, hidden size 4",
+        "ratio 2 1 x 0.500",
+        "second over first, median over 2 cases:",
+        "ratio x 0.800 (0.500 to 1.100)",
+        f"only in {a}: cell lstm, hidden_size 4",
+        f"only in {b}: cell rnn, hidden_size 4",
+    ]
+
+
+@pytest.mark.parametrize("name", ["recurrent_step", "decoding", "loop"])
+def test_a_picture_beside_the_file(name, tmp_path):
+    shutil.copy(RESULTS / f"{name}.csv", tmp_path)
+    picture = compare.plot(compare.PlotConfig(str(tmp_path / f"{name}.csv")))
+    assert picture == tmp_path / f"{name}.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_file_of_results_has_cases_and_figures():
+    for path in RESULTS.glob("*.csv"):
+        rows = compare.read(path)
+        assert all(compare.measured(row) for row in rows.values())
+        assert all("--output" not in row["command"] for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["run", "quality"], "error: unknown benchmark with cases 'quality'; there are"),
+        (["run"], "error: unknown benchmark with cases ''; there are"),
+        (["compare", "a.csv", "b.csv"], "error: [Errno 2] No such file or directory: 'a.csv'"),
+        (["plot", "pyproject.toml"], "error: 'pyproject.toml' is no file of results"),
+    ],
+)
+def test_mistakes_get_one_line(args, message, capsys):
+    assert main(args) == 2
+    assert capsys.readouterr().err.startswith(message)
