@@ -13,7 +13,7 @@ def config() -> Config:
     sizes = {"hidden_size": 192, "num_layers": 3, "num_heads": 6, "mlp_size": 768, "norm_first": True}
     return Config(
         workdir="runs/cmudict-transformer",
-        steps=8000,
+        steps=5000,
         batch_size=128,
         eval_every=1000,
         model=ModelConfig("transformer_base", {**sizes, "dropout_rate": 0.1}),

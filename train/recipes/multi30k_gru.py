@@ -13,9 +13,9 @@ def config() -> Config:
     sizes = {"embedding_size": 256, "hidden_size": 512, "attention_size": 256, "maxout_size": 256}
     return Config(
         workdir="runs/multi30k-gru",
-        steps=4000,
+        steps=2400,
         batch_size=64,
-        eval_every=500,
+        eval_every=800,
         model=ModelConfig("seq2seq_gru_attention", {**sizes, "dropout_rate": 0.3}),
         data=PairsConfig(
             "multi30k",
