@@ -63,7 +63,7 @@ def run(config: QualityConfig) -> list[dict[str, Any]]:
         with phases("rate"):
             rates.append(matmul_gflops())
         trainer.train(stop)
-        result = trainer.finish()
+        result = trainer.finish(stop)
         last = trainer.evaluate(trainer.state.eval_variables(), dataset.test) if dataset.test else {}
     rates.append(matmul_gflops())
     seconds = result["seconds"]["total"] - result["seconds"]["rate"]

@@ -1,4 +1,4 @@
-"""python -m train RECIPE | list | evaluate RUN_OR_NAME | report RUN | ./my_recipe.py"""
+"""python -m train RECIPE | list | status RUN | evaluate RUN_OR_NAME | report RUN | ./my_recipe.py"""
 
 import time
 
@@ -26,6 +26,7 @@ USAGE = f"""{__doc__}
   python -m train list                 the recipes, what each costs and reaches
   python -m train cnn                  run one; --help lists its settings
   python -m train cnn --resume         go on where it was stopped or killed
+  python -m train status runs/cnn      whether it lives, its step, rate, time left, last metrics and checkpoint
   python -m train evaluate runs/cnn    metrics of a run, or of a model with --weights, on a data set
   python -m train report runs/cnn      learning curves, confusion, worst mistakes, Grad-CAM, as one page
   python -m train ./my_recipe.py       a recipe of your own: a file with a function config()"""
@@ -54,6 +55,10 @@ def _run(args: list[str]) -> None:
         print(USAGE)
     elif args[0] == "list":
         list_recipes()
+    elif args[0] == "status":
+        from train.status import status_command
+
+        status_command(args[1:])
     elif args[0] == "evaluate":
         from train.evaluate import evaluate_command
 
@@ -107,7 +112,7 @@ def load_recipe(name: str) -> ModuleType:
         return importlib.import_module(f"train.recipes.{files[name].stem}")
     path = pathlib.Path(name)
     if path.suffix != ".py":
-        raise unknown("recipe", name, [*files, "list", "evaluate", "report"])
+        raise unknown("recipe", name, [*files, "list", "status", "evaluate", "report"])
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise ZooError(f"no recipe file {name!r}")

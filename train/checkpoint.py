@@ -7,13 +7,16 @@ and the one before is taken.
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
+from train.report import write_text
 from train.step import TrainState
 from zoo import run as run_folder
 from zoo.errors import ZooError
@@ -77,6 +80,13 @@ class Checkpoints:
             done = self._manager.save(step, args=ocp.args.Composite(**saves, meta=ocp.args.JsonSave(meta)))
         if not done:
             raise ZooError(f"step {step} was not saved: {str(self.folder)!r} has a checkpoint of it already")
+
+    def set_score(self, step: int, score: float) -> None:
+        """Gives a checkpoint on disk, which was saved before it was evaluated, its score."""
+        self.scores[step] = score
+        path = self.folder / str(step) / "meta" / "metadata"  # where Orbax's JSON handler writes it
+        if jax.process_index() == 0:
+            write_text(path, json.dumps({**json.loads(path.read_text()), "score": score, "unevaluated": False}))
 
     def wait(self) -> None:
         """Returns when what was saved is on disk; ZooError where it could not be written."""

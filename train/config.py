@@ -182,6 +182,7 @@ class OptimizerConfig:
 class LogConfig:
     every: int = 50  # steps between lines
     tensorboard: bool = True  # write event files
+    stall: float = 300.0  # seconds without a step, or a batch of an evaluation, after which it is said where it waits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +214,7 @@ class Config:
         at_least("eval-every", self.eval_every, 1)
         at_least("keep", self.keep, 1)
         at_least("log.every", self.log.every, 1)
+        at_least("log.stall", self.log.stall, 1)
         at_least("optimizer.warmup-steps", optimizer.warmup_steps, 0)
         at_least("optimizer.weight-decay", optimizer.weight_decay, 0)
         at_least("optimizer.accumulate", optimizer.accumulate, 1)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import pathlib
+import sys
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -10,7 +12,7 @@ import tyro
 
 import zoo
 from train.config import Config, Data, DataConfig, Task, TextConfig, from_json
-from train.data import Split, eval_batches, load_dataset
+from train.data import Split, eval_batches, eval_steps, load_dataset
 from train.data.pairs import PairSplit
 from train.data.text import check_packed
 from train.sharding import Layout, make_layout
@@ -24,14 +26,26 @@ from zoo.run import Run, read_config
 
 
 def evaluate(
-    eval_step: Any, layout: Layout, variables: Any, split: Split, batch_size: int, task: Any, model: nn.Module
+    eval_step: Any,
+    layout: Layout,
+    variables: Any,
+    split: Split,
+    batch_size: int,
+    task: Any,
+    model: nn.Module,
+    passing: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
-    """The task's metrics of placed `variables` over the whole split."""
+    """The task's metrics of placed `variables` over the whole split.
+
+    `passing(done, total)` hears of every batch before it is read; what it raises ends the evaluation.
+    """
     totals: dict[str, float] = {}
     waiting: list[Any] = []
     batches = eval_batches(split, batch_size, jax.process_index(), jax.process_count())
     carry = layout.put_carry(task.initial_carry(model, batch_size))
-    for batch in batches:
+    total = eval_steps(split, batch_size)
+    for done, batch in enumerate(batches):
+        passing(done, total)
         sums, carry = eval_step(variables, carry, layout.put_batch(batch))
         waiting.append(sums)
         if len(waiting) > layout.bounded - 1:
@@ -39,6 +53,13 @@ def evaluate(
     for sums in waiting:
         _add(totals, layout.fetch(sums))
     return task.metrics(totals)
+
+
+def _passing(done: int, total: int) -> None:
+    """How far it is, on a terminal."""
+    if sys.stderr.isatty():
+        end = "\r" if done + 1 < total else "\r\033[K"
+        print(f"evaluating: {done} of {total} batches", end=end, file=sys.stderr, flush=True)
 
 
 def decoded(task: Any, run: Run, split: Split) -> dict[str, float]:
@@ -120,5 +141,5 @@ def evaluate_target(config: EvaluateConfig) -> dict[str, float]:
     layout, task = make_layout(config.parallel, config.batch_size, 1), config.task
     settings = Config("", 1, config.batch_size, data=config.data, task=task)
     step = layout.compile_eval(make_eval_step(settings, layout.adapt(model), inputs, layout.axis_name))
-    metrics = evaluate(step, layout, layout.put_state(variables), split, config.batch_size, task, model)
+    metrics = evaluate(step, layout, layout.put_state(variables), split, config.batch_size, task, model, _passing)
     return metrics | decoded(task, Run(model, variables, inputs), split)

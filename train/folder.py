@@ -28,7 +28,18 @@ from zoo.run import read_config, step_folders
 from zoo.weights import save_native
 
 # What may differ from the folder's settings when a run is taken up again.
-MAY_CHANGE = ("workdir", "steps", "parallel", "resume", "profile", "keep", "data.dir", "log.every", "log.tensorboard")
+MAY_CHANGE = (
+    "workdir",
+    "steps",
+    "parallel",
+    "resume",
+    "profile",
+    "keep",
+    "data.dir",
+    "log.every",
+    "log.tensorboard",
+    "log.stall",
+)
 
 
 def take(config: Config) -> tuple[Config, pathlib.Path]:

@@ -20,6 +20,7 @@ from train.data import Dataset, Split, load_dataset, train_batches
 from train.data.text import check_packed
 from train.evaluate import decoded, evaluate
 from train.interrupt import Stop
+from train.journal import Journal
 from train.optimizer import check_patterns, make_optimizer
 from train.report import Phases, Report, Trace, draw_curves, write_text
 from train.sharding import Layout, make_layout
@@ -44,11 +45,12 @@ def run(config: Config, seconds_before: float = 0.0) -> dict[str, Any]:
     with phases("data"):
         shape = zoo.model_info(config.model.name).input_shape
         dataset = load_dataset(config.data, shape, folder.stored_vocabulary(workdir))
-    with phases("setup"):
-        trainer = Trainer(config, workdir, dataset, phases)
-    with trainer, Stop() as stop:
-        trainer.train(stop)
-        return trainer.finish()
+    with Stop() as stop:
+        with phases("setup"):
+            trainer = Trainer(config, workdir, dataset, phases)
+        with trainer:
+            trainer.train(stop)
+            return trainer.finish(stop)
 
 
 class Trainer:
@@ -65,24 +67,36 @@ class Trainer:
         meta: dict[str, Any] = {"step": 0, "interval": {"steps": 0, "sums": {}}}
         resumes = ever_saved(workdir)
         state = jax.eval_shape(begin) if resumes else begin(config.model.weights)
-        folder.describe(config, workdir, model_args, dataset)  # from here on nothing is the user's mistake
-        self.checkpoints = Checkpoints(workdir, config.keep)
-        if resumes:
-            state, meta = self.checkpoints.restore(state)
-            print(f"resumed at step {meta['step']}", flush=True)
+        self.journal = Journal(workdir, config.steps, config.log.stall, phases)  # from here on nothing is a mistake
+        try:
+            folder.describe(config, workdir, model_args, dataset)
+            self.checkpoints = Checkpoints(workdir, config.keep)
+            if resumes:
+                clock, size = Clock(0), f"{megabytes(state):,.1f} MB"
+                self.journal.beat(detail=f"restoring {size}")
+                state, meta = self.checkpoints.restore(state)
+                self.journal.say(f"resumed at step {meta['step']}: {size} in {clock.seconds():.1f} s")
+                self.journal.beat(step=meta["step"], detail="")
+        except BaseException as error:
+            self.journal.close(error)
+            raise
         self.state, self.step = layout.put_train_state(state), meta["step"]
         self.interval = Interval(layout, self.step, meta["interval"])
         self.model, axis = layout.adapt(model), layout.axis_name
         self.train_step = layout.compile_train(make_train_step(config, self.model, dataset.inputs, optimizer, axis))
         self.eval_step = layout.compile_eval(make_eval_step(config, self.model, dataset.inputs, axis))
-        self.report = Report(workdir, config, self.step)
+        self.unevaluated = meta.get("unevaluated", False)
+        self.report = Report(workdir, config, self.step, self.unevaluated)
 
     def __enter__(self) -> "Trainer":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
         self.report.close()
-        self.checkpoints.close()
+        try:
+            self.checkpoints.close()
+        finally:
+            self.journal.close(error)
 
     def train(self, stop: Stop, until: int | None = None) -> None:
         """Steps to `until` (the last by default), or until a signal, after which SystemExit.
@@ -91,6 +105,10 @@ class Trainer:
         (which ends a run gone to infinity) before anything is evaluated or saved; records before checkpoints.
         """
         config, layout, interval = self.config, self.layout, self.interval
+        if self.unevaluated and self.dataset.validation is not None:
+            self.checkpoints.set_score(self.step, self._validate(self.dataset.validation, stop))
+            self.report.flush()
+            self.unevaluated = False
         first, trace = self.step, Trace(config.profile_steps(), self.workdir / "profile")
         coming = map(layout.put_batch, self.batches.from_step(self.step, until or config.steps))
         batch = next(coming, None)
@@ -100,22 +118,26 @@ class Trainer:
             with self.phases("compile" if self.step == first else "train"):
                 self.state, metrics = self.train_step(self.state, batch)
                 self.step += 1
+                stop.idle = False
                 batch = next(coming, None)
                 interval.add(metrics)
                 if self.step == first + 1:
                     jax.block_until_ready(metrics)
+                    self.journal.say(f"compiled the step in {clock.seconds():.1f} s")
                     clock = Clock(self.step)
+            self.journal.beat(step=self.step)
             trace.after(self.step, metrics)
             last = self.step == config.steps
             logs = self.step % config.log.every == 0 or last
             evaluates = self.step % config.eval_every == 0 or last
-            if logs or evaluates or stop.signal:
+            leaves = stop.reached(self.step)
+            if logs or evaluates or leaves:
                 with self.phases("train"):
                     interval.read()
                 if logs:
                     self._log(clock.steps_per_second(self.step))
-                if evaluates or stop.signal:
-                    self._evaluate_and_save(evaluates)
+                if evaluates or leaves:
+                    self._evaluate_and_save(evaluates, stop)
                 if stop.signal:
                     self._leave(stop.signal)
                 clock = Clock(self.step)
@@ -125,38 +147,64 @@ class Trainer:
         metrics = {**task.metrics(sums), "grad_norm": sums["grad_norm"] / steps}
         self.report.write(self.step, "train", metrics)
         self.report.event(f"{task.unit}_per_second", steps_per_second * sums["count"] / steps, self.step)
-        self.report.progress(self.step, metrics, steps_per_second, sums["count"] / steps)
+        left = int((self.config.steps - self.step) / steps_per_second) if steps_per_second else 0
+        shown = _shown({name: metrics[name] for name in ("loss", task.metric)})
+        rate = f"{steps_per_second * sums['count'] / steps:,.0f} {task.unit}/s"
+        passed = f"step {self.step}/{self.config.steps}"
+        self.journal.progress(f"{passed}  {shown}  {rate}  {left // 60}:{left % 60:02d} left")
+        self.journal.beat(steps_per_second=steps_per_second)
         self.interval.clear()
 
-    def _evaluate_and_save(self, evaluates: bool) -> None:
-        score = None
+    def _evaluate_and_save(self, evaluates: bool, stop: Stop) -> None:
+        """A signal breaks an evaluation off, which may take longer than the time to leave; it is made up for later."""
+        score, unevaluated = None, False
         if evaluates and self.dataset.validation is not None:
-            metrics = self.evaluate(self.state.eval_variables(), self.dataset.validation)
-            self.report.write(self.step, "validation", metrics)
-            self.report.say(f"step {self.step}: validation {_shown(metrics)}")
-            score = self.config.task.score(metrics)
+            try:
+                score = self._validate(self.dataset.validation, stop)
+            except BrokenOff:
+                unevaluated = True
         with self.phases("checkpoint"):
             self.report.flush()
-            extra = {"interval": self.interval.to_json()}
+            extra = {"interval": self.interval.to_json(), "unevaluated": unevaluated}
             self.checkpoints.save(self.layout.fetch(self.state), self.step, score, extra)
 
-    def evaluate(self, variables: Any, split: Split) -> dict[str, float]:
-        """The task's metrics of placed `variables` on a split, read in batches that the memory holds."""
+    def _validate(self, split: Split, stop: Stop) -> float:
+        """Evaluates on validation data and records it; returns the score."""
+        metrics = self.evaluate(self.state.eval_variables(), split, stop)
+        self.report.write(self.step, "validation", metrics)
+        self.journal.say(f"step {self.step}: validation {_shown(metrics)}")
+        return self.config.task.score(metrics)
+
+    def evaluate(self, variables: Any, split: Split, stop: Stop | None = None) -> dict[str, float]:
+        """The task's metrics of placed `variables` on a split, read in batches that the memory holds.
+
+        BrokenOff where `stop` has a signal before its end.
+        """
+
+        def passing(done: int, total: int) -> None:
+            if stop is not None and stop.signal:
+                raise BrokenOff
+            self.journal.passing(done, total)
+
         with self.phases("evaluate"):
             size, task = self.config.batch_size // self.config.optimizer.accumulate, self.config.task
-            return evaluate(self.eval_step, self.layout, variables, split, size, task, self.model)
+            return evaluate(self.eval_step, self.layout, variables, split, size, task, self.model, passing)
 
     def _leave(self, number: int) -> None:
-        self.checkpoints.wait()
+        with self.phases("checkpoint"):
+            self.checkpoints.wait()
         name, workdir = signal.Signals(number).name, self.config.workdir
-        self.report.say(f"stopped by {name} at step {self.step}; saved. Go on with --resume --workdir {workdir}")
+        self.journal.say(f"stopped by {name} at step {self.step}; saved. Go on with --resume --workdir {workdir}")
         raise SystemExit(128 + number)
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, stop: Stop) -> dict[str, Any]:
         """Tests the best weights once, exports them, draws the curves; returns and writes the result."""
         config, dataset = self.config, self.dataset
         with self.phases("checkpoint"):
             self.checkpoints.wait()
+            stop.idle = True  # all is saved: from here on a signal acts at once
+            if stop.signal:
+                self._leave(stop.signal)
             state, best = self.checkpoints.restore_best(self.layout.fetch(self.state), self.step)
         variables = state.eval_variables()
         placed = self.layout.put_state(variables)
@@ -167,7 +215,7 @@ class Trainer:
                 with self.phases("evaluate"):
                     metrics[split] |= decoded(config.task, Run(self.model, variables, dataset.inputs), examples)
                 counted = f"{examples.size:,} {getattr(examples, 'unit', config.task.unit)}"
-                self.report.say(f"best step {best}: {split} {_shown(metrics[split])} ({counted})")
+                self.journal.say(f"best step {best}: {split} {_shown(metrics[split])} ({counted})")
         with self.phases("report"):
             folder.export(self.workdir, variables, step=best, ema=state.ema is not None, metrics=metrics)
             words = folder.closing_words(self.workdir, config, dataset)
@@ -177,9 +225,13 @@ class Trainer:
         result["seconds"] = self.phases.summary()
         write_text(self.workdir / "result.json", json.dumps(result, indent=2) + "\n")
         seconds = ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items())
-        self.report.say(f"seconds: {seconds}")
-        self.report.say(words)
+        self.journal.say(f"seconds: {seconds}")
+        self.journal.say(words)
         return result
+
+
+class BrokenOff(Exception):
+    """An evaluation that a signal ended."""
 
 
 class Interval:
@@ -223,8 +275,11 @@ class Clock:
     def __init__(self, step: int):
         self.step, self.start = step, time.perf_counter()
 
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
     def steps_per_second(self, step: int) -> float:
-        return (step - self.step) / max(time.perf_counter() - self.start, 1e-9)
+        return (step - self.step) / max(self.seconds(), 1e-9)
 
 
 def make_model(config: Config, dataset: Dataset) -> tuple[dict[str, Any], nn.Module]:
@@ -277,6 +332,11 @@ def initial_state(
     check_patterns(config.optimizer, variables["params"])
     carry = config.task.initial_carry(model, config.batch_size)
     return init_state(variables, optimizer, config.optimizer.ema is not None, carry)
+
+
+def megabytes(tree: Any) -> float:
+    """What the arrays of a tree, or their shapes, take."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 1e6
 
 
 def _shown(metrics: dict[str, float]) -> str:

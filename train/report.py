@@ -1,10 +1,9 @@
-"""What a person sees of a run: the progress line, metrics.jsonl, TensorBoard events, the learning curves."""
+"""The records of a run: metrics.jsonl, TensorBoard events, seconds by phase, the learning curves."""
 
 import contextlib
 import json
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,20 +16,20 @@ from train.config import Config
 class Report:
     """The records of a run folder. `metrics.jsonl` holds what the settings determine; timings go to TensorBoard."""
 
-    def __init__(self, workdir: pathlib.Path, config: Config, step: int):
-        self.path, self.steps, self.task = workdir / "metrics.jsonl", config.steps, config.task
-        cut_back(self.path, step)
+    def __init__(self, workdir: pathlib.Path, config: Config, step: int, unevaluated: bool = False):
+        self.path = workdir / "metrics.jsonl"
+        cut_back(self.path, step, unevaluated)
         self._file = self.path.open("a")
         self._events: Any = None
         if config.log.tensorboard:
             from tensorboardX import SummaryWriter
 
             self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-        self._live = sys.stdout.isatty()
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """One line of metrics.jsonl, and the same to TensorBoard."""
         self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+        self._file.flush()
         for name, value in metrics.items():
             self.event(f"{split}/{name}", value, step)
 
@@ -39,21 +38,8 @@ class Report:
         if self._events is not None:
             self._events.add_scalar(name, value, step)
 
-    def progress(self, step: int, metrics: Mapping[str, float], steps_per_second: float, units_a_step: float) -> None:
-        """The line that lives: step, metrics, examples or tokens a second, time left."""
-        left = int((self.steps - step) / steps_per_second) if steps_per_second else 0
-        shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in ("loss", self.task.metric))
-        rate = f"{steps_per_second * units_a_step:,.0f} {self.task.unit}/s"
-        line = f"step {step}/{self.steps}  {shown}  {rate}  {left // 60}:{left % 60:02d} left"
-        print(f"\r{line:<90}" if self._live else line, end="" if self._live else "\n", flush=True)
-
-    def say(self, line: str) -> None:
-        """A line that stays."""
-        print(f"\r{line:<90}" if self._live else line, flush=True)
-
     def flush(self) -> None:
         """To the disk: what a checkpoint builds on must be there before it."""
-        self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -68,14 +54,18 @@ class Phases:
     def __init__(self, seconds_before: float = 0.0):
         self.seconds: dict[str, float] = {"import": seconds_before} if seconds_before else {}
         self._start = time.perf_counter() - seconds_before
+        self.current, self.since = "other", self._start  # the phase under way, and when it began
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
+        self.current, self.since = name, start
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            end = time.perf_counter()
+            self.seconds[name] = self.seconds.get(name, 0.0) + end - start
+            self.current, self.since = "other", end
 
     def summary(self) -> dict[str, float]:
         """Seconds by phase, rounded, with `other` and `total`."""
@@ -102,14 +92,15 @@ class Trace:
             self.on = False
 
 
-def cut_back(path: pathlib.Path, step: int) -> None:
-    """Drops the lines of metrics.jsonl beyond `step`, and one that a kill cut off."""
+def cut_back(path: pathlib.Path, step: int, unevaluated: bool) -> None:
+    """Drops the lines of metrics.jsonl beyond `step`, those of its evaluation if that is to come, and half a line."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            if json.loads(line)["step"] <= step:
+            row = json.loads(line)
+            if row["step"] < step or (row["step"] == step and not (unevaluated and row["split"] == "validation")):
                 kept.append(line + "\n")
     write_text(path, "".join(kept))
 

@@ -45,6 +45,7 @@ def test_a_run_folder_has_all_that_was_promised(finished):
     workdir, result = finished
     names = {path.name for path in workdir.iterdir()}
     expected = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "export", "result.json", "curves.png"}
+    expected |= {"train.log", "status.json"}
     assert names == expected | {"example.png"}
     assert list((workdir / "tensorboard").iterdir())
     assert sorted(path.name for path in (workdir / "export").iterdir()) == ["config.json", "model.safetensors"]

@@ -126,3 +126,8 @@ def test_nothing_is_overwritten(variables, tmp_path):
     assert path.read_text() == "precious"
     zoo.save_weights(variables, path, overwrite=True)
     assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_a_file_that_cannot_be_written_is_told_of_in_a_line(variables, tmp_path):
+    with pytest.raises(zoo.ZooError, match=r"could not write '.*absent/w.safetensors': .*No such file"):
+        save_native(variables, tmp_path / "absent" / "w.safetensors")

@@ -1,6 +1,7 @@
 """batch(k): a pure function of the seed and k, whatever the layout; and evaluation, each example once."""
 
 import functools
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -122,6 +123,13 @@ class StreamBatches:
     def from_step(self, start: int, stop: int) -> Iterator[Arrays]:
         """Batches `start` to `stop - 1`."""
         return map(self, range(start, stop))
+
+
+def eval_steps(split: Split, batch_size: int) -> int:
+    """How many batches `eval_batches` gives."""
+    if isinstance(split, Stream):
+        return math.ceil(math.ceil((len(split.tokens) - 1) / batch_size) / split.window)
+    return math.ceil(split.size / batch_size)
 
 
 def eval_batches(split: Split, batch_size: int, process: int = 0, processes: int = 1) -> Iterator[Arrays]:

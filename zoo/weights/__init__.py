@@ -141,6 +141,7 @@ def write_safetensors(
     metadata: dict[str, str] | None = None,
 ) -> None:
     """Writes tensors under a temporary name and renames it, so that the file is whole or absent."""
+    from safetensors import SafetensorError
     from safetensors.flax import save_file
 
     path = pathlib.Path(path)
@@ -150,6 +151,8 @@ def write_safetensors(
     try:
         save_file({name: jax.numpy.asarray(tensor) for name, tensor in tensors.items()}, str(temporary), metadata)
         os.replace(temporary, path)
+    except SafetensorError as error:  # a full disk, a folder that may not be written to
+        raise ZooError(f"could not write {str(path)!r}: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,0 +1,304 @@
+"""python -m tests.chaos: runs disturbed at random moments, each taken up again, held to an undisturbed run to the bit.
+
+Every attempt is a process of its own, forked from this one before it knows of any device. A thread in it waits for a
+phase of the run to begin (the data, the setup with its restore, the first compile, a step, an evaluation, a save, the
+report), a random while more, and then does to the process or to its folder what the kind of fault says:
+
+    kill, terminate, terminate twice    SIGKILL, SIGTERM, and another SIGTERM at once
+    full disk                           the run lies on a tmpfs of 16 MB, which is filled to a few kB (needs root)
+    file limit                          RLIMIT_FSIZE: no file grows beyond a few kB
+    read-only folder                    folders lose their write permission; root loses CAP_DAC_OVERRIDE beforehand
+    second run                          SIGSTOP, while another run in the same folder must be refused; SIGCONT
+    clock                               Python's time.time goes back by days, files' times too; then SIGKILL
+    truncate, zero, remove, flip a bit  SIGKILL, and then one file of the newest checkpoint, where there is another
+
+Then the run is taken up with --resume. It must end with status 0, no attempt may show a traceback, and the last
+checkpoint's digests (parameters, optimizer, carried state), metrics.jsonl, result.json but for its seconds, and the
+exported weights must be those of the undisturbed run. Exit status 1 if any is not.
+"""
+
+import argparse
+import collections
+import contextlib
+import ctypes
+import json
+import os
+import pathlib
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+
+import matplotlib.pyplot  # noqa: F401 - what a run imports, imported once before the forks
+import orbax.checkpoint  # noqa: F401
+import sklearn.datasets  # noqa: F401
+import tyro  # noqa: F401
+
+import train.loop  # noqa: F401
+from benchmarks.timer import append_row, circumstances
+from train.__main__ import main
+from train.report import Phases
+from zoo.run import step_folders
+
+ROOT = pathlib.Path(__file__).parents[1]
+OFTEN = ["--steps", "120", "--eval-every", "10", "--log.every", "7", "--batch-size", "16", "--log.no-tensorboard"]
+RECIPES = {
+    "cnn": ["cnn", "--model.args", "widths=(4,)", "hidden_size=16", *OFTEN],
+    "lstm": ["lstm", "--model.args", "hidden_size=16", "--data.path", str(ROOT / "LICENSE"), "--data.context", "8"],
+}
+RECIPES["lstm"] += OFTEN
+MOMENTS = {"start": 1, "setup": 1, "compile": 1, "train": 150, "evaluate": 12, "checkpoint": 12, "report": 1}  # times
+DAMAGES = ("truncate", "zero", "remove", "flip a bit")
+SIGNALS = ("kill", "terminate", "terminate twice")
+FAULTS = (*SIGNALS, "full disk", "file limit", "read-only folder", "second run", "clock", *DAMAGES)
+LIMIT = 600  # seconds that an attempt may take
+
+
+class Fault:
+    """What happens to an attempt: `kind`, at the `occurrence`-th beginning of the phase `moment`, `delay` s later."""
+
+    def __init__(self, rng: random.Random):
+        self.kind = rng.choice(FAULTS)
+        moments = [m for m in MOMENTS if m not in ("start", "setup", "compile") or self.kind in SIGNALS]
+        moments = ["train", "evaluate", "checkpoint"] if self.kind in ("second run", *DAMAGES) else moments
+        self.moment = rng.choice(moments)
+        self.occurrence = rng.randint(
+            3 if self.kind in DAMAGES and MOMENTS[self.moment] > 1 else 1, MOMENTS[self.moment]
+        )
+        self.delay, self.left, self.days = rng.uniform(0, 0.08), rng.randint(0, 64) * 1024, rng.uniform(0, 1000)
+
+    def arm(self, workdir: pathlib.Path, fired: pathlib.Path) -> None:
+        """Sets the trap in this process, which is about to run."""
+        if self.moment == "start":
+            threading.Thread(target=self._strike, args=(workdir, fired), daemon=True).start()
+            return
+        enter, seen = Phases.__call__, collections.Counter()
+
+        def entering(phases: Phases, name: str):
+            seen[name] += 1
+            if name == self.moment and seen[name] == self.occurrence:
+                threading.Thread(target=self._strike, args=(workdir, fired), daemon=True).start()
+            return enter(phases, name)
+
+        Phases.__call__ = entering
+
+    def _strike(self, workdir: pathlib.Path, fired: pathlib.Path) -> None:
+        time.sleep(self.delay)
+        fired.write_text(str(time.monotonic()))
+        if self.kind.startswith("terminate"):
+            for _ in range(1 + ("twice" in self.kind)):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.02)
+        elif self.kind == "full disk":
+            free = os.statvfs(workdir.parent)
+            with contextlib.suppress(OSError), (workdir.parent / "ballast").open("wb", 0) as ballast:
+                ballast.write(b"x" * max(free.f_bavail * free.f_frsize - self.left, 0))
+        elif self.kind == "file limit":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.left, resource.RLIM_INFINITY))
+        elif self.kind == "read-only folder":
+            chmod_folders(workdir, 0o555)
+        elif self.kind == "second run":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        else:
+            if self.kind == "clock":
+                before = time.time
+                time.time = lambda: before() - self.days * 86400
+                for path in [path for path in workdir.rglob("*") if path.is_file()]:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.utime(path, (0, time.time()))
+                time.sleep(self.delay)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Campaign:
+    """Disturbed runs in a folder, a recipe's undisturbed one beside them."""
+
+    def __init__(self, base: pathlib.Path, seed: int):
+        self.base, self.rng, self.disk = base, random.Random(seed), base / "disk"
+        self.disk.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(self.disk)]
+        self.mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+        self.whole = {}
+        for name, args in RECIPES.items():
+            status, output = self.attempt(base / name / "run", args, base / "cache")
+            assert status == 0, output
+            self.whole[name] = fingerprint(base / name / "run")
+
+    def disturbed_run(self, number: int) -> dict[str, str | float]:
+        """One run with one fault, taken up again; drawn anew where its moment never came."""
+        while True:
+            recipe, fault = self.rng.choice(list(RECIPES)), Fault(self.rng)
+            if fault.kind == "full disk" and not self.mounted:
+                continue
+            place = (self.disk if fault.kind == "full disk" else self.base) / str(number)
+            cache = place / "cache" if fault.moment == "compile" else self.base / "cache"
+            row = self._disturb(recipe, fault, place, cache)
+            shutil.rmtree(place)
+            if row is not None:
+                return {"recipe": recipe, "fault": fault.kind, "moment": fault.moment, **row}
+
+    def _disturb(self, recipe: str, fault: Fault, place: pathlib.Path, cache: pathlib.Path) -> dict | None:
+        workdir, args = place / "run", RECIPES[recipe]
+        status, output = self.attempt(workdir, args, cache, fault)
+        if not (place / "fired").exists():
+            return None
+        took = time.monotonic() - float((place / "fired").read_text())
+        if fault.kind in DAMAGES:
+            steps = sorted(step_folders(workdir / "checkpoints"))
+            if len(steps) < 2:
+                return None
+            damage(fault.kind, workdir / "checkpoints" / str(steps[-1]), self.rng)
+        (place / "ballast").unlink(missing_ok=True)
+        chmod_folders(workdir, 0o755)
+        again, more = self.attempt(workdir, [*args, "--resume"], cache)
+        resumed = [line.split()[3].rstrip(":") for line in more.splitlines() if line.startswith("resumed at step")]
+        outcome = "same"
+        if again != 0:
+            outcome = "lost"
+        elif "Traceback" in output + more:
+            outcome = "traceback"
+        elif fingerprint(workdir) != self.whole[recipe]:
+            outcome = "different"
+        if outcome != "same":
+            print(f"{vars(fault)}\n{output}\nstatus {status}, taken up again:\n{more}\nstatus {again}")
+        ended = f"signal {-status}" if status < 0 else f"status {status}"
+        return {"ended": ended, "seconds": took, "resumed": resumed[-1] if resumed else "anew", "outcome": outcome}
+
+    def attempt(self, workdir, args, cache, fault=None) -> tuple[int, str]:
+        """A process that trains; its exit status (a signal's number negative) and what it printed."""
+        workdir.parent.mkdir(parents=True, exist_ok=True)
+        log = workdir.parent / "output"
+        child = fork([*args, "--workdir", str(workdir)], log, cache, fault)
+        end = time.monotonic() + LIMIT
+        ended = 0, 0
+        while ended[0] == 0 or (os.WIFSTOPPED(ended[1]) and not log.with_name("fired").exists()):
+            ended = os.waitpid(child, os.WNOHANG | os.WUNTRACED)
+            if time.monotonic() > end:
+                os.kill(child, signal.SIGKILL)
+                print(f"an attempt took more than {LIMIT} s and was killed")
+            time.sleep(0.01)
+        if os.WIFSTOPPED(ended[1]):
+            second = fork([*args, "--resume", "--workdir", str(workdir)], log.with_name("second"), cache, None)
+            refusal = os.waitstatus_to_exitcode(os.waitpid(second, 0)[1])
+            os.kill(child, signal.SIGCONT)
+            ended = os.waitpid(child, 0)
+            words = log.with_name("second").read_text()
+            assert refusal == 2, words
+            assert "another run is at work" in words, words
+        return os.waitstatus_to_exitcode(ended[1]), log.read_text()
+
+
+def fork(args: list[str], log: pathlib.Path, cache: pathlib.Path, fault: Fault | None) -> int:
+    """The number of a process that runs `python -m train` with these arguments, its output in `log`."""
+    sys.stdout.flush()
+    if child := os.fork():
+        return child
+    try:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(output, stream)
+        os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+        if fault is not None:
+            if fault.kind == "read-only folder":
+                drop_root_powers()
+            fault.arm(pathlib.Path(args[-1]), log.with_name("fired"))
+        status = main(args)
+    except SystemExit as leaving:
+        status = leaving.code
+    except BaseException:
+        traceback.print_exc()
+        status = 70
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def drop_root_powers() -> None:
+    """After this a folder without write permission is so for root's process as well; threads to come inherit it."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
+    words = (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.capget(header, words)
+    words[0] &= ~(1 << 1)  # effective: CAP_DAC_OVERRIDE
+    libc.capset(header, words)
+
+
+def damage(kind: str, checkpoint: pathlib.Path, rng: random.Random) -> None:
+    """Damages one file of a checkpoint, drawn from those that have something in them."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.stat().st_size)
+    path = rng.choice(files)
+    content = bytearray(path.read_bytes())
+    if kind == "remove":
+        path.unlink()
+    elif kind == "truncate":
+        path.write_bytes(content[: rng.randrange(len(content))])
+    elif kind == "zero":
+        path.write_bytes(bytes(len(content)))
+    else:
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+
+
+def chmod_folders(workdir: pathlib.Path, mode: int) -> None:
+    for folder in [workdir, *(path for path in workdir.rglob("*") if path.is_dir())]:
+        if folder.exists():
+            folder.chmod(mode)
+
+
+def fingerprint(workdir: pathlib.Path) -> tuple:
+    """All that must be the same: digests of the last state, metrics, result, exported weights."""
+    last = workdir / "checkpoints" / str(max(step_folders(workdir / "checkpoints")))
+    digests = json.loads((last / "meta" / "metadata").read_text())["digests"]
+    result = json.loads((workdir / "result.json").read_text())
+    del result["seconds"]
+    export = (workdir / "export" / "model.safetensors").read_bytes()
+    return last.name, digests, (workdir / "metrics.jsonl").read_text(), result, export
+
+
+def campaign(runs: int, seed: int, output: str | None) -> int:
+    """Runs, prints and, with `output`, appends a row to a CSV for every kind of fault and moment; 1 if any was lost."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        campaign = Campaign(pathlib.Path(folder), seed)
+        try:
+            for number in range(runs):
+                row = campaign.disturbed_run(number)
+                rows.append(row)
+                print(
+                    f"{number + 1}/{runs}  "
+                    + "  ".join(
+                        f"{name} {value:.4}" if isinstance(value, float) else value for name, value in row.items()
+                    ),
+                    flush=True,
+                )
+        finally:
+            if campaign.mounted:
+                subprocess.run(["umount", str(campaign.disk)], check=True)
+    same = sum(row["outcome"] == "same" for row in rows)
+    print(f"{same} of {runs} ended as if undisturbed (seed {seed})")
+    if output:
+        about = {**circumstances(), "command": f"python -m tests.chaos --runs {runs} --seed {seed}"}
+        kinds = sorted({(row["recipe"], row["fault"], row["moment"]) for row in rows})
+        for kind in kinds:
+            found = [row for row in rows if (row["recipe"], row["fault"], row["moment"]) == kind]
+            counts = {"runs": len(found), "same": sum(row["outcome"] == "same" for row in found)}
+            counts |= {"ended": "; ".join(sorted({row["ended"] for row in found}))}
+            longest = max(row["seconds"] for row in found)
+            named = dict(zip(("recipe", "fault", "moment"), kind, strict=True))
+            append_row(pathlib.Path(output), {**named, **counts, "longest_s": longest, "seed": seed, **about})
+    return int(same < runs)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=100, help="disturbed runs")
+    parser.add_argument("--seed", type=int, default=0, help="of the faults, moments and delays")
+    parser.add_argument("--output", help="the CSV to append the table to; default: only print")
+    options = parser.parse_args()
+    sys.exit(campaign(options.runs, options.seed, options.output))

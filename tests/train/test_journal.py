@@ -1,0 +1,211 @@
+"""What a run says while it lasts, who may work in its folder, and how it leaves when asked to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from test_loop import tiny
+
+import train
+from runs import ROOT, environment
+from train import journal as journal_module
+from train.__main__ import main
+from train.journal import Journal, lives
+from train.report import Phases
+from zoo import ZooError
+
+
+@pytest.fixture
+def quick_beats(monkeypatch):
+    monkeypatch.setattr(journal_module, "BEAT", 0.02)
+
+
+def wait_for(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_run_keeps_others_out_of_its_folder_for_as_long_as_it_lives(tmp_path):
+    journal = Journal(tmp_path, 10, 60.0, Phases())
+    assert lives(tmp_path)
+    with pytest.raises(ZooError, match=r"another run is at work in .*; stop it first, or name another workdir"):
+        Journal(tmp_path, 10, 60.0, Phases())
+    journal.close(None)
+    assert not lives(tmp_path)
+    Journal(tmp_path, 10, 60.0, Phases()).close(None)
+
+
+def test_a_second_run_in_a_folder_is_refused_and_changes_nothing(tmp_path):
+    workdir = tmp_path / "run"
+    train.run(tiny(workdir, steps=10))
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with (workdir / "train.log").open("a") as other:
+        journal_module.fcntl.flock(other, journal_module.fcntl.LOCK_EX)
+        with pytest.raises(ZooError, match="another run is at work"):
+            train.run(tiny(workdir, steps=20, resume=True))
+    assert before == {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    assert train.run(tiny(workdir, steps=10, resume=True))["steps"] == 10
+
+
+def test_whoever_stalls_says_where(quick_beats, tmp_path, capsys):
+    phases = Phases()
+    journal = Journal(tmp_path, 10, 0.2, phases)
+
+    def a_device_that_never_answers():
+        wait_for(lambda: "a_device_that_never_answers" in (tmp_path / "train.log").read_text())
+
+    with phases("train"):
+        journal.beat(step=7)
+        a_device_that_never_answers()
+    journal.close(None)
+    err = capsys.readouterr().err
+    assert "process 0 of 1 on " in err
+    assert "training: nothing done for 0" in err
+    assert "since step 7; it is at" in err
+    assert "in a_device_that_never_answers" in err
+
+
+def test_who_goes_on_is_left_alone(quick_beats, tmp_path, capsys):
+    journal = Journal(tmp_path, 10, 5.0, Phases())
+    for step in range(10):
+        journal.beat(step=step)
+        time.sleep(0.02)
+    journal.close(None)
+    assert capsys.readouterr().err == ""
+
+
+def test_warnings_and_what_ended_a_run_are_in_its_log(tmp_path):
+    optimizer = train.OptimizerConfig("sgd", 1e38, schedule="constant")
+    with pytest.raises(ZooError):
+        train.run(tiny(tmp_path / "run", optimizer=optimizer))
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "ended by ZooError: " in log
+    assert ": stopped, and the checkpoints before it kept" in log
+    assert "compiled the step in " in log
+
+
+def test_status_of_a_finished_a_killed_and_no_run(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    train.run(tiny(workdir))
+    capsys.readouterr()
+    assert main(["status", str(workdir)]) == 0
+    said = capsys.readouterr().out
+    assert f"{workdir}: finished 0:0" in said
+    assert "step 30 of 30 (100%), " in said
+    row = [json.loads(line) for line in (workdir / "metrics.jsonl").open()][-1]
+    assert f"validation at step 30: loss {row['loss']:.4f}" in said
+    assert "last checkpoint: step 30, 0:0" in said
+    about = json.loads((workdir / "status.json").read_text())
+    (workdir / "status.json").write_text(json.dumps({**about, "activity": "training", "step": 12}))
+    assert main(["status", str(workdir)]) == 0
+    said = capsys.readouterr().out
+    assert f"dead: process {os.getpid()} on " in said
+    assert "was training when it was last heard of" in said
+    assert f"--resume --workdir {workdir}" in said
+    for text in ("[]", "{", '{"step": "x"}'):
+        (workdir / "status.json").write_text(text)
+        assert main(["status", str(workdir)]) == 0
+        assert "not at work, and it left no status" in capsys.readouterr().out
+    assert main(["status", str(tmp_path)]) == 2
+
+
+def test_status_of_a_living_run(quick_beats, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    train.run(tiny(workdir))
+    capsys.readouterr()
+    phases = Phases()
+    journal = Journal(workdir, 30, 60.0, phases)
+    with phases("evaluate"):
+        journal.beat(step=10, steps_per_second=2.0)
+        journal.passing(3, 8)
+        wait_for(lambda: "3 of 8" in (workdir / "status.json").read_text())
+        assert main(["status", str(workdir)]) == 0
+    journal.close(None)
+    said = capsys.readouterr().out
+    assert f"alive (process {os.getpid()} on " in said
+    assert "evaluating, 3 of 8 batches" in said
+    assert "step 10 of 30 (33%), 2 steps/s, 0:10 left" in said
+
+
+@pytest.mark.parametrize(("idle", "signals", "status"), [(False, 1, 0), (False, 2, 143), (True, 1, 143)])
+def test_a_signal_waits_to_be_read_and_a_second_or_an_idle_one_acts_at_once(idle, signals, status):
+    """While the main thread is away for 60 s, as in a compiler: Python runs no handler of its own then."""
+    code = f"""
+import ctypes, os, signal, sys, threading, time
+from train.interrupt import Stop
+def send():
+    for _ in range({signals}):
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+    os._exit(0 if stop.signal == signal.SIGTERM and stop.reached(1) else 1)
+with Stop() as stop:
+    stop.idle = {idle}
+    threading.Thread(target=send).start()
+    away = ctypes.CDLL(None).sleep
+    left = 60
+    while left:
+        left = away(left)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, cwd=ROOT, timeout=50
+    )
+    assert done.returncode == status, done.stderr
+    assert done.stderr.count("stopped by SIGTERM") == (status == 143)
+
+
+def test_a_signal_breaks_an_evaluation_off_which_is_made_up_for(tmp_path, monkeypatch):
+    """A signal within the evaluation of step 20: it is saved at once, and evaluated when it goes on."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train.run(tiny(whole))
+    passing, calls = Journal.passing, []
+
+    def interrupted(self, done, total):
+        passing(self, done, total)
+        calls.append(done)
+        if calls.count(0) == 2 and done == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)  # the thread that reads signals notes it
+
+    monkeypatch.setattr(Journal, "passing", interrupted)
+    with pytest.raises(SystemExit) as left:
+        train.run(tiny(broken))
+    monkeypatch.undo()
+    assert left.value.code == 128 + signal.SIGTERM
+    assert calls[-1] == 2
+    meta = json.loads((broken / "checkpoints" / "20" / "meta" / "metadata").read_text())
+    assert (meta["score"], meta["unevaluated"]) == (None, True)
+    assert '"step": 20, "split": "validation"' not in (broken / "metrics.jsonl").read_text()
+    train.run(tiny(broken, resume=True))
+    assert (broken / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+    for step in ("20", "30"):
+        metas = [json.loads((run / "checkpoints" / step / "meta" / "metadata").read_text()) for run in (broken, whole)]
+        assert metas[0] == metas[1]
+    assert (broken / "export" / "model.safetensors").read_bytes() == (
+        whole / "export" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_a_signal_in_the_main_thread_only():
+    """A run in another thread, where Python takes no handlers, goes on without."""
+    from train.interrupt import Stop
+
+    before = signal.getsignal(signal.SIGTERM)
+    found = []
+
+    def elsewhere():
+        with Stop() as stop:
+            found.append(stop.reached(1))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert found == [False]
+    assert signal.getsignal(signal.SIGTERM) is before

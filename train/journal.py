@@ -1,0 +1,168 @@
+"""What a run says while it lasts: to the terminal, to train.log, and to whoever asks by status.json.
+
+train.log is locked for as long as its run lives. So a second run in the same folder is refused, and `python -m train
+status` knows of a run that was killed.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import sys
+import threading
+import time
+import traceback
+import warnings
+from typing import Any
+
+import jax
+
+from train.report import Phases, write_text
+from zoo.errors import ZooError
+
+BEAT = 2.0  # seconds from one status.json to the next
+PASSING = 30.0  # seconds from one line in the log to the next, of what is long under way
+ACTIVITIES = {
+    "setup": "setting up",
+    "compile": "compiling the step",
+    "train": "training",
+    "evaluate": "evaluating",
+    "checkpoint": "saving",
+    "report": "writing the report",
+}
+
+
+class Journal:
+    """A run's voice, and a thread that looks after it; of several processes the first one writes, and all are watched.
+
+    `stall` is after how many seconds without a step, an evaluated batch or a new activity the main thread's stack is
+    shown; the run is left alone.
+    """
+
+    def __init__(self, workdir: pathlib.Path, steps: int, stall: float, phases: Phases):
+        self.workdir, self.stall, self.phases, self.process = workdir, stall, phases, jax.process_index()
+        self.about: dict[str, Any] = {"step": 0, "steps": steps, "steps_per_second": None, "detail": ""}
+        self._log = _locked(workdir) if self.process == 0 else None
+        self._live = sys.stdout.isatty() and self.process == 0
+        self._beaten = self._passed = time.perf_counter()
+        self._warned, warnings.showwarning = warnings.showwarning, self._warn
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="journal", daemon=True)
+        self._thread.start()
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if self.process == 0:
+            print(f"\r{line:<90}" if self._live else line, flush=True)
+            self.note(line)
+
+    def progress(self, line: str) -> None:
+        """A line that the next one replaces on a terminal."""
+        if self.process == 0:
+            print(f"\r{line:<90}" if self._live else line, end="" if self._live else "\n", flush=True)
+            self.note(line)
+
+    def note(self, text: str) -> None:
+        """For the log alone, with the time of day."""
+        if self._log is not None:
+            stamp = time.strftime("%Y-%m-%d %H:%M:%S ")
+            with contextlib.suppress(OSError, ValueError):  # a full disk, a closed file: no reason to stop
+                self._log.write("".join(f"{stamp}{line}\n" for line in text.splitlines()))
+                self._log.flush()
+
+    def beat(self, **about: Any) -> None:
+        """Something was done just now; `about` is what status.json says from here on."""
+        self.about |= about
+        self._beaten = time.perf_counter()
+
+    def passing(self, done: int, total: int) -> None:
+        """How far an evaluation is."""
+        self.beat(detail=f"{done} of {total} batches" if done + 1 < total else "")
+        if done == 0 or self._beaten - self._passed > PASSING:
+            self._passed = self._beaten
+            if done:
+                self.note(self.activity())
+
+    def activity(self) -> str:
+        """What is done at this moment."""
+        doing = ACTIVITIES.get(self.phases.current, "at work")
+        return f"{doing}, {self.about['detail']}" if self.about["detail"] else doing
+
+    def close(self, error: BaseException | None) -> None:
+        """Ends the thread, leaves a last status, gives the folder free; `error` is what ended the run, if anything."""
+        self._closed.set()
+        self._thread.join()
+        warnings.showwarning = self._warned
+        if isinstance(error, Exception):
+            self.note(f"ended by {type(error).__name__}: {error}")
+        self._write_status("finished" if error is None else f"ended by {type(error).__name__}: {error}")
+        if self._log is not None:
+            self._log.close()
+
+    def silence(self) -> float:
+        """Seconds since anything was done."""
+        return time.perf_counter() - max(self._beaten, self.phases.since)
+
+    def _watch(self) -> None:
+        shown = 0.0  # the silence that a stack was shown for; the next is shown after twice as long
+        while True:
+            self._write_status(self.activity())
+            if self._closed.wait(BEAT):
+                return
+            silence = self.silence()
+            if silence > max(self.stall, 2 * shown):
+                shown = silence
+                self._show_stack(silence)
+            elif silence < self.stall:
+                shown = 0.0
+            if self._live and self.phases.current != "train":
+                line = f"{self.activity()} ({time.perf_counter() - self.phases.since:.0f} s)"
+                print(f"\r{line:<90}", end="", flush=True)
+
+    def _show_stack(self, silence: float) -> None:
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        stack = "".join(traceback.format_stack(frame)).rstrip() if frame else "(no frame)"
+        where = f"process {self.process} of {jax.process_count()} on {socket.gethostname()}, {self.activity()}"
+        text = f"{where}: nothing done for {silence:.0f} s since step {self.about['step']}; it is at\n{stack}"
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+        self.note(text)
+
+    def _warn(self, message: Any, *args: Any, **kwargs: Any) -> None:
+        self.note(f"warning: {message}")
+        self._warned(message, *args, **kwargs)
+
+    def _write_status(self, activity: str) -> None:
+        if self._log is None:
+            return
+        about = {**self.about, "activity": activity, "silence": round(self.silence(), 1), "time": time.time()}
+        about |= {"pid": os.getpid(), "host": socket.gethostname(), "processes": jax.process_count()}
+        with contextlib.suppress(OSError):  # a full disk: no reason to stop
+            write_text(self.workdir / "status.json", json.dumps(about) + "\n")
+
+
+def _locked(workdir: pathlib.Path) -> Any:
+    """train.log, open and locked; ZooError where another run has it. Where the disk knows no locks, unlocked."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    log = (workdir / "train.log").open("a")
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.close()
+        raise ZooError(f"another run is at work in {str(workdir)!r}; stop it first, or name another workdir") from None
+    except OSError:
+        warnings.warn(f"{str(workdir)!r} lies where files cannot be locked: start no second run in it", stacklevel=2)
+    return log
+
+
+def lives(workdir: pathlib.Path) -> bool:
+    """Whether a run is at work in the folder."""
+    try:
+        with (workdir / "train.log").open() as log:
+            fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

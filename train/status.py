@@ -1,0 +1,113 @@
+"""python -m train status RUN: how a run is, asked from anywhere; the folder is only read."""
+
+import json
+import pathlib
+import time
+from typing import Any
+
+from train.journal import lives
+from zoo.errors import ZooError
+from zoo.run import BrokenCheckpoint, read_config, read_meta, step_folders
+
+TAIL = 64 * 1024  # bytes of metrics.jsonl that are read: its last lines
+
+
+def status(folder: pathlib.Path) -> str:
+    """Some lines: whether the run lives and what it does, its step, rate and time left, last metrics and checkpoint.
+
+    ZooError where the folder is no run's.
+    """
+    config = read_config(folder)
+    lines = [f"{folder}: {_state(folder, about := _about(folder), alive := lives(folder))}"]
+    if about:
+        lines.append(_place(about, alive))
+    lines += [f"{row.pop('split')} at step {row.pop('step')}: {_shown(row)}" for row in _last_rows(folder)]
+    lines.append(_checkpoints(folder))
+    if not alive and about.get("activity") != "finished":
+        recipe = config.get("config", {}).get("model", {}).get("name", "RECIPE")
+        lines.append(f"go on with: python -m train RECIPE --resume --workdir {folder} (the recipe of {recipe})")
+    return "\n".join(lines)
+
+
+def _state(folder: pathlib.Path, about: dict[str, Any], alive: bool) -> str:
+    if not about:
+        return "at work" if alive else "not at work, and it left no status"
+    where = f"process {about['pid']} on {about['host']}"
+    ago = _duration(max(time.time() - about["time"], 0.0))
+    if alive:
+        quiet = f"; nothing done for {_duration(about['silence'])}" if about["silence"] > 10 else ""
+        return f"alive ({where}), {about['activity']}{quiet}"
+    if about["activity"].startswith(("finished", "ended")):
+        return f"{about['activity']} {ago} ago"
+    return f"dead: {where} was {about['activity']} when it was last heard of, {ago} ago"
+
+
+def _place(about: dict[str, Any], alive: bool) -> str:
+    step, steps, rate = about["step"], about["steps"], about["steps_per_second"]
+    line = f"step {step} of {steps} ({step / max(steps, 1):.0%})"
+    if rate:
+        line += f", {rate:.3g} steps/s"
+        line += f", {_duration((steps - step) / rate)} left" if alive else ""
+    return line
+
+
+def _last_rows(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """The last line of metrics.jsonl of each split."""
+    rows: dict[str, dict[str, Any]] = {}
+    try:
+        with (folder / "metrics.jsonl").open("rb") as file:
+            file.seek(max(file.seek(0, 2) - TAIL, 0))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            row = json.loads(line)
+            rows[str(row["split"])] = {name: row[name] for name in ("split", "step", *row)}
+        except (ValueError, KeyError, TypeError):
+            continue  # a line that is being written, or cut by TAIL
+    return list(rows.values())
+
+
+def _checkpoints(folder: pathlib.Path) -> str:
+    found, scores = step_folders(folder / "checkpoints"), {}
+    if not found:
+        return "no checkpoint yet"
+    for step, path in found.items():
+        try:
+            scores[step] = read_meta(path)["score"]
+        except (BrokenCheckpoint, KeyError):
+            continue
+    last = max(found)
+    scored = [step for step, score in scores.items() if score is not None]
+    best = f"; the best is of step {max(scored, key=lambda step: (scores[step], step))}" if scored else ""
+    return f"last checkpoint: step {last}, {_duration(max(time.time() - found[last].stat().st_mtime, 0.0))} ago{best}"
+
+
+def _about(folder: pathlib.Path) -> dict[str, Any]:
+    try:
+        about = json.loads((folder / "status.json").read_text())
+        kinds = {"activity": str, "silence": float | int, "time": float | int, "step": int, "steps": int}
+        whole = all(isinstance(about.get(name), kind) for name, kind in kinds.items())
+        whole &= isinstance(about.get("steps_per_second"), float | int | None) and {"pid", "host"} <= about.keys()
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return about if whole else {}
+
+
+def _shown(row: dict[str, Any]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in row.items() if isinstance(value, float | int))
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def status_command(args: list[str]) -> None:
+    """Prints the status of every folder that is given."""
+    if not args or args[0] in ("-h", "--help"):
+        raise ZooError("give a run folder: python -m train status RUN ...")
+    for arg in args:
+        print(status(pathlib.Path(arg)))
