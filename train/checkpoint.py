@@ -81,9 +81,10 @@ class Checkpoints:
         if not done:
             raise ZooError(f"step {step} was not saved: {str(self.folder)!r} has a checkpoint of it already")
 
-    def set_score(self, step: int, score: float) -> None:
+    def set_score(self, step: int, score: float | None) -> None:
         """Gives a checkpoint on disk, which was saved before it was evaluated, its score."""
-        self.scores[step] = score
+        if score is not None:
+            self.scores[step] = score
         path = self.folder / str(step) / "meta" / "metadata"  # where Orbax's JSON handler writes it
         if jax.process_index() == 0:
             write_text(path, json.dumps({**json.loads(path.read_text()), "score": score, "unevaluated": False}))

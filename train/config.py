@@ -165,6 +165,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0  # of kernels and embeddings; biases and norms' scales are spared
     clip_norm: float | None = None  # the gradient's largest global norm
     ema: float | None = None  # decay of averaged weights, which are then the ones evaluated and exported
+    nonfinite: Literal["stop", "skip"] = "stop"  # where loss or gradient is: stop, or leave the update out and count it
     accumulate: int = 1  # micro-batches a step; with BatchNorm each normalises by itself
     rates: Arguments = dataclasses.field(default_factory=dict)  # factors of the rate by pattern: fc=10 'layer[12]*'=0.1
     # patterns of parameters that stay: conv1 'layer[12]*' (their norms' running statistics still follow the data)

@@ -39,6 +39,7 @@ MAY_CHANGE = (
     "log.every",
     "log.tensorboard",
     "log.stall",
+    "optimizer.nonfinite",
 )
 
 

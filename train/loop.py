@@ -144,7 +144,13 @@ class Trainer:
 
     def _log(self, steps_per_second: float) -> None:
         task, sums, steps = self.config.task, self.interval.sums, self.interval.steps
-        metrics = {**task.metrics(sums), "grad_norm": sums["grad_norm"] / steps}
+        skipped = sums.get("skipped", 0.0)
+        if skipped == steps:
+            self.journal.say(f"step {self.step}: nothing was finite in the last {steps} steps, which were skipped")
+            return  # they are counted where a later step makes a line
+        metrics = {**task.metrics(sums), "grad_norm": sums["grad_norm"] / (steps - skipped)}
+        if skipped:
+            metrics["skipped"] = skipped
         self.report.write(self.step, "train", metrics)
         self.report.event(f"{task.unit}_per_second", steps_per_second * sums["count"] / steps, self.step)
         left = int((self.config.steps - self.step) / steps_per_second) if steps_per_second else 0
@@ -168,12 +174,13 @@ class Trainer:
             extra = {"interval": self.interval.to_json(), "unevaluated": unevaluated}
             self.checkpoints.save(self.layout.fetch(self.state), self.step, score, extra)
 
-    def _validate(self, split: Split, stop: Stop) -> float:
-        """Evaluates on validation data and records it; returns the score."""
+    def _validate(self, split: Split, stop: Stop) -> float | None:
+        """Evaluates on validation data and records it; returns the score, if it is a number."""
         metrics = self.evaluate(self.state.eval_variables(), split, stop)
         self.report.write(self.step, "validation", metrics)
         self.journal.say(f"step {self.step}: validation {_shown(metrics)}")
-        return self.config.task.score(metrics)
+        score = self.config.task.score(metrics)
+        return score if math.isfinite(score) else None
 
     def evaluate(self, variables: Any, split: Split, stop: Stop | None = None) -> dict[str, float]:
         """The task's metrics of placed `variables` on a split, read in batches that the memory holds.
@@ -257,7 +264,7 @@ class Interval:
                 if not math.isfinite(value):
                     raise ZooError(
                         f"{name} is {float(value)} at step {self.step}: stopped, and the checkpoints before it kept; "
-                        "a lower optimizer.learning-rate or an optimizer.clip-norm may help"
+                        "a lower optimizer.learning-rate, an optimizer.clip-norm or optimizer.nonfinite skip may help"
                     )
                 self.sums[name] = self.sums.get(name, 0.0) + float(value)
         self._unread.clear()

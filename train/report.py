@@ -129,7 +129,7 @@ def draw_curves(workdir: pathlib.Path, metric: str, path: pathlib.Path | None = 
         axis.set(xlabel="step", ylabel=name)
         axis.grid(alpha=0.3)
         axis.legend(title="last value")
-    if min(row["loss"] for row in rows) > 0:
+    if min((row["loss"] for row in rows), default=0) > 0:
         axes[0].set_yscale("log")
     path = path or workdir / "curves.png"
     figure.savefig(path, dpi=120)

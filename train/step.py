@@ -120,9 +120,22 @@ def make_train_step(
         new = dataclasses.replace(state, step=state.step + 1, **changed)
         if config.optimizer.ema is not None:
             new = dataclasses.replace(new, ema=averaged(config.optimizer.ema, state, new.variables()))
-        return new, {**sums, "grad_norm": optax.tree.norm(gradients)}
+        metrics = {**sums, "grad_norm": optax.tree.norm(gradients)}
+        return (new, metrics) if config.optimizer.nonfinite == "stop" else skipped_unless_finite(state, new, metrics)
 
     return train_step
+
+
+def skipped_unless_finite(state: TrainState, new: TrainState, metrics: Sums) -> tuple[TrainState, Sums]:
+    """The new state where all metrics are finite, else the one before, a step later; `skipped` is 1 where it is that.
+
+    A skipped step's other metrics are 0, so that sums of steps are those of the steps that were made.
+    """
+    finite = jnp.all(jnp.array([jnp.isfinite(value) for value in metrics.values()]))
+    before = dataclasses.replace(state, step=new.step)
+    chosen = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, before)
+    counted = {name: jnp.where(finite, value, 0) for name, value in metrics.items()}
+    return chosen, {**counted, "skipped": 1.0 - finite}
 
 
 def accumulated(

@@ -1,0 +1,99 @@
+"""A loss or a gradient that is not finite: by default it stops the run (test_loop.py); here the step is skipped."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_loop import tiny
+
+import train
+from runs import fingerprint
+from train.data import load_dataset
+from train.data.batches import Batches
+from train.interrupt import Stop
+from train.loop import Trainer
+from train.optimizer import make_optimizer
+from train.report import Phases
+from train.sharding import make_layout
+from train.step import init_state, make_train_step
+
+BAD = (7, 8)  # steps whose batch has a weight that is no number
+
+
+def skipping(workdir, **changes):
+    config = tiny(workdir, **changes)
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, nonfinite="skip"))
+
+
+@pytest.fixture
+def bad_batches(monkeypatch):
+    read = Batches.__call__
+
+    def sometimes_bad(self, k):
+        batch = read(self, k)
+        return {**batch, "weight": batch["weight"] * (np.float32("nan") if k in BAD else np.float32(1))}
+
+    monkeypatch.setattr(Batches, "__call__", sometimes_bad)
+
+
+@pytest.mark.parametrize("mode", ["jit", "mesh", "pmap"])
+def test_a_skipped_step_leaves_everything_but_the_count_as_it_was(mode, bad_batches, tmp_path):
+    config = skipping(tmp_path / "run", parallel=mode, augment=train.AugmentConfig())
+    dataset = load_dataset(config.data, (8, 8, 1))
+    with Trainer(config, tmp_path / "run", dataset, Phases()) as trainer, Stop() as stop:
+        trainer.train(stop, until=BAD[0])
+        before = trainer.layout.fetch(trainer.state)
+        trainer.train(stop, until=BAD[1])
+        after = trainer.layout.fetch(trainer.state)
+    assert (before.step, after.step) == BAD
+    jax.tree.map(np.testing.assert_array_equal, dataclasses.replace(after, step=before.step), before)
+
+
+def test_a_run_counts_what_it_skips_and_goes_on(bad_batches, tmp_path):
+    result = train.run(skipping(tmp_path / "run"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert {row["step"]: row["skipped"] for row in rows if "skipped" in row} == {10: 2.0}
+    assert all(np.isfinite(list(row.values())[2:]).all() for row in rows)
+    assert result["steps"] == 30
+
+
+def test_steps_that_are_all_skipped_are_told_of_and_counted_later(bad_batches, tmp_path, capsys):
+    train.run(skipping(tmp_path / "run", log=train.LogConfig(every=1)))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    steps = [row["step"] for row in rows if row["split"] == "train"]
+    assert steps == [step for step in range(1, 31) if step - 1 not in BAD]
+    assert {row["step"]: row["skipped"] for row in rows if "skipped" in row} == {10: 2.0}
+    assert "step 9: nothing was finite in the last 2 steps, which were skipped" in capsys.readouterr().out
+
+
+def test_a_run_that_stopped_goes_on_by_skipping(bad_batches, tmp_path):
+    workdir = tmp_path / "run"
+    with pytest.raises(train.loop.ZooError, match="is nan at step 8: stopped"):
+        train.run(tiny(workdir, eval_every=5))
+    train.run(skipping(workdir, eval_every=5, resume=True))
+    train.run(skipping(tmp_path / "whole", eval_every=5))
+    assert fingerprint(workdir) == fingerprint(tmp_path / "whole")
+
+
+def test_an_infinite_gradient_of_a_finite_loss_is_skipped(tmp_path):
+    """A loss of sqrt(x) at 0: the loss is finite, its gradient is not."""
+
+    class Rooted(train.Classification):
+        def sums(self, logits, batch, train):
+            return {**super().sums(logits, batch, train), "penalty": jnp.sqrt(jnp.abs(jnp.sum(0 * logits)))}
+
+    config = skipping(tmp_path, task=Rooted(), augment=train.AugmentConfig())
+    dataset = load_dataset(config.data, (8, 8, 1))
+    _, model = train.loop.make_model(config, dataset)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    layout = make_layout("jit", 16, 1)
+    state = layout.put_train_state(init_state(variables, optimizer, True))
+    params = layout.fetch(state.params)
+    step = layout.compile_train(make_train_step(config, model, dataset.inputs, optimizer))
+    state, metrics = step(state, layout.put_batch(Batches(dataset.train, 16, 0)(0)))
+    assert {name: float(value) for name, value in metrics.items()} == {**dict.fromkeys(metrics, 0.0), "skipped": 1.0}
+    jax.tree.map(np.testing.assert_array_equal, layout.fetch(state.params), params)
