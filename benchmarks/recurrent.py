@@ -146,7 +146,7 @@ class LinenLM(nn.Module):
     num_layers: int
 
     @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         cells = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell, "rnn": nn.SimpleCell}
         x = nn.Embed(self.vocab_size, self.hidden_size, name="embedding")(tokens)
         for i in range(self.num_layers):

@@ -24,7 +24,18 @@ class Command(NamedTuple):
 @functools.cache
 def benchmarks() -> dict[str, Command]:
     """Those that measure."""
-    from benchmarks import compiling, decoder, decoding, loop, quality, recurrent, shakespeare, train_step, translating
+    from benchmarks import (
+        compiling,
+        decoder,
+        decoding,
+        loop,
+        quality,
+        recurrent,
+        shakespeare,
+        tpu,
+        train_step,
+        translating,
+    )
 
     return {
         "train-step": Command(train_step.TrainStepConfig, train_step.run),
@@ -38,6 +49,7 @@ def benchmarks() -> dict[str, Command]:
         "loop": Command(loop.LoopConfig, loop.run),
         "shakespeare": Command(shakespeare.ShakespeareConfig, shakespeare.run),
         "quality": Command(quality.QualityConfig, quality.run),
+        "tpu": Command(tpu.TpuConfig, tpu.run),
     }
 
 

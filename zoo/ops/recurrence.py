@@ -86,11 +86,12 @@ def _take_rows_forward(table: jax.Array, tokens: jax.Array) -> tuple[jax.Array, 
 
 def _take_rows_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, None]:
     tokens, like = saved
-    rows = gradient.reshape(-1, gradient.shape[-1])
-    tokens = tokens.reshape(-1)
     other = one_hot_gradient if len(like) <= ONE_HOT_ROWS else scatter_gradient
     by_table = lax.platform_dependent(
-        tokens, rows, cpu=functools.partial(scatter_gradient, len(like)), default=functools.partial(other, len(like))
+        tokens,
+        gradient,
+        cpu=functools.partial(scatter_gradient, len(like)),
+        default=functools.partial(other, len(like)),
     )
     return by_table.astype(like.dtype), None
 
@@ -99,14 +100,15 @@ take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 
 
 def scatter_gradient(size: int, tokens: jax.Array, rows: jax.Array) -> jax.Array:
-    """The gradient by a table of `size` rows, float32 [size, F]: the sums of the rows [N, F] of equal tokens [N]."""
-    return jnp.zeros((size, rows.shape[-1]), jnp.float32).at[tokens].add(rows)
+    """The gradient by a table of `size` rows, float32 [size, F]: sums of the rows [..., F] of equal tokens [...]."""
+    flat = rows.reshape(-1, rows.shape[-1])
+    return jnp.zeros((size, rows.shape[-1]), jnp.float32).at[tokens.reshape(-1)].add(flat)
 
 
 def one_hot_gradient(size: int, tokens: jax.Array, rows: jax.Array) -> jax.Array:
-    """The same as a matrix product."""
-    one_hot = jax.nn.one_hot(tokens, size, dtype=rows.dtype)
-    return lax.dot_general(one_hot, rows, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    """The same as a matrix product, of all axes as they are: joined, one that devices share would be gathered first."""
+    one_hot, axes = jax.nn.one_hot(tokens, size, dtype=rows.dtype), tuple(range(tokens.ndim))
+    return lax.dot_general(one_hot, rows, ((axes, axes), ((), ())), preferred_element_type=jnp.float32)
 
 
 def recur(

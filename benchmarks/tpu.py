@@ -1,0 +1,287 @@
+"""Recipes' training steps compiled for TPUs that are not there, and what the compiled programs say.
+
+The step is the trainer's: its shapes, its mesh, its donated state; the compiler is the one that TPUs have (libtpu,
+which needs none). What its programs say of memory is so. Of time there is a bound that no run goes below, the roofline:
+the longest of what arithmetic, memory and interconnect need by a chip's published rates. FLOPs are those of the jaxpr,
+of which a chip has its share; bytes moved are an estimate from the compiled text (see benchmarks.hlo); an all-reduce
+sends twice its bytes, less a device's share, over all links of a chip at once, though a small slice lacks some of them.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import numpy as np
+
+import zoo
+from benchmarks.flax_layers import flax_model
+from benchmarks.hlo import Traffic, traffic
+from benchmarks.timer import RESULTS, append_row, circumstances
+from train.__main__ import load_recipe
+from train.config import Config, DataConfig, PairsConfig
+from train.data.text import Stream
+from train.optimizer import make_optimizer
+from train.sharding import make_layout
+from train.step import init_state, make_train_step
+from zoo.errors import ZooError, unknown
+from zoo.inputs.image import ImageInputs
+from zoo.inputs.pairs import PairInputs
+from zoo.inputs.text import TextInputs
+from zoo.registry import abstract_variables, count_parameters
+
+
+class Chip(NamedTuple):
+    """A chip's published rates a second, and its memory."""
+
+    flops: float  # of bfloat16, which float32 products are made of by default too
+    bytes: float  # of its memory
+    sent: float  # bytes over all of its links, one way
+    memory: float  # bytes
+
+
+CHIPS = {  # cloud.google.com/tpu/docs/v5e, v5p and v6e
+    "v5e": Chip(197e12, 819e9, 200e9, 16e9),
+    "v5p": Chip(459e12, 2765e9, 600e9, 95e9),
+    "v6e": Chip(918e12, 1638e9, 400e9, 32e9),
+}
+# What a recipe's data would tell: classes, symbols, tokens of a batch's sources and targets.
+DATA: dict[str, dict[str, int]] = {
+    "imagenet-resnet50": {"classes": 1000},
+    "lstm": {"symbols": 96},
+    "multi30k-gru": {"symbols": 5000, "source": 32, "target": 32},
+    "gpt2-medium": {"symbols": 50_304},
+}
+CHECKS = 3  # compiles that look for the largest batch, after the two that draw the line
+STEP_BACK = 0.95  # of a batch that a line said and that did not fit
+
+
+@dataclasses.dataclass(frozen=True)
+class TpuConfig:
+    """Compiles recipes' steps for a TPU, without one: memory, FLOPs, collectives, the roofline, the largest batch."""
+
+    topology: str = "v5e:2x4"  # chip and slice, such as v5e:4x4 or v5p:2x2x2
+    recipe: tuple[str, ...] = tuple(DATA)  # which; one of each family
+    peer: bool = True  # the model of flax's own layers too, where there is one
+    largest: bool = True  # look for the largest batch that fits the chips' memory
+    output: str = str(RESULTS / "tpu.csv")  # the CSV to append to
+
+
+class Compiled(NamedTuple):
+    """A step for a batch size, as one chip has it. Bytes are `inf` where it did not fit, and the rest is empty."""
+
+    batch_size: int
+    arguments: float = float("inf")
+    temporaries: float = float("inf")
+    peak: float = float("inf")  # arguments, temporaries and what is neither: outputs that take no argument's place
+    flops: float = 0.0
+    traffic: Traffic = Traffic()
+    core_seconds: float = 0.0  # of tracing and compiling, of all threads: other work on the machine does not count
+
+
+def run(config: TpuConfig) -> list[dict[str, Any]]:
+    """Compiles, prints and appends a row for each recipe and model; returns them. ZooError without libtpu."""
+    for name in config.recipe:
+        if name not in DATA:
+            raise unknown("recipe that is compiled for TPUs", name, DATA)
+    chip, devices = chips(config.topology)
+    rows = []
+    for name in config.recipe:
+        settings = load_recipe(name).config()
+        inputs, example = stand_in(settings, **DATA[name])
+        ours = zoo.create_model(settings.model.name, **{**settings.model.args, **inputs.model_args()})
+        models = {"flaxzoo": ours, "flax.linen": flax_model(name, ours) if config.peer else None}
+        counts: dict[str, int] = {}
+        for framework, model in models.items():
+            if model is None:
+                continue
+            counts[framework] = count_parameters(abstract_variables(model, inputs.example()))
+            if len(set(counts.values())) > 1:
+                raise ZooError(f"{name}: the models differ in their parameters: {counts}")
+            row: dict[str, Any] = {"recipe": name, "framework": framework, "topology": config.topology}
+            row |= {"chips": len(devices), "mesh": f"data={len(devices)}"}
+            row |= {"parameters": counts[framework]}
+            step = Step(settings, model, inputs, example, devices)
+            rows.append({**row, **measured(step, chip, config.largest), **circumstances()})
+            append_row(pathlib.Path(config.output), rows[-1])
+            print(described(rows[-1]), flush=True)
+    return rows
+
+
+def chips(topology: str) -> tuple[Chip, list[Any]]:
+    """A chip's rates and the devices of a slice that is described, not there."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise ZooError("compiling for TPUs needs libtpu, not a TPU: pip install '.[tpu]'")
+    from jax.experimental import topologies
+
+    kind = topology.split(":")[0]
+    if kind not in CHIPS:
+        raise unknown("chip", kind, CHIPS)
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it asks the network what machine this is
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several processes may compile
+    os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
+    jax.config.update("jax_platforms", "cpu")  # a TPU that is there is left alone
+    try:
+        return CHIPS[kind], list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        raise ZooError(f"no topology {topology!r}: {str(error).splitlines()[0]}") from None
+
+
+def stand_in(settings: Config, **sizes: int) -> tuple[Any, dict[str, np.ndarray]]:
+    """Inputs and a batch of one that have the sizes of a recipe's data."""
+    ones = {"row": np.zeros(1, np.int32), "weight": np.ones(1, np.float32)}
+    symbols = "".join(map(chr, range(sizes.get("symbols", 0))))
+    if isinstance(settings.data, DataConfig):
+        shape: Any = zoo.model_info(settings.model.name).input_shape
+        inputs: Any = ImageInputs(shape, (0.5,) * 3, (0.25,) * 3, tuple(map(str, range(sizes["classes"]))))
+        return inputs, {"image": np.zeros((1, *shape), np.uint8), "label": np.zeros(1, np.int32), **ones}
+    if isinstance(settings.data, PairsConfig):
+        source = TextInputs("char", symbols, sizes["source"])
+        target = TextInputs("char", symbols[::-1], sizes["target"])  # a vocabulary of its own
+        batch = {side: np.zeros((1, sizes[side]), np.int32) for side in ("source", "target")}
+        lengths = {name: np.ones(1, np.int32) for name in ("source_length", "length")}
+        return PairInputs(source, target), {**batch, **lengths, **ones}
+    inputs = TextInputs("char", symbols, settings.data.context)
+    documents = (np.zeros(1, int),) if settings.data.packed else ()
+    stream = Stream(np.zeros(2, np.int32), settings.data.context, inputs.characters, *documents)
+    return inputs, {**stream.read(np.zeros(1, int)), "row": ones["row"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A recipe's training step of a model, to be compiled for devices."""
+
+    settings: Config
+    model: Any
+    inputs: Any
+    example: dict[str, np.ndarray]
+    devices: list[Any]
+
+    @property
+    def least(self) -> int:
+        """What a batch size must be a multiple of."""
+        return len(self.devices) * self.settings.optimizer.accumulate
+
+    def compile(self, batch_size: int) -> Compiled:
+        """The step for a batch of `batch_size`, as the trainer compiles it."""
+        settings = dataclasses.replace(self.settings, batch_size=batch_size)
+        start = time.process_time()
+        with as_if_on(self.devices):
+            step, state, batch = self.abstract(settings)
+            flops = zoo.count_flops(step, state, batch)
+            lowered = step.trace(state, batch).lower(lowering_platforms=("tpu",))
+        try:
+            program = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "Ran out of memory" not in str(error):
+                raise
+            return Compiled(batch_size, flops=flops / len(self.devices), core_seconds=time.process_time() - start)
+        seconds, memory = time.process_time() - start, program.memory_analysis()
+        kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes + kept
+        sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes, peak
+        return Compiled(batch_size, *sizes, flops / len(self.devices), traffic(program.as_text()), seconds)
+
+    def abstract(self, settings: Config) -> tuple[Any, Any, Any]:
+        """The step, and the shapes of its state and batch where its layout puts them."""
+        optimizer = make_optimizer(settings.optimizer, settings.steps)
+        layout = make_layout("mesh", settings.batch_size, settings.optimizer.accumulate)
+        variables = abstract_variables(self.model, self.inputs.example())
+        ema = settings.optimizer.ema is not None
+        carry = settings.task.initial_carry
+        state = jax.eval_shape(
+            lambda v: init_state(v, optimizer, ema, carry(self.model, settings.batch_size)), variables
+        )
+        placed = dataclasses.replace(_placed(state, layout.replicated), carry=_placed(state.carry, layout.split))
+        rows = {
+            name: jax.ShapeDtypeStruct((settings.batch_size, *array.shape[1:]), array.dtype)
+            for name, array in self.example.items()
+        }
+        step = layout.compile_train(make_train_step(settings, self.model, self.inputs, optimizer))
+        return step, placed, _placed(rows, layout.split)
+
+
+def _placed(tree: Any, sharding: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def as_if_on(devices: list[Any]) -> contextlib.AbstractContextManager[Any]:
+    """What asks JAX where it runs is told these devices: the layout, and each op that has a path for a platform."""
+    answers: dict[str, Any] = {
+        "devices": lambda *_: devices,
+        "device_count": lambda *_: len(devices),
+        "default_backend": lambda: devices[0].platform,
+    }
+    return mock.patch.multiple(jax, **answers)
+
+
+def measured(step: Step, chip: Chip, search: bool) -> dict[str, Any]:
+    """The columns of a step at its recipe's batch size, and of its largest batch."""
+    done = step.compile(step.settings.batch_size)
+    times = {"compute": done.flops / chip.flops}
+    times |= {"memory": done.traffic.bytes / chip.bytes, "interconnect": done.traffic.sent / chip.sent}
+    bound = max(times, key=lambda name: times[name])
+    fits = done.peak <= chip.memory
+    row: dict[str, Any] = {"batch_size": done.batch_size, "fits": fits}
+    row |= {f"{name}_mb": getattr(done, name) / 1e6 for name in ("arguments", "temporaries", "peak")}
+    row |= {"gflop": done.flops / 1e9, "moved_mb": done.traffic.bytes / 1e6, "sent_mb": done.traffic.sent / 1e6}
+    kinds = done.traffic.payload.items()
+    row["collectives"] = ", ".join(f"{done.traffic.collectives[k]} {k} {n / 1e6:.4g} MB" for k, n in kinds)
+    row |= {f"{name}_ms": 1e3 * seconds for name, seconds in times.items()}
+    row |= {"roofline_ms": 1e3 * times[bound], "bound": bound, "unknown_loops": done.traffic.unknown_loops}
+    best = largest(step.compile, done, step.least, chip.memory) if search else None
+    row |= {"largest_batch": best.batch_size if best else "", "largest_peak_mb": best.peak / 1e6 if best else ""}
+    return {**row, "compile_core_s": done.core_seconds, "libtpu": importlib.metadata.version("libtpu")}
+
+
+def largest(compile_at: Callable[[int], Compiled], first: Compiled, least: int, memory: float) -> Compiled | None:
+    """The compiled step of the largest batch that was found to fit, a multiple of `least`; None where none does.
+
+    A line through the first batch, halved until it fits, and one of about half the memory says which; that one is
+    compiled too, and where the line was wrong, those that better lines say.
+    """
+
+    def whole(batch_size: float) -> int:
+        return max(int(batch_size // least), 1) * least
+
+    while first.peak > memory and first.batch_size > least:
+        first = compile_at(whole(first.batch_size / 2))
+    if first.peak > memory:
+        return None
+    half = whole(first.batch_size * memory / 2 / first.peak)
+    points = [first, compile_at(half if half != first.batch_size else half + least)]
+    for _ in range(CHECKS):
+        fitting = sorted((point for point in points if point.peak <= memory), key=lambda point: point.batch_size)
+        low, high = fitting[-2:] if len(fitting) > 1 else (first, first)
+        slope = (high.peak - low.peak) / max(high.batch_size - low.batch_size, 1)
+        guess = whole(high.batch_size + (memory - high.peak) / slope) if slope > 0 else 2 * high.batch_size
+        too_large = [point.batch_size for point in points if point.peak > memory]
+        guess = min([guess, *(whole(STEP_BACK * size) for size in too_large)])
+        if guess <= high.batch_size:
+            break
+        points.append(compile_at(guess))
+        if 0.97 * memory < points[-1].peak <= memory:
+            break
+    return max((point for point in points if point.peak <= memory), key=lambda point: point.batch_size)
+
+
+def described(row: dict[str, Any]) -> str:
+    """A row for a person."""
+    peak = f"{row['peak_mb']:,.0f} MB a chip" if row["fits"] else "more than a chip's memory"
+    largest = f", {row['largest_batch']:,} the largest that fits" if row["largest_batch"] else ""
+    return (
+        f"{row['recipe']} {row['framework']} on {row['topology']}, batch {row['batch_size']:,}: {peak} "
+        f"({row['arguments_mb']:,.0f} arguments, {row['temporaries_mb']:,.0f} temporaries){largest}\n"
+        f"    {row['gflop']:,.1f} GFLOP, {row['moved_mb']:,.0f} MB moved, sent {row['sent_mb']:,.1f} MB: "
+        f"{row['collectives'] or 'nothing'}\n"
+        f"    at least {row['roofline_ms']:.3g} ms by {row['bound']} (compute {row['compute_ms']:.3g}, memory "
+        f"{row['memory_ms']:.3g}, interconnect {row['interconnect_ms']:.3g}); {row['compile_core_s']:.0f} core-seconds "
+        "to compile"
+    )
