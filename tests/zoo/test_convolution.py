@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 import zoo
-from zoo.ops.convolution import PATCH_BYTES, conv_general_dilated, fast_kernel_gradients
+from zoo.ops.convolution import GROUP_BYTES, conv_general_dilated, fast_kernel_gradients
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 CASES = {  # input shape, kernel shape, strides, padding
@@ -18,7 +18,9 @@ CASES = {  # input shape, kernel shape, strides, padding
     "uneven": ((4, 9, 12, 6), (2, 5, 6, 3), (3, 1), ((0, 2), (1, 0))),
     "SAME": ((4, 9, 12, 6), (3, 3, 6, 3), (2, 2), "SAME"),
     "VALID": ((4, 9, 12, 6), (5, 5, 6, 3), (1, 1), "VALID"),
+    "rows beyond the map": ((4, 9, 8, 5), (4, 5, 5, 7), (1, 1), ((3, 1), (0, 4))),
     "groups of images": ((8, 64, 64, 16), (3, 3, 16, 8), (1, 1), ((1, 1), (1, 1))),
+    "groups of patches": ((8, 64, 64, 16), (3, 3, 16, 8), (2, 2), ((1, 1), (1, 1))),
 }
 
 
@@ -47,9 +49,12 @@ def test_output_and_gradients_are_xlas(name):
         assert jnp.abs(ours - theirs).max() <= 1e-5 * jnp.abs(theirs).max()  # float32, another order of the sums
 
 
-def test_a_case_takes_more_than_one_group():
-    shape = CASES["groups of images"][0]
-    assert 4 * np.prod(shape) * 9 > 2 * PATCH_BYTES
+@pytest.mark.parametrize(
+    ("name", "multiplied"), [("groups of images", 3 * (16 + 8)), ("groups of patches", 9 * 16 + 8)]
+)
+def test_cases_take_more_than_one_group(name, multiplied):
+    (images, height, width, _), _, (stride, _), _ = CASES[name]
+    assert 4 * images * height * width // stride**2 * multiplied > 1.1 * GROUP_BYTES
 
 
 def test_bfloat16_adds_up_in_float32():

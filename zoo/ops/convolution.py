@@ -1,9 +1,11 @@
 """Convolution whose gradient by the kernel is fast on a CPU.
 
-XLA computes that gradient there as a convolution with a window as large as the map, at a quarter of the speed of the
-forward one. As patches times gradients, a group of images at a time so that the patches stay in the cache, it is one
-and a half to three times as fast (3x3 kernels, maps of 15 to 31 a side). The first convolution of a network, of very
-few channels, is patches times kernel forward too. Other platforms keep XLA's.
+XLA computes that gradient there as a convolution with a window as large as the map. As one matrix product, of what each
+column of the kernel sees times the gradients that each of its rows brings, a group of images at a time so that both
+stay in the cache, it takes 0.55 to 0.9 of the time (3x3 kernels, 16 to 512 channels, maps of 32 down to 4 a side) and
+copies two thirds of what patches of whole windows do. Strided kernels, and few channels to many, are left to patches.
+The first convolution of a network, of very few channels, is patches times kernel forward too. Other platforms keep
+XLA's.
 
 A rule of its own for reverse mode costs forward mode (`jax.jvp`), so it holds only where asked for: a function that is
 traced inside `fast_kernel_gradients()`.
@@ -19,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-PATCH_BYTES = 4 << 20  # of the patches that are held at a time
+GROUP_BYTES = 4 << 20  # of what one product multiplies, so that it stays in the cache
 FEW_CHANNELS = 4  # with no more, the forward product is made of patches too
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -112,21 +114,57 @@ def _patches_times(strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: j
 def kernel_gradient(
     strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Array, gradient: jax.Array
 ) -> jax.Array:
-    """The gradient by the kernel, of the output's `gradient` [B, H', W', out]: patches transposed times gradients."""
-    size, out = kernel.shape[:2], kernel.shape[-1]
-    patch_bytes = 4 * gradient[0, ..., 0].size * kernel[..., 0].size
-    group = next(n for n in range(min(len(x), max(1, PATCH_BYTES // patch_bytes)), 0, -1) if len(x) % n == 0)
+    """The gradient by the kernel, of the output's `gradient` [B, H', W', out]: one product, transposed times plain.
+
+    Of patches times gradients; or of the columns that each column of the kernel sees, [B, H, W', w C], times the
+    gradients that each of its rows reaches, [B, H, W', h out]: whichever copies less.
+    """
+    height, width, channels, out = kernel.shape
+    by_rows = strides == (1, 1) and width * channels + height * out < height * width * channels + out
+
+    def product(x: jax.Array, gradient: jax.Array) -> jax.Array:
+        if by_rows:
+            x, gradient = _columns(pads, width, x, gradient.shape[2]), _rows(pads, height, gradient, x.shape[1])
+        else:
+            x = _patches(strides, pads, (height, width), x)
+        x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+        return lax.dot_general(x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
     def add(total: jax.Array, group: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        patches = _patches(strides, pads, size, group[0])
-        patches, rows = patches.reshape(-1, patches.shape[-1]), group[1].reshape(-1, out)
-        contract = (((0,), (0,)), ((), ()))
-        return total + lax.dot_general(patches, rows, contract, preferred_element_type=jnp.float32), None
+        return total + product(*group), None
 
-    zero = jnp.zeros((kernel[..., 0].size, out), jnp.float32)
+    one = jax.eval_shape(product, x[:1], gradient[:1])
+    rows = x[0, ..., 0].size if by_rows else gradient[0, ..., 0].size
+    most = (GROUP_BYTES + 2 * 4 * one.size) // (4 * rows * sum(one.shape))  # adding up costs as well
+    group = next(n for n in range(min(len(x), max(1, most)), 0, -1) if len(x) % n == 0)
     groups = (x.reshape(-1, group, *x.shape[1:]), gradient.reshape(-1, group, *gradient.shape[1:]))
-    total, _ = lax.scan(add, zero, groups)
+    total, _ = lax.scan(add, jnp.zeros(one.shape, one.dtype), groups)
+    if by_rows:
+        total = total.reshape(width, channels, height, out).transpose(2, 0, 1, 3)
     return total.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _columns(pads: Pads, width: int, x: jax.Array, out_width: int) -> jax.Array:
+    """[B, H, W, C] to what each column of a kernel sees from each of `out_width` places, [B, H, W', w C]."""
+    left = pads[1][0]
+
+    def seen(j: int) -> jax.Array:
+        return _shifted(x, 2, left - j, out_width)
+
+    return jnp.concatenate([seen(j) for j in range(width)], axis=-1)
+
+
+def _rows(pads: Pads, height: int, gradient: jax.Array, in_height: int) -> jax.Array:
+    """[B, H', W', out] to what each row of a kernel brings to each of `in_height` rows, [B, H, W', h out]."""
+    top = pads[0][0]
+    return jnp.concatenate([_shifted(gradient, 1, i - top, in_height) for i in range(height)], axis=-1)
+
+
+def _shifted(x: jax.Array, axis: int, by: int, size: int) -> jax.Array:
+    """`x` moved by `by` places along an axis that is then of `size`, zeros where nothing came."""
+    config = [(0, 0, 0)] * x.ndim
+    config[axis] = (by, size - x.shape[axis] - by, 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), config)
 
 
 def kernel_gradient_native(
