@@ -2,8 +2,8 @@
 
     python -m train cmudict-transformer
 
-Not run yet. Meant for 45 minutes on two cores of 150 GFLOP/s, and for a word error of under 27 % and a phone error
-(error_rate) of under 7 % on test.
+921 seconds on two cores that other work kept busy. Test, beam 5, seed 0: of the words 31.2 % are not said as the
+dictionary has it (27 was the aim), and 7.9 errors come on 100 phones (the aim: 7). Greedily 32.2 % and 8.2.
 """
 
 from train import Config, LogConfig, ModelConfig, OptimizerConfig, PairsConfig, Translation

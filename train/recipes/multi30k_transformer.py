@@ -2,8 +2,9 @@
 
     python -m train multi30k-transformer
 
-Not run yet. Meant for 45 minutes on two cores of 150 GFLOP/s; 36.5 BLEU, which is 36.5 % on the scale of 1, is what
-others report of a Transformer of nine million, lower-cased, on test2016.
+2,387 seconds on two cores that other work kept busy. Test2016, lower-cased, beam 5, seed 0: 39.6 BLEU as sacreBLEU has
+it; 39.7 on spaCy's tokens (python -m train evaluate RUN --task.spacy-language en), on which others report 36.5 of a
+Transformer of nine million that reads words.
 """
 
 from train import Config, LogConfig, ModelConfig, OptimizerConfig, PairsConfig, Translation
