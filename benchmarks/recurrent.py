@@ -132,9 +132,9 @@ def prepared(config: Any, model: Any, variables: Any, tokens: np.ndarray) -> tup
     batch: dict[str, Any] = {"tokens": tokens[:, :-1].astype(np.int32), "targets": tokens[:, 1:].astype(np.int32)}
     batch |= {"weight": ones, "characters": ones, "row": np.arange(rows, dtype=np.int32)}
     carry = settings.task.initial_carry(model, config.batch_size)
-    state = layout.put_train_state(init_state(variables, optimizer, ema=False, carry=carry))
+    state = layout.put_state(init_state(variables, optimizer, ema=False, carry=carry))
     pure = make_train_step(settings, model, inputs, optimizer)
-    return layout.compile_train(pure), pure, state, layout.put_batch(batch)
+    return layout.compile_train(pure, state), pure, state, layout.put_batch(batch)
 
 
 class LinenLM(nn.Module):

@@ -192,19 +192,19 @@ class Step:
     def abstract(self, settings: Config) -> tuple[Any, Any, Any]:
         """The step, and the shapes of its state and batch where its layout puts them."""
         optimizer = make_optimizer(settings.optimizer, settings.steps)
-        layout = make_layout("mesh", settings.batch_size, settings.optimizer.accumulate)
+        layout = make_layout("mesh", settings.batch_size, settings.optimizer.accumulate, settings.mesh)
         variables = abstract_variables(self.model, self.inputs.example())
         ema = settings.optimizer.ema is not None
         carry = settings.task.initial_carry
         state = jax.eval_shape(
             lambda v: init_state(v, optimizer, ema, carry(self.model, settings.batch_size)), variables
         )
-        placed = dataclasses.replace(_placed(state, layout.replicated), carry=_placed(state.carry, layout.split))
+        placed = jax.tree.map(_placed, state, layout.shardings(state))
         rows = {
             name: jax.ShapeDtypeStruct((settings.batch_size, *array.shape[1:]), array.dtype)
             for name, array in self.example.items()
         }
-        step = layout.compile_train(make_train_step(settings, self.model, self.inputs, optimizer))
+        step = layout.compile_train(make_train_step(settings, self.model, self.inputs, optimizer), state)
         return step, placed, _placed(rows, layout.split)
 
 

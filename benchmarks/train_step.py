@@ -121,7 +121,7 @@ def our_step(
     rows, weight = np.arange(config.batch_size, dtype=np.int32), np.ones(config.batch_size, np.float32)
     batch = layout.put_batch({"image": images, "label": labels, "row": rows, "weight": weight})
     state = layout.put_state(init_state(variables, optimizer, ema=False))
-    step = layout.compile_train(pure)
+    step = layout.compile_train(pure, state)
 
     def work() -> float:
         nonlocal state

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from train.data.augment import AugmentConfig
+from train.mesh import parse_mesh
 from train.tasks.classification import Classification
 from train.tasks.language_model import LanguageModel
 from train.tasks.masked_language_model import MaskedLanguageModel
@@ -195,6 +196,9 @@ class Config:
     batch_size: int  # examples an update, over all devices
     seed: int = 0  # of initial weights, order of data, augmentation and dropout
     parallel: Literal["auto", "jit", "mesh", "pmap"] = "auto"  # auto: jit on one device, mesh on several
+    # the axes of parallel mesh and their sizes, data=2,fsdp=4: data splits the batch, fsdp also the state, and of a
+    # Transformer tensor splits heads and features, context the sequence; data has what the others leave
+    mesh: str | None = None
     resume: bool = False  # go on from the newest checkpoint in workdir; start where there is none
     eval_every: int = 1000  # steps between evaluations on validation data, each followed by a checkpoint
     keep: int = 2  # newest checkpoints kept, besides the best
@@ -234,6 +238,10 @@ class Config:
                     "optimizer.lora-rank goes without freeze, rates and layer-decay: all but thin products and "
                     "optimizer.lora-whole stays as it is"
                 )
+        if self.mesh is not None:
+            parse_mesh(self.mesh)
+            if self.parallel in ("jit", "pmap"):
+                raise ZooError(f"mesh {self.mesh} goes with parallel mesh, not {self.parallel}")
         if self.parallel == "pmap" and self.augment.mixes:
             raise ZooError("parallel pmap: mixup and cutmix pair examples across devices; use mesh")
         if optimizer.clip_norm is not None and not optimizer.clip_norm > 0:

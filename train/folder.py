@@ -32,6 +32,7 @@ MAY_CHANGE = (
     "workdir",
     "steps",
     "parallel",
+    "mesh",
     "resume",
     "profile",
     "keep",

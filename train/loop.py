@@ -21,6 +21,7 @@ from train.data.text import check_packed
 from train.evaluate import decoded, evaluate
 from train.interrupt import Stop
 from train.journal import Journal
+from train.mesh import check_model
 from train.optimizer import check_patterns, make_optimizer
 from train.report import Phases, Report, Trace, draw_curves, write_text
 from train.sharding import Layout, make_layout
@@ -58,8 +59,9 @@ class Trainer:
 
     def __init__(self, config: Config, workdir: pathlib.Path, dataset: Dataset, phases: Phases):
         self.config, self.workdir, self.dataset, self.phases = config, workdir, dataset, phases
-        self.layout = layout = make_layout(config.parallel, config.batch_size, config.optimizer.accumulate)
+        self.layout = layout = make_layout(config.parallel, config.batch_size, config.optimizer.accumulate, config.mesh)
         model_args, model = make_model(config, dataset)
+        check_model(model, zoo.model_info(config.model.name).family, dataset.inputs.shape, layout.sizes)
         optimizer = make_optimizer(config.optimizer, config.steps)
         begin = partial(initial_state, config, model, dataset, optimizer)
         process, processes = jax.process_index(), jax.process_count()
@@ -80,10 +82,11 @@ class Trainer:
         except BaseException as error:
             self.journal.close(error)
             raise
-        self.state, self.step = layout.put_train_state(state), meta["step"]
+        self.state, self.step = layout.put_state(state), meta["step"]
         self.interval = Interval(layout, self.step, meta["interval"])
         self.model, axis = layout.adapt(model), layout.axis_name
-        self.train_step = layout.compile_train(make_train_step(config, self.model, dataset.inputs, optimizer, axis))
+        train_step = make_train_step(config, self.model, dataset.inputs, optimizer, axis)
+        self.train_step = layout.compile_train(train_step, self.state)
         self.eval_step = layout.compile_eval(make_eval_step(config, self.model, dataset.inputs, axis))
         self.unevaluated = meta.get("unevaluated", False)
         self.report = Report(workdir, config, self.step, self.unevaluated)

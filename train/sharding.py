@@ -1,24 +1,27 @@
 """How arrays lie on devices, and the three ways to compile a step: jit, mesh, pmap.
 
-`jit` is one device; `mesh` is the same jit over arrays that a mesh holds, the batch split along its axis `data` and the
-state replicated; `pmap` is a frozen mode for those who still use it: data-parallel, one process.
+`jit` is one device; `mesh` is the same jit over arrays that a mesh holds, the batch split along its axes `data` and
+`fsdp`, the state as the rules of `zoo.split` say; `pmap` is a frozen mode for those who still use it: data-parallel,
+one process.
 """
 
-import dataclasses
-import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from train.mesh import mesh_sizes
 from train.step import TrainState
 from zoo.errors import ZooError
+from zoo.split import AXES, DATA, FSDP, specs
 
 AXIS = "data"
+ROWS = PartitionSpec((DATA, FSDP))
 
 
 class Layout:
@@ -26,20 +29,23 @@ class Layout:
 
     axis_name: str | None = None
 
-    def __init__(self, mode: str, batch_size: int):
+    def __init__(self, mode: str, batch_size: int, mesh: str | None = None):
         devices = jax.devices()[:1] if mode == "jit" else jax.devices()
         self.mode, self.devices = mode, devices
-        if batch_size % len(devices):
-            below = batch_size // len(devices) * len(devices)
-            near = " or ".join(str(size) for size in (below, below + len(devices)) if size)
-            raise ZooError(f"batch-size {batch_size} does not divide among {len(devices)} devices; {near} does")
+        self.sizes = mesh_sizes(mesh, len(devices))
+        ways = self.sizes[DATA] * self.sizes[FSDP]
+        if batch_size % ways:
+            below = batch_size // ways * ways
+            near = " or ".join(str(size) for size in (below, below + ways) if size)
+            raise ZooError(f"batch-size {batch_size} does not divide among {ways} devices; {near} does")
         if mode == "jit":
             self.replicated: Any = SingleDeviceSharding(devices[0])
             self.split: Any = self.replicated
         else:
-            mesh = Mesh(np.array(devices), (AXIS,))
-            self.replicated = NamedSharding(mesh, PartitionSpec())
-            self.split = NamedSharding(mesh, PartitionSpec(AXIS))
+            shape, kinds = tuple(self.sizes.values()), (AxisType.Auto,) * len(AXES)
+            self.mesh = jax.make_mesh(shape, AXES, kinds, devices=devices)
+            self.replicated = NamedSharding(self.mesh, PartitionSpec())
+            self.split = NamedSharding(self.mesh, ROWS)
 
     @property
     def bounded(self) -> int:
@@ -50,14 +56,25 @@ class Layout:
         """The model as this layout's step applies it."""
         return model
 
+    def shardings(self, tree: Any) -> Any:
+        """Where arrays, or their shapes, lie."""
+        if self.mode == "jit":
+            return jax.tree.map(lambda _: self.replicated, tree)
+        if isinstance(tree, TrainState) and tree.carry is not None:
+            rest = self.shardings(tree.replace(carry=None))  # type: ignore[attr-defined]
+            return rest.replace(carry=jax.tree.map(lambda _: self.split, tree.carry))
+        return jax.tree.map(partial(NamedSharding, self.mesh), specs(tree, self.sizes))
+
     def put_state(self, state: Any) -> Any:
         """Plain global arrays, host or device, to the layout. Always copies: the step donates what it is given."""
-        return jax.tree.map(lambda leaf: jax.device_put(np.array(leaf), self.replicated), state)
 
-    def put_train_state(self, state: TrainState) -> TrainState:
-        """The same of a train state, whose carry is split along the batch."""
-        placed = self.put_state(dataclasses.replace(state, carry=None))
-        return dataclasses.replace(placed, carry=self.put_carry(state.carry))
+        def put(leaf: Any, to: Any) -> jax.Array:
+            array = np.array(leaf)
+            if to.is_fully_replicated:
+                return jax.device_put(array, to)
+            return jax.make_array_from_callback(array.shape, to, lambda index: array[index])
+
+        return jax.tree.map(put, state, self.shardings(state))
 
     def put_carry(self, carry: Any) -> Any:
         """A global carry, which every process has, split along the batch."""
@@ -85,20 +102,19 @@ class Layout:
         return jax.tree.map(whole, tree)
 
     def seeing_mesh(self, step: Callable) -> Callable:
-        """The step under this layout's mesh, over which kernels that XLA cannot split run row by row."""
+        """The step under this layout's mesh, over which models split their sequences and heads."""
         if self.mode == "jit":
             return step
 
         def run(*args: Any) -> Any:
-            with jax.sharding.use_abstract_mesh(self.split.mesh.abstract_mesh):
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
                 return step(*args)
 
         return run
 
-    def compile_train(self, step: Callable) -> Any:
-        """The step compiled, its first argument donated."""
-        rest = dict.fromkeys(("step", "params", "collections", "opt_state", "ema"), self.replicated)
-        shardings = TrainState(**rest, carry=self.split), self.replicated
+    def compile_train(self, step: Callable, state: Any) -> Any:
+        """The step compiled for a state such as this, placed or its shapes, and its first argument donated."""
+        shardings = self.shardings(state), self.replicated
         return jax.jit(self.seeing_mesh(step), donate_argnums=0, out_shardings=shardings)
 
     def compile_eval(self, step: Callable) -> Any:
@@ -115,6 +131,8 @@ class PmapLayout(Layout):
         if jax.process_count() > 1:
             raise ZooError("parallel pmap runs in one process; use mesh for several")
         super().__init__("pmap", batch_size)
+        # Under another name of the axis than the mapped one's the second step would compile again.
+        self.split = NamedSharding(Mesh(np.array(self.devices), (AXIS,)), PartitionSpec(AXIS))
         if batch_size // len(self.devices) % accumulate:
             raise ZooError(
                 f"parallel pmap: {batch_size // len(self.devices)} examples a device are not divisible by "
@@ -136,23 +154,25 @@ class PmapLayout(Layout):
     def fetch(self, tree: Any) -> Any:
         return jax.tree.map(lambda leaf: np.array(leaf.addressable_shards[0].data)[0], tree)
 
-    def compile_train(self, step: Callable) -> Any:
+    def compile_train(self, step: Callable, state: Any) -> Any:
         return jax.pmap(step, axis_name=AXIS, donate_argnums=0)
 
     def compile_eval(self, step: Callable) -> Any:
         return jax.pmap(step, axis_name=AXIS)
 
 
-def make_layout(parallel: str, batch_size: int, accumulate: int) -> Layout:
-    """The layout of a mode; "auto" is jit on one device and mesh on several. ZooError where devices do not divide."""
+def make_layout(parallel: str, batch_size: int, accumulate: int, mesh: str | None = None) -> Layout:
+    """The layout of a mode; "auto" is jit on one device and mesh on several, or where a mesh is given. ZooError where
+    devices do not divide."""
     if parallel == "auto":
-        parallel = "jit" if jax.device_count() == 1 else "mesh"
+        parallel = "jit" if jax.device_count() == 1 and mesh is None else "mesh"
     if parallel == "pmap":
         return PmapLayout(batch_size, accumulate)
-    layout = Layout(parallel, batch_size)
-    if math.gcd(batch_size // accumulate, len(layout.devices)) != len(layout.devices):
+    layout = Layout(parallel, batch_size, mesh)
+    ways = layout.sizes[DATA] * layout.sizes[FSDP]
+    if batch_size // accumulate % ways:
         raise ZooError(
-            f"micro-batches of {batch_size // accumulate} do not divide among {len(layout.devices)} devices; change "
+            f"micro-batches of {batch_size // accumulate} do not divide among {ways} devices; change "
             "batch-size or optimizer.accumulate"
         )
     return layout

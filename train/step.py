@@ -17,6 +17,7 @@ import optax
 from train.config import Config
 from train.optimizer import stop_frozen
 from train.tasks.translation import Translation, sampled
+from zoo import split
 from zoo.inputs import Inputs
 from zoo.ops.convolution import fast_kernel_gradients
 
@@ -102,7 +103,7 @@ def make_train_step(
             sums = config.task.sums(logits, batch, train=True)
             return sums["loss"] + sums.get("penalty", 0.0), (dict(changed), after, sums)
 
-        gradients, (changed, after, sums) = jax.grad(summed_loss, has_aux=True)(state.params)
+        gradients, (changed, after, sums) = jax.grad(split.over_shards(summed_loss), has_aux=True)(state.params)
         return gradients, changed, after, sums
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
@@ -170,7 +171,7 @@ def make_eval_step(
     """The pure function (variables, carry, batch) -> (sums over what has weight 1, carry)."""
 
     def eval_step(variables: Any, carry: Any, batch: Batch) -> tuple[Sums, Any]:
-        logits, carry = config.task.evaluate(model, variables, inputs, carry, batch)
+        logits, carry = config.task.evaluate(model, split.gathered(variables), inputs, carry, batch)
         sums = config.task.sums(logits, batch, train=False)
         return (sums if axis_name is None else jax.lax.psum(sums, axis_name)), carry
 

@@ -7,11 +7,24 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import numpy as np
+
 import train
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = ["--model.args", "widths=(4,)", "hidden_size=16", "--steps", "120", "--eval-every", "10", "--log.every", "7"]
 TINY += ["--batch-size", "16", "--log.no-tensorboard"]
+
+# Sums over a batch of 16 are taken in another order on eight devices than on one: rounding, not other arithmetic.
+TOLERANCE = 2e-5
+
+
+def assert_close(a, b, tolerance=TOLERANCE):
+    """Every array of `b` is that of `a`, to a part of its largest value."""
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        scale = max(np.abs(x).max(), 1e-3)
+        assert np.abs(x - y).max() <= tolerance * scale, jax.tree_util.keystr(path)
 
 
 def command(*args):

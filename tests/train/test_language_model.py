@@ -45,8 +45,8 @@ def steps(config, parallel, n=4):
     layout = make_layout(parallel, config.batch_size, config.optimizer.accumulate)
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
     carry = config.task.initial_carry(model, config.batch_size)
-    state = layout.put_train_state(init_state(variables, optimizer, True, carry))
-    step = layout.compile_train(make_train_step(config, model, dataset.inputs, optimizer))
+    state = layout.put_state(init_state(variables, optimizer, True, carry))
+    step = layout.compile_train(make_train_step(config, model, dataset.inputs, optimizer), state)
     batches, seen = train_batches(dataset.train, config.batch_size, 0), []
     for k in range(n):
         state, metrics = step(state, layout.put_batch(batches(k)))

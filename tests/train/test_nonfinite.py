@@ -91,9 +91,9 @@ def test_an_infinite_gradient_of_a_finite_loss_is_skipped(tmp_path):
     optimizer = make_optimizer(config.optimizer, config.steps)
     variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
     layout = make_layout("jit", 16, 1)
-    state = layout.put_train_state(init_state(variables, optimizer, True))
+    state = layout.put_state(init_state(variables, optimizer, True))
     params = layout.fetch(state.params)
-    step = layout.compile_train(make_train_step(config, model, dataset.inputs, optimizer))
+    step = layout.compile_train(make_train_step(config, model, dataset.inputs, optimizer), state)
     state, metrics = step(state, layout.put_batch(Batches(dataset.train, 16, 0)(0)))
     assert {name: float(value) for name, value in metrics.items()} == {**dict.fromkeys(metrics, 0.0), "skipped": 1.0}
     jax.tree.map(np.testing.assert_array_equal, layout.fetch(state.params), params)

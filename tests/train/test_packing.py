@@ -234,8 +234,8 @@ def test_a_mesh_and_micro_batches_agree_with_one_device(config):
         settings = dataclasses.replace(config, optimizer=descent)
         optimizer = make_optimizer(settings.optimizer, settings.steps)
         layout = make_layout(parallel, 16, accumulate)
-        state = layout.put_train_state(init_state(variables, optimizer, True))
-        step = layout.compile_train(make_train_step(settings, model, dataset.inputs, optimizer))
+        state = layout.put_state(init_state(variables, optimizer, True))
+        step = layout.compile_train(make_train_step(settings, model, dataset.inputs, optimizer), state)
         batches = train_batches(dataset.train, 16, 0)
         for k in range(3):
             state, metrics = step(state, layout.put_batch(batches(k)))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import zoo
+from runs import assert_close
 from train import AugmentConfig, Classification, Config, ModelConfig, OptimizerConfig
 from train.data import Batches
 from train.data.dataset import ArraySplit, Dataset
@@ -18,8 +19,6 @@ from zoo.inputs.image import ImageInputs
 
 INPUTS = ImageInputs((8, 8, 1), (0.3,), (0.4,), tuple("0123456789"))
 AUGMENT = AugmentConfig(shift=1, flip=True, rotate=10)
-# Sums over a batch of 16 are taken in another order on eight devices than on one: rounding, not other arithmetic.
-TOLERANCE = 2e-5
 
 
 def small_dataset(size=48):
@@ -53,7 +52,7 @@ def steps(config, parallel, n=5):
     plain = zoo.create_model(config.model.name, num_classes=10, **config.model.args)
     variables = plain.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
     state = layout.put_state(init_state(variables, optimizer, config.optimizer.ema is not None))
-    step = layout.compile_train(make_train_step(config, model, INPUTS, optimizer, layout.axis_name))
+    step = layout.compile_train(make_train_step(config, model, INPUTS, optimizer, layout.axis_name), state)
     batches, seen = Batches(dataset.train, config.batch_size, 0), []
     for k in range(n):
         state, metrics = step(state, layout.put_batch(batches(k)))
@@ -62,12 +61,6 @@ def steps(config, parallel, n=5):
     evaluate = layout.compile_eval(make_eval_step(config, model, INPUTS, layout.axis_name))
     sums = layout.fetch(evaluate(state.eval_variables(), None, layout.put_batch(batches(0)))[0])
     return layout.fetch(state), seen, sums
-
-
-def assert_close(a, b, tolerance=TOLERANCE):
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        scale = max(np.abs(x).max(), 1e-3)
-        assert np.abs(x - y).max() <= tolerance * scale, jax.tree_util.keystr(path)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +141,7 @@ def test_nothing_compiles_after_the_first_step(parallel):
     plain = zoo.create_model("resnet8", num_classes=10, width=4)
     variables = plain.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
     state = layout.put_state(init_state(variables, optimizer, True))
-    step = layout.compile_train(make_train_step(c, model, INPUTS, optimizer, layout.axis_name))
+    step = layout.compile_train(make_train_step(c, model, INPUTS, optimizer, layout.axis_name), state)
     batches = Batches(dataset.train, 16, 0)
     counts = []
     for k in range(4):
@@ -167,7 +160,7 @@ def test_the_step_makes_no_host_transfer():
     optimizer = make_optimizer(c.optimizer, 10)
     variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
     state = layout.put_state(init_state(variables, optimizer, True))
-    step = layout.compile_train(make_train_step(c, model, INPUTS, optimizer))
+    step = layout.compile_train(make_train_step(c, model, INPUTS, optimizer), state)
     batch = layout.put_batch(Batches(dataset.train, 16, 0)(0))
     with jax.transfer_guard("disallow"):
         state, _ = step(state, batch)
@@ -182,7 +175,7 @@ def test_state_is_donated():
     state = layout.put_state(
         init_state(model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32)), optimizer, True)
     )
-    layout.compile_train(make_train_step(c, model, INPUTS, optimizer))(
+    layout.compile_train(make_train_step(c, model, INPUTS, optimizer), state)(
         state, layout.put_batch(Batches(dataset.train, 16, 0)(0))
     )
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))

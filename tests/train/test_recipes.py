@@ -49,12 +49,12 @@ def lowered(name, batch_size, platform, **model_args):
     state = jax.eval_shape(lambda v: init_state(v, optimizer, config.optimizer.ema is not None), variables)
     layout = make_layout("mesh", batch_size, config.optimizer.accumulate)
     place = functools.partial(jax.tree.map, lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to))
-    state = place(state, jax.tree.map(lambda _: layout.replicated, state))
+    state = place(state, layout.shardings(state))
     batch = {
         key: jax.ShapeDtypeStruct((batch_size, *rest), jnp.dtype(dtype), sharding=layout.split)
         for key, (rest, dtype) in shapes.items()
     }
-    step = layout.compile_train(make_train_step(config, model, inputs, optimizer))
+    step = layout.compile_train(make_train_step(config, model, inputs, optimizer), state)
     return step.trace(state, batch).lower(lowering_platforms=(platform,))
 
 

@@ -12,13 +12,15 @@ hold to `attention_reference`:
 `positions`, `segments`), not by a matrix, so that an implementation can skip what is hidden.
 """
 
+import functools
 import math
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
+from zoo import split
 from zoo.errors import ZooError
 from zoo.ops.attention_scores import Mask, by_head, by_time, scaled_scores, unnormalised, weighted_sums
 from zoo.ops.blocked_attention import Arrays, blocked
@@ -46,10 +48,27 @@ def attention(
     q k' * `scale` (default 1 / sqrt(D)); `soft_cap` c takes c tanh(score / c) of them (Gemma 2). A query that sees no
     key gets zeros. ZooError for shapes that do not go together, or an implementation that cannot do what is asked.
     """
-    _, queries, heads, width = query.shape
+    heads, width = query.shape[2:]
     if key.shape != value.shape or key.shape[0] != len(query) or key.shape[3] != width or heads % key.shape[2]:
         raise ZooError(f"attention of {list(query.shape)} to keys {list(key.shape)} and values {list(value.shape)}")
     scale = 1 / math.sqrt(width) if scale is None else scale
+    run = functools.partial(_attention, scale=scale, soft_cap=soft_cap, implementation=implementation)
+    return _on_mesh(run, query, key, value, mask, bias)
+
+
+def _attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: Mask,
+    bias: jax.Array | None,
+    *,
+    scale: float,
+    soft_cap: float | None,
+    implementation: Implementation | None,
+) -> jax.Array:
+    """The same by the implementation given, or chosen."""
+    _, queries, _, width = query.shape
     chosen: Implementation = "xla"  # which alone takes a bias
     if bias is None or implementation is not None:
         choice = choose(jax.default_backend(), queries, key.shape[1], width, query.dtype, mask, soft_cap is None)
@@ -65,6 +84,33 @@ def attention(
     if chosen == "pallas" and bias is None and mask.positions is None:
         return splash(query, key, value, mask, scale, soft_cap)
     raise ZooError(f"attention {chosen!r} takes no {'bias' if bias is not None else 'such mask'}; take 'xla'")
+
+
+def _on_mesh(
+    run: Any, query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask, bias: jax.Array | None
+) -> jax.Array:
+    """`run` of the arrays; on a mesh that splits the sequence or heads (`zoo.split`), each device's of its own
+    queries and heads, to the keys of the whole sequence."""
+    sequence, heads = split.axes_of("context", query.shape[1]), split.axes_of("tensor", key.shape[2])
+    if sequence is None and heads is None:
+        return run(query, key, value, mask, bias)
+    rows = split.axes_of("rows", len(query))
+    if sequence and mask.positions is None and (mask.causal or mask.window is not None):
+        mask = mask._replace(positions=jnp.arange(query.shape[1])[None])
+
+    def spec(x: jax.Array | None, *axes: Any) -> Any:
+        return None if x is None else PartitionSpec(rows if len(x) == len(query) else None, *axes)
+
+    by_query, by_key = spec(query, sequence, heads), spec(key, None, heads)
+    of_segments = None if mask.segments is None else (spec(query, sequence), spec(key))
+    of_mask = spec(mask.lengths), of_segments, spec(mask.positions, sequence)
+    specs = by_query, by_key, by_key, of_mask, spec(bias, heads, sequence)
+
+    def own(query: Any, key: Any, value: Any, of_mask: Any, bias: Any) -> jax.Array:
+        return run(query, key, value, Mask(mask.causal, mask.window, *of_mask), bias)
+
+    arrays = query, key, value, (mask.lengths, mask.segments, mask.positions), bias
+    return split.by_device(own, specs, by_query)(*arrays)
 
 
 def choose(platform: str, queries: int, keys: int, width: int, dtype: Any, mask: Mask, plain: bool) -> Implementation:
@@ -209,18 +255,7 @@ def splash(
         mine = jnp.zeros((len(query), queries), jnp.int32) if segments is None else segments[0]
         segments = mine, jnp.where(present, 0 if segments is None else segments[1], -1)
     ids = None if segments is None else library.SegmentIds(*segments)
-    run = over_rows(jax.vmap(jax.vmap(kernel, in_axes=(0, 0, 0, None))), len(query))
+    rows = PartitionSpec(split.axes_of("rows", len(query)))  # XLA cannot split a kernel
+    run = split.by_device(jax.vmap(jax.vmap(kernel, in_axes=(0, 0, 0, None))), rows, rows)
     out = run(grouped, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), ids)
     return by_time(out).astype(query.dtype)
-
-
-def over_rows(run: Any, rows: int) -> Any:
-    """A function of arrays [rows, ...] that each device of the mesh in use calls on its own rows, since XLA cannot
-    split a kernel; all of them where the devices do not divide the rows."""
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
-    if not axes:
-        return run
-    split = rows % math.prod(mesh.shape[name] for name in axes) == 0
-    spec = PartitionSpec(tuple(axes) if split else None)
-    return jax.shard_map(run, in_specs=spec, out_specs=spec, axis_names=set(axes), check_vma=False)

@@ -20,6 +20,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
+
+from zoo import split
 
 GROUP_BYTES = 4 << 20  # of what one product multiplies, so that it stays in the cache
 FEW_CHANNELS = 4  # with no more, the forward product is made of patches too
@@ -81,7 +84,7 @@ def _backward(strides: tuple[int, int], pads: Pads, kept: Any, gradient: jax.Arr
         x,
         kernel,
         gradient,
-        cpu=partial(kernel_gradient, strides, pads),
+        cpu=partial(_summed_over_rows, partial(kernel_gradient, strides, pads)),
         default=partial(kernel_gradient_native, strides, pads),
     )
     return by_x, by_kernel
@@ -163,6 +166,15 @@ def _shifted(x: jax.Array, axis: int, by: int, size: int) -> jax.Array:
     config = [(0, 0, 0)] * x.ndim
     config[axis] = (by, size - x.shape[axis] - by, 0)
     return lax.pad(x, jnp.zeros((), x.dtype), config)
+
+
+def _summed_over_rows(run: Any, x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> jax.Array:
+    """`kernel_gradient`; on a mesh (`zoo.split`) that of each device's images, which groups would mix, summed."""
+    rows = split.axes_of("rows", len(x))
+    if rows is None:
+        return run(x, kernel, gradient)
+    own, whole = PartitionSpec(rows), PartitionSpec()
+    return split.by_device(lambda *arrays: lax.psum(run(*arrays), rows), (own, whole, own), whole)(x, kernel, gradient)
 
 
 def kernel_gradient_native(

@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from zoo import split
+
 Cell = Literal["lstm", "gru", "rnn"]
 State = tuple[jax.Array, ...]  # h [B, H] in the dtype of the inputs; of an LSTM also c [B, H] in float32
 
@@ -55,9 +57,18 @@ project.defvjp(_project_forward, _project_backward)
 
 def _kernel_gradient(x: jax.Array, by_product: jax.Array, kernel: jax.Array) -> jax.Array:
     """The gradient by `kernel` of x [..., F] @ kernel [F, G], over all steps and rows at once."""
-    x, rows = x.reshape(-1, x.shape[-1]), by_product.reshape(-1, by_product.shape[-1])
-    product = lax.dot_general(x, rows, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-    return product.astype(kernel.dtype)
+    return _summed_products(_as_rows(x), _as_rows(by_product)).astype(kernel.dtype)
+
+
+def _as_rows(x: jax.Array) -> jax.Array:
+    """[..., F] to [N, F]; on a mesh as it is, since axes that are split cannot become one without a gather."""
+    return x if split.in_use() else x.reshape(-1, x.shape[-1])
+
+
+def _summed_products(a: jax.Array, b: jax.Array) -> jax.Array:
+    """[..., F] and [..., G] to float32 [F, G], summed over all other axes."""
+    axes = tuple(range(a.ndim - 1))
+    return lax.dot_general(a, b, ((axes, axes), ((), ())), preferred_element_type=jnp.float32)
 
 
 def project_tokens(table: jax.Array, tokens: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -101,14 +112,13 @@ take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 
 def scatter_gradient(size: int, tokens: jax.Array, rows: jax.Array) -> jax.Array:
     """The gradient by a table of `size` rows, float32 [size, F]: sums of the rows [..., F] of equal tokens [...]."""
-    flat = rows.reshape(-1, rows.shape[-1])
-    return jnp.zeros((size, rows.shape[-1]), jnp.float32).at[tokens.reshape(-1)].add(flat)
+    flat = _as_rows(rows)
+    return jnp.zeros((size, rows.shape[-1]), jnp.float32).at[tokens.reshape(flat.shape[:-1])].add(flat)
 
 
 def one_hot_gradient(size: int, tokens: jax.Array, rows: jax.Array) -> jax.Array:
     """The same as a matrix product, of all axes as they are: joined, one that devices share would be gathered first."""
-    one_hot, axes = jax.nn.one_hot(tokens, size, dtype=rows.dtype), tuple(range(tokens.ndim))
-    return lax.dot_general(one_hot, rows, ((axes, axes), ((), ())), preferred_element_type=jnp.float32)
+    return _summed_products(jax.nn.one_hot(tokens, size, dtype=rows.dtype), rows)
 
 
 def recur(

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from zoo import split
 from zoo.errors import ZooError
 from zoo.features import sow
 from zoo.ops.attention import Implementation, Mask, attention, attention_weights
 from zoo.ops.dense import dot_general
 from zoo.ops.gelu import gelu
 from zoo.ops.positions import Rotary, rotate
+from zoo.split import STACKED
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"]
 Norm = Literal["layer", "rms"]
@@ -30,7 +32,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "geglu": functools.partial(jax.nn.gelu, approximate=True),
 }
 GATED = ("swiglu", "geglu")
-STACKED = "stacked"  # the module of a scanned stack's parameters [num_layers, ...]
 POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
@@ -158,14 +159,15 @@ class Block(nn.Module):
         def add(x: jax.Array, norm: str, layer: Callable[[jax.Array], jax.Array]) -> jax.Array:
             scaled = self.norm(name=norm)
             dropout = nn.Dropout(self.dropout_rate, deterministic=not context.train)
-            return x + dropout(layer(scaled(x))) if self.norm_first else scaled(x + dropout(layer(x)))
+            added = x + dropout(layer(scaled(x))) if self.norm_first else scaled(x + dropout(layer(x)))
+            return split.lying(added, "rows", "context")
 
         def attend(x: jax.Array) -> jax.Array:
             nonlocal cache
             out, cache = self.attention(name="attention")(x, context, cache)
             return out
 
-        x = add(x, "norm1", attend)
+        x = add(split.lying(x, "rows", "context"), "norm1", attend)
         if source is not None:
             x = add(x, "norm_cross", lambda x: self.attention(name="cross")(x, context, None, source)[0])
         mlp = FeedForward(self.mlp_size, self.activation, self.dense, name="mlp")
@@ -227,7 +229,7 @@ class Stack(nn.Module):
             rngs = None if key is None else {"dropout": key}
             mutable: Any = ["features"] if seen else []
             args = (x, context, cache, memory)
-            (x, cache), changed = block.apply({"params": params}, *args, rngs=rngs, mutable=mutable)
+            (x, cache), changed = block.apply({"params": split.gathered(params)}, *args, rngs=rngs, mutable=mutable)
             return x, (cache, changed.get("features"))
 
         items, caches = (params, keys, memories), {}

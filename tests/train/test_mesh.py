@@ -1,0 +1,267 @@
+"""Sharded over a mesh, every family computes what one device does, and moves nothing but what the layout needs."""
+
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import zoo
+from runs import assert_close
+from train import Classification, Config, LanguageModel, ModelConfig, OptimizerConfig, TextConfig, Translation
+from train.mesh import check_model, mesh_sizes
+from train.optimizer import make_optimizer
+from train.sharding import make_layout
+from train.step import init_state, make_eval_step, make_train_step
+from zoo import split
+from zoo.inputs.image import ImageInputs
+from zoo.inputs.pairs import PairInputs
+from zoo.inputs.text import TextInputs
+
+LETTERS, LENGTH, BATCH = "abcdefghijklmnopqrstuvwxyz", 16, 8
+GPT = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_length": LENGTH}
+VIT = {"hidden_size": 32, "num_layers": 1, "num_heads": 4, "image_size": 8, "patch_size": 2, "pooling": "mean"}
+MODELS = {
+    "cnn": ("resnet8", {"width": 8}),
+    "lstm": ("lstm_lm", {"hidden_size": 32, "embedding_size": 32, "num_layers": 1}),
+    "seq2seq": ("seq2seq_gru_attention", {"embedding_size": 16, "hidden_size": 32}),
+    "gpt": ("nanogpt", GPT),
+    "llama": ("smollm2_135m", {**GPT, "num_kv_heads": 2, "mlp_size": 64, "tied": False}),
+    "scanned": ("nanogpt", {**GPT, "scan_layers": True, "remat": "full"}),
+    "blocked": ("nanogpt", {**GPT, "attention": "blocked"}),
+    "bert": ("bert_base", {**GPT, "mlp_size": 64, "num_classes": 5, "dropout_rate": 0.0}),
+    "vit": ("vit_tiny16", VIT),
+    "t5": ("t5_small", {**GPT, "head_dim": 8, "mlp_size": 64, "dropout_rate": 0.0}),
+}
+OPTIMIZER = OptimizerConfig("sgd", 0.05, args={"momentum": 0.9}, weight_decay=1e-3, clip_norm=1.0, ema=0.9)
+SHARDED = "data=2,fsdp=4"
+OF_TRANSFORMERS = ["data=2,fsdp=2,tensor=2", "data=2,context=4", "fsdp=2,context=2,tensor=2"]
+CASES = [
+    *((name, SHARDED) for name in MODELS if name not in ("blocked", "llama")),
+    *((name, OF_TRANSFORMERS[0]) for name in ("gpt", "scanned", "bert", "vit", "t5")),
+    *((name, OF_TRANSFORMERS[1]) for name in ("blocked", "vit", "t5")),
+    *((name, OF_TRANSFORMERS[2]) for name in ("llama", "bert", "scanned")),
+]
+
+
+@pytest.fixture(autouse=True)
+def _small_arrays_are_large(monkeypatch):
+    monkeypatch.setattr(split, "LARGE", 2**8)
+
+
+def of_images(model):
+    rng = np.random.default_rng(0)
+    inputs = ImageInputs((8, 8, 3), (0.3,) * 3, (0.4,) * 3, tuple("0123456789"))
+    images = rng.integers(0, 256, (BATCH, 8, 8, 3), np.uint8)
+    batch = {"image": images, "label": rng.integers(0, 10, BATCH, np.int32), "weight": np.ones(BATCH, np.float32)}
+    return inputs, Classification(), {"num_classes": 10}, batch
+
+
+def of_texts(model):
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, len(LETTERS), (BATCH, LENGTH + 1), np.int32)
+    if model.startswith("bert"):
+        inputs = TextInputs("char", LETTERS, LENGTH, tuple("abcde"))
+        lengths = rng.integers(1, LENGTH + 1, BATCH, np.int32)
+        batch = {"tokens": tokens[:, :-1], "length": lengths, "label": tokens[:, 0] % 5}
+        return inputs, Classification(), {}, {**batch, "weight": np.ones(BATCH, np.float32)}
+    batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
+    batch |= {name: np.ones((BATCH, LENGTH), np.float32) for name in ("characters", "weight")}
+    return TextInputs("char", LETTERS, LENGTH), LanguageModel(), {}, batch
+
+
+def of_pairs(model):
+    rng = np.random.default_rng(0)
+    side = TextInputs("char", LETTERS, LENGTH)
+    inputs = PairInputs(side, side)
+    batch = {name: rng.integers(4, 24, (BATCH, LENGTH), np.int32) for name in ("source", "target")}
+    lengths = {name: rng.integers(1, LENGTH + 1, BATCH, np.int32) for name in ("source_length", "length")}
+    return inputs, Translation(), {}, {**batch, **lengths, "weight": np.ones(BATCH, np.float32)}
+
+
+@functools.cache
+def parts(case):
+    """Settings, model, inputs, a batch, and the state before the first step."""
+    name, args = MODELS[case]
+    kind = of_images if case in ("cnn", "vit") else of_pairs if case in ("seq2seq", "t5") else of_texts
+    inputs, task, fields, batch = kind(name)
+    model = zoo.create_model(name, **{**inputs.model_args(), **args, **fields})
+    config = Config("", 10, BATCH, model=ModelConfig(name, args), task=task, optimizer=OPTIMIZER, data=TextConfig())
+    example = inputs.example()
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros(example.shape, example.dtype))
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    state = init_state(variables, optimizer, ema=True, carry=task.initial_carry(model, BATCH))
+    batch = {**batch, "row": np.arange(BATCH, dtype=np.int32)}
+    return config, model, inputs, optimizer, jax.tree.map(np.array, state), batch
+
+
+@functools.cache
+def compiled(case, mesh):
+    config, model, inputs, optimizer, state, batch = parts(case)
+    layout = make_layout("jit" if mesh is None else "mesh", BATCH, 1, mesh)
+    state, batch = layout.put_state(state), layout.put_batch(batch)
+    step = layout.compile_train(make_train_step(config, model, inputs, optimizer), state)
+    return layout, step.lower(state, batch).compile()
+
+
+@functools.cache
+def steps(case, mesh, n=3):
+    """State and metrics after n steps, and the sums of an evaluation, on the host; and how the parameters lay."""
+    config, model, inputs, _, state, batch = parts(case)
+    layout, step = compiled(case, mesh)
+    state, batch, seen = layout.put_state(state), layout.put_batch(batch), []
+    for _ in range(n):
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+        seen.append(layout.fetch(metrics))
+    evaluate = layout.compile_eval(make_eval_step(config, model, inputs))
+    sums, _ = evaluate(state.eval_variables(), state.carry, batch)
+    return (layout.fetch(state), seen, layout.fetch(sums)), jax.tree.map(lambda leaf: leaf.sharding, state)
+
+
+@pytest.mark.parametrize(("case", "mesh"), CASES)
+def test_a_mesh_agrees_with_one_device(case, mesh):
+    assert_close(steps(case, None)[0], steps(case, mesh)[0])
+
+
+def large(tree):
+    """Leaves above the size from which fsdp splits them, by path."""
+    return {path: leaf for path, leaf in zoo.run.named_leaves(tree).items() if leaf.size > split.LARGE}
+
+
+@pytest.mark.parametrize("case", ["cnn", "lstm", "seq2seq", "scanned"])
+def test_fsdp_splits_parameters_momentum_and_average_alike(case):
+    _, placed = steps(case, SHARDED)
+    state = parts(case)[4]
+    ways = [large(tree) for tree in (state.params, state.ema["params"])]
+    assert ways[0]
+    whole, shards = zoo.run.named_leaves(state), zoo.run.named_leaves(placed)
+    for path, leaf in large(state.params).items():
+        alike = {name: shards[name] for name in whole if name.endswith(f"/{path}")}
+        assert len(alike) == 3, path  # the parameter, its momentum, its average
+        assert len({sharding.spec for sharding in alike.values()}) == 1
+        assert next(iter(alike.values())).shard_shape(leaf.shape) != leaf.shape
+
+
+@pytest.mark.parametrize(
+    ("case", "mesh", "most"), [("cnn", "fsdp=8", 0.2), ("gpt", "fsdp=8", 0.2), ("gpt", "fsdp=2", 0.55)]
+)
+def test_bytes_a_device_fall(case, mesh, most):
+    """To an eighth, or a half, but for small arrays and the batch, which the other axes split or not."""
+    mesh = mesh if "8" in mesh else f"{mesh},data=4"
+    one, many = (compiled(case, of)[1].memory_analysis().argument_size_in_bytes for of in (None, mesh))
+    assert many < most * one
+
+
+def gathers(case, mesh):
+    """The shapes that the compiled step gathers, each as often as it does."""
+    text = compiled(case, mesh)[1].as_text()
+    shapes = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather(?:-start)?\(", text)
+    assert "all-to-all" not in text
+    return [tuple(int(n) for n in shape.removeprefix("1,").split(",")) for shape in shapes]
+
+
+@pytest.mark.parametrize(("case", "mesh"), [(case, "fsdp=8") for case in ("cnn", "lstm", "seq2seq", "gpt", "scanned")])
+def test_fsdp_gathers_a_parameter_at_most_twice_and_nothing_else(case, mesh):
+    sizes = {**dict.fromkeys(split.AXES, 1), "fsdp": 8}
+    params = parts(case)[4].params
+    specs = zoo.run.named_leaves(split.specs(params, sizes))
+    sharded = [leaf.shape for path, leaf in zoo.run.named_leaves(params).items() if any(specs[path])]
+    of_layer = {shape: shape[1:] for shape in sharded if case == "scanned" and len(shape) == 3}
+    sharded = [of_layer.get(shape, shape) for shape in sharded]
+    found = gathers(case, mesh)
+    assert found
+    for shape in set(found):
+        assert found.count(shape) <= 2 * sharded.count(shape), shape
+
+
+def test_data_parallel_gathers_nothing():
+    for case in ("cnn", "lstm", "seq2seq", "gpt"):
+        assert gathers(case, "data=8") == []
+
+
+def test_context_gathers_keys_and_values_alone():
+    """And the small table of learned positions, of which each device adds its own part."""
+    rows, layers = BATCH // 2, GPT["num_layers"]
+    found = gathers("gpt", "data=2,context=4")
+    assert found.count((rows, LENGTH, GPT["hidden_size"])) <= 2 * layers
+    assert set(found) <= {(rows, LENGTH, GPT["hidden_size"]), (LENGTH, GPT["hidden_size"])}
+
+
+def test_the_rules_split_what_they_name():
+    params = parts("llama")[4].params
+    sizes = {**dict.fromkeys(split.AXES, 1), "tensor": 2, "fsdp": 2}
+    specs = zoo.run.named_leaves(split.specs(params, sizes))
+    assert specs["layers/layer0/attention/query/kernel"] == P("fsdp", "tensor")
+    assert specs["layers/layer0/attention/out/kernel"] == P("tensor", "fsdp")
+    assert specs["layers/layer0/mlp/down/kernel"] == P("tensor", "fsdp")
+    assert specs["embedding"] == P("tensor", "fsdp")
+    assert not any(specs["layers/layer0/norm1/scale"])
+    odd = {"odd": np.zeros((33, 35), np.float32), "head": {"kernel": np.zeros((32, 35), np.float32)}}
+    assert split.specs(odd, sizes) == {"odd": P(None, None), "head": {"kernel": P("fsdp", None)}}
+
+
+def test_where_no_mesh_is_in_use_nothing_happens():
+    x = np.ones((4, 8, 2), np.float32)
+    assert split.lying(x, "rows", "context") is x
+    assert split.gathered({"x": x})["x"] is x
+    assert split.over_shards(len) is len
+    assert split.by_device(len, None, None) is len
+
+
+def test_the_sizes_of_a_mesh():
+    assert mesh_sizes("tensor=2,fsdp=2", 8) == {"data": 2, "fsdp": 2, "context": 1, "tensor": 2}
+    assert mesh_sizes(None, 3)["data"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model=2", "'model=2' does not"),
+        ("data=0", "'data=0' does not"),
+        ("data=2,data=4", "such as data=2,fsdp=4"),
+        ("", "'' does not"),
+        ("fsdp=3", "is one of 6 devices; there are 8"),
+        ("data=2,fsdp=2", "is one of 4 devices; there are 8"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused(text, message):
+    with pytest.raises(zoo.ZooError, match=message):
+        mesh_sizes(text, 8)
+
+
+@pytest.mark.parametrize(
+    ("case", "mesh", "message"),
+    [
+        ("cnn", "tensor=2", "mesh tensor=2 is for Transformers; ResNet takes data and fsdp"),
+        ("lstm", "context=2", "mesh context=2 is for Transformers"),
+        ("gpt", "tensor=8", "mesh tensor=8 does not divide the model's num_heads, 4"),
+        ("llama", "tensor=4", "mesh tensor=4 does not divide the model's num_kv_heads, 2"),
+    ],
+)
+def test_a_model_that_a_mesh_does_not_divide_is_refused(case, mesh, message):
+    _, model, inputs, *_ = parts(case)
+    family = zoo.model_info(MODELS[case][0]).family
+    with pytest.raises(zoo.ZooError, match=message):
+        check_model(model, family, inputs.shape, mesh_sizes(mesh, 8))
+
+
+def test_tokens_that_context_does_not_divide_are_refused():
+    vit = zoo.create_model("vit_tiny16", image_size=8, patch_size=2)  # 16 patches and a class token
+    with pytest.raises(zoo.ZooError, match="context=2 does not divide a sequence of 17 tokens"):
+        check_model(vit, "transformer", (8, 8, 3), mesh_sizes("context=2", 8))
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_a_mesh_goes_with_parallel_mesh(parallel):
+    with pytest.raises(zoo.ZooError, match=f"mesh fsdp=8 goes with parallel mesh, not {parallel}"):
+        Config("x", 10, 8, parallel=parallel, mesh="fsdp=8").check()
+    Config("x", 10, 8, mesh="fsdp=8").check()
+
+
+def test_a_batch_is_divided_by_data_and_fsdp_alone():
+    assert make_layout("mesh", 4, 1, "fsdp=4,tensor=2").sizes["data"] == 1
+    with pytest.raises(zoo.ZooError, match="batch-size 6 does not divide among 4 devices; 4 or 8 does"):
+        make_layout("mesh", 6, 1, "data=2,fsdp=2,tensor=2")

@@ -1,0 +1,47 @@
+"""The setting `mesh`, `data=2,fsdp=2,tensor=2`: the sizes of a mesh's axes, and which models it goes with."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from zoo.errors import ZooError
+from zoo.split import AXES, CONTEXT, DATA, TENSOR
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Sizes by axis; ZooError for what is not of that form."""
+    sizes: dict[str, int] = {}
+    for item in text.split(","):
+        name, _, size = item.partition("=")
+        if name not in AXES or name in sizes or not (size.isdecimal() and int(size)):
+            raise ZooError(f"mesh gives sizes to {', '.join(AXES)}, such as data=2,fsdp=4; {item!r} does not")
+        sizes[name] = int(size)
+    return sizes
+
+
+def mesh_sizes(text: str | None, devices: int) -> dict[str, int]:
+    """The sizes of all axes, by which so many devices are split; `data`, if it is not named, has what others leave."""
+    named = {} if text is None else parse_mesh(text)
+    others = math.prod(size for name, size in named.items() if name != DATA)
+    sizes = {**dict.fromkeys(AXES, 1), DATA: max(devices // others, 1), **named}
+    if math.prod(sizes.values()) != devices:
+        raise ZooError(f"mesh {text} is one of {math.prod(sizes.values())} devices; there are {devices}")
+    return sizes
+
+
+def check_model(model: Any, family: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> None:
+    """ZooError for a model that `tensor` does not divide, or whose sequence, of an input of a shape, `context` does
+    not. (Shorter batches of texts that it does not divide lie whole.)"""
+    for axis in (TENSOR, CONTEXT):
+        if sizes[axis] > 1 and family != "transformer":
+            raise ZooError(f"mesh {axis}={sizes[axis]} is for Transformers; {type(model).__name__} takes data and fsdp")
+    tokens = shape[0]
+    if len(shape) == 3 and family == "transformer":
+        tokens = (model.image_size // model.patch_size) ** 2 + int(model.pooling == "token")
+    if tokens % sizes[CONTEXT]:
+        raise ZooError(f"mesh context={sizes[CONTEXT]} does not divide a sequence of {tokens} tokens")
+    if sizes[TENSOR] > 1:
+        fields = {name: getattr(model, name, None) for name in ("num_heads", "num_kv_heads", "mlp_size")}
+        for name, size in {**fields, **getattr(model, "settled", {})}.items():
+            if name in fields and size is not None and size % sizes[TENSOR]:
+                raise ZooError(f"mesh tensor={sizes[TENSOR]} does not divide the model's {name}, {size}")
