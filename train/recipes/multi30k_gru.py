@@ -3,8 +3,8 @@
     python -m train multi30k-gru
 
 1,184 seconds on two cores that other work kept busy. Test2016, lower-cased, beam 5, seed 0: 41.2 BLEU as sacreBLEU has
-it, 4.6 % word for word; 41.3 on spaCy's tokens (python -m train evaluate RUN --task.spacy-language en), on which others report 28.3 of such
-a model that reads words.
+it, 4.6 % word for word. On spaCy's tokens (python -m train evaluate RUN --task.spacy-language en) 41.3, where others
+report 28.3 of such a model that reads words.
 """
 
 from train import Config, LogConfig, ModelConfig, OptimizerConfig, PairsConfig, Translation

@@ -3,8 +3,8 @@
     python -m train multi30k-transformer
 
 2,387 seconds on two cores that other work kept busy. Test2016, lower-cased, beam 5, seed 0: 39.6 BLEU as sacreBLEU has
-it, 4.0 % word for word; 39.7 on spaCy's tokens (python -m train evaluate RUN --task.spacy-language en), on which others report 36.5 of a
-Transformer of nine million that reads words.
+it, 4.0 % word for word. On spaCy's tokens (python -m train evaluate RUN --task.spacy-language en) 39.7, where others
+report 36.5 of a Transformer of nine million that reads words.
 """
 
 from train import Config, LogConfig, ModelConfig, OptimizerConfig, PairsConfig, Translation
