@@ -155,7 +155,7 @@ def plot(config: PlotConfig) -> pathlib.Path:
             axis.annotate(f"{value:.3g}", (value, place), (0, 6), textcoords="offset points", ha="center", fontsize=8)
         if column.startswith(("ratio", "speedup")):
             axis.axvline(1, color="black", linewidth=0.8, linestyle="--")
-            axis.set_xlim(left=0)
+            axis.set_xlim(0, max(1.1, axis.get_xlim()[1]))
         axis.set_xlabel(column.replace("_", " "))
         axis.grid(axis="x", alpha=0.3)
     axes[0][0].set_yticks(range(len(keys)), [names[key] for key in keys], fontsize=8)

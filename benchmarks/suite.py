@@ -25,6 +25,7 @@ class Command(NamedTuple):
 def benchmarks() -> dict[str, Command]:
     """Those that measure."""
     from benchmarks import (
+        around,
         compiling,
         decoder,
         decoding,
@@ -46,6 +47,10 @@ def benchmarks() -> dict[str, Command]:
         "compile": Command(compiling.CompileConfig, compiling.run),
         "memory": Command(compiling.MemoryConfig, compiling.run_memory),
         "sampling": Command(recurrent.SamplingConfig, recurrent.run_sampling),
+        "start": Command(around.StartConfig, around.run_start),
+        "pipeline": Command(around.PipelineConfig, around.run_pipeline),
+        "weights": Command(around.WeightsConfig, around.run_weights),
+        "checkpoint": Command(around.CheckpointConfig, around.run_checkpoint),
         "loop": Command(loop.LoopConfig, loop.run),
         "shakespeare": Command(shakespeare.ShakespeareConfig, shakespeare.run),
         "quality": Command(quality.QualityConfig, quality.run),

@@ -50,6 +50,34 @@ def line(what: str, figures: str, *cases: str | Case) -> Line:
 LINES: tuple[Line, ...] = (
     line("the loop's examples/s over the bare step's: digits", RATIO, "loop --recipe cnn"),
     line("the same: CIFAR-10", RATIO, "loop --recipe cifar10 --steps 100 --rounds 6"),
+    line(
+        "seconds that `import zoo` adds to `import jax, flax`; `cnn`'s first step with compiling; from the cache",
+        "{0[import_zoo_seconds]:.2f}; {0[first_compile_seconds]:.2f}; {0[second_compile_seconds]:.2f}",
+        "start",
+    ),
+    *(
+        line(
+            f"batches/s of {what}, of which a step takes one; PyTorch's DataLoader",
+            "{0[ours_batches_per_s]:,.0f}; {0[torch_batches_per_s]:,.0f}",
+            f"pipeline {recipe}",
+        )
+        for what, recipe in (("images", "cifar10"), ("pairs", "seq2seq"))
+    ),
+    line("batches/s of text", "{0[ours_batches_per_s]:,.0f}", "pipeline lstm"),
+    *(
+        line(
+            f"MB/s of `{name}`'s weights loaded and checked; of the file read alone",
+            "{0[ours_mb_per_s]:,.0f}; {0[read_mb_per_s]:,.0f}",
+            f"weights {name}",
+        )
+        for name in ("resnet50", "lstm_lm", "seq2seq_gru_attention", "smollm2_135m")
+    ),
+    line(
+        "MB/s of `resnet50` and Adam's state saved, restored, digests and all; by torch.save, torch.load",
+        "{0[ours_save_mb_per_s]:,.0f}, {0[ours_restore_mb_per_s]:,.0f}; {0[torch_save_mb_per_s]:,.0f}, "
+        "{0[torch_restore_mb_per_s]:,.0f}",
+        "checkpoint",
+    ),
     line("a step of `simple_cnn`, batch 64, seconds over PyTorch's", RATIO, "train-step --model simple_cnn"),
     line("a step of `resnet20`, batch 64, seconds over PyTorch's", RATIO, "train-step --model resnet20"),
     line(

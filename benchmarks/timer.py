@@ -33,11 +33,11 @@ class Contest:
 
     def percentiles(self, name: str) -> tuple[float, float, float]:
         """10th percentile, median and 90th percentile of the seconds a call."""
-        return _percentiles(self.seconds[name])
+        return percentiles_of(self.seconds[name])
 
     def ratio(self, name: str, other: str) -> tuple[float, float, float]:
         """The same of the ratio name / other, round by round."""
-        return _percentiles(np.divide(self.seconds[name], self.seconds[other]))
+        return percentiles_of(np.divide(self.seconds[name], self.seconds[other]))
 
     def machine(self) -> dict[str, Any]:
         """Columns of a row of results: how fast the machine was, and how much of it others took."""
@@ -164,7 +164,7 @@ def cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def _percentiles(values: Any) -> tuple[float, float, float]:
+def percentiles_of(values: Any) -> tuple[float, float, float]:
     low, median, high = np.percentile(values, [10, 50, 90])
     return float(low), float(median), float(high)
 

@@ -212,8 +212,9 @@ def greedy(peer: Any, source: torch.Tensor, lengths: torch.Tensor, first: int, e
 @torch.inference_mode()
 def beam_search(
     peer: Any, source: torch.Tensor, lengths: torch.Tensor, first: int, end: int, most: int, beams: int, penalty: float
-) -> torch.Tensor:
-    """The best target of each row, [N, most], `end` after the last; ranked and stopped as `zoo.decode.beam` says."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best target of each row, [N, most], `end` after the last, and its score [N]; ranked and stopped as
+    `zoo.decode.beam` says."""
     rows, places = len(source), torch.arange(2 * beams)
     memory, state = ([leaf.repeat_interleave(beams, 0) for leaf in leaves] for leaves in peer.read(source, lengths))
     scores = torch.full((rows, beams), -torch.inf)
@@ -244,5 +245,6 @@ def beam_search(
             break
         flat = (row * beams + parent).flatten()
         state, last = [leaf[flat] for leaf in state], token.flatten()
-    cut = ~done & (scores[:, 0] / ((5 + most) / 6) ** penalty > best_score)
-    return torch.where(cut[:, None], tokens[:, 0], best)
+    cut_score = (scores[:, 0] / ((5 + most) / 6) ** penalty).masked_fill(done, -torch.inf)
+    cut = cut_score > best_score
+    return torch.where(cut[:, None], tokens[:, 0], best), torch.where(cut, cut_score, best_score)

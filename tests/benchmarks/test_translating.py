@@ -60,8 +60,11 @@ def test_targets_are_those_of_torch(kind, beams):
     pytest.importorskip("torch", reason="the peer needs torch: pip install '.[benchmarks]'")
     model, variables = tiny(kind)
     config, batches = translating.TranslatingConfig(length=9), [(SOURCE, LENGTHS)]
-    ours = translating.our_decoding(config, model, variables, batches, beams)()
-    np.testing.assert_array_equal(translating.peer_decoding(config, model, variables, batches, beams)(), ours)
+    ours, scores = translating.our_decoding(config, model, variables, batches, beams)()
+    theirs, others = translating.peer_decoding(config, model, variables, batches, beams)()
+    np.testing.assert_array_equal(theirs, ours)
+    if beams > 1:
+        assert np.abs(others - scores).max() <= 1e-5 * np.abs(scores).max()
     assert (ours == 2).any()
 
 
@@ -85,17 +88,18 @@ def test_rows(peer, tmp_path):
     rows = translating.run(translating.TranslatingConfig(str(recipe), peer=peer, output=output, **sizes))
     assert [row["beams"] for row in rows] == [1, 5]
     assert all(0 < row["ours_p10"] <= row["ours_sentences_per_s"] <= row["ours_p90"] for row in rows)
-    assert all((row["equal"] >= 0.98) if peer else np.isnan(row["speedup"]) for row in rows)
+    assert all((row["equal"] >= 0.8) if peer else np.isnan(row["speedup"]) for row in rows)
     assert [row["beams"] for row in csv.DictReader((tmp_path / "x.csv").open())] == ["1", "5"]
 
 
-def test_other_targets_are_refused(monkeypatch, tmp_path):
-    recipe = tmp_path / "recipe.py"
-    recipe.write_text(RECIPE.format(path="dates", fields=RECURRENT))
-    monkeypatch.setattr(translating, "peer_decoding", lambda *_: lambda: np.zeros((6, 5), int))
-    config = translating.TranslatingConfig(str(recipe), sentences=6, length=5, output=str(tmp_path / "x.csv"))
-    with pytest.raises(ZooError, match=r"of the targets by 1 beams only 0\.0% are those of PyTorch"):
-        translating.run(config)
+def test_other_targets_are_refused():
+    ours = np.array([[5, 2], [6, 2], [7, 2]]), np.array([-1.0, -2.0, -3.0])
+    theirs = np.array([[5, 2], [6, 2], [8, 2]]), np.array([-1.0, -2.0, -3.0001])
+    assert translating.check_targets(ours, theirs, 5) == pytest.approx(2 / 3)  # the last are about as probable
+    with pytest.raises(ZooError, match="of the targets by 5 beams 1 of 3 are not those of PyTorch"):
+        translating.check_targets(ours, (theirs[0], np.array([-1.0, -2.0, -3.1])), 5)
+    with pytest.raises(ZooError, match="of the targets by 1 beams 1 of 3"):
+        translating.check_targets(ours, (theirs[0], np.full(3, np.nan)), 1)
 
 
 @pytest.mark.parametrize(

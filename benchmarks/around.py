@@ -1,0 +1,223 @@
+"""What a run spends outside of its steps: starting, reading batches, loading weights, saving and restoring."""
+
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from tyro.conf import Positional
+
+import zoo
+from benchmarks.timer import RESULTS, append_row, circumstances, cores, in_turn, percentiles_of
+from train.__main__ import load_recipe
+from train.checkpoint import Checkpoints
+from train.config import Arguments, OptimizerConfig, at_least
+from train.data import load_dataset, train_batches
+from train.data.dataset import ArraySplit
+from train.optimizer import make_optimizer
+from train.step import init_state
+from zoo.errors import ZooError
+from zoo.registry import abstract_variables
+from zoo.weights import save_weights
+
+IMPORTS = """
+import time
+start = time.perf_counter()
+import jax, flax
+between = time.perf_counter()
+import zoo
+print(between - start, time.perf_counter() - between)
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class StartConfig:
+    """Times imports in fresh processes, and a run of a recipe without and with the cache of compiled programs."""
+
+    recipe: str = "cnn"  # a recipe: python -m train list
+    steps: int = 60  # of its run, at least as many as warm its rate up
+    rounds: int = 5  # processes that import, and pairs of runs
+    output: str = str(RESULTS / "start.csv")  # the CSV to append to
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """Times the batches of a recipe's training data, beside PyTorch's DataLoader over the same arrays."""
+
+    recipe: Positional[str] = "cifar10"  # a recipe: python -m train list
+    rounds: int = 10  # turns of each
+    output: str = str(RESULTS / "pipeline.csv")  # the CSV to append to
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsConfig:
+    """Times loading a model's weights from a file, checked whole, beside reading the file alone."""
+
+    model: Positional[str] = "resnet50"  # a registered model: python -m zoo list
+    args: Arguments = dataclasses.field(default_factory=dict)  # fields of the model
+    rounds: int = 10  # turns of each
+    output: str = str(RESULTS / "weights.csv")  # the CSV to append to
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Times saving and restoring a model with Adam's state, digests included, beside torch.save and torch.load."""
+
+    model: Positional[str] = "resnet50"  # a registered model: python -m zoo list
+    args: Arguments = dataclasses.field(default_factory=dict)  # fields of the model
+    rounds: int = 5  # turns of each
+    output: str = str(RESULTS / "checkpoint.csv")  # the CSV to append to
+
+
+def finish(config: Any, row: dict[str, Any], works: dict[str, Callable[[], Any]], amount: float, unit: str) -> Any:
+    """Times `works` in turn, of which each call does `amount`; adds their rates, prints and appends the row."""
+    contest = in_turn(works, config.rounds)
+    for name in works:
+        fast, median, slow = (amount / seconds for seconds in contest.percentiles(name))
+        row |= {f"{name}_{unit}_per_s": median, f"{name}_p10": slow, f"{name}_p90": fast}
+    row |= {**contest.machine(), "rounds": config.rounds, **circumstances()}
+    shown = ", ".join(f"{name.replace('_', ' ')} {row[f'{name}_{unit}_per_s']:,.4g} {unit}/s" for name in works)
+    print(f"{getattr(config, 'model', None) or config.recipe}: {shown}; {contest.remark()}")
+    append_row(pathlib.Path(config.output), row)
+    return row
+
+
+def run_start(config: StartConfig) -> dict[str, Any]:
+    """Measures, prints and appends one row; returns it. Seconds are medians, those of runs of whole processes."""
+    at_least("rounds", config.rounds, 1)
+    imports = np.array([_python("-c", IMPORTS)[0].split() for _ in range(config.rounds)], float)
+    found: dict[str, list[float]] = {}
+    for _ in range(config.rounds):
+        with tempfile.TemporaryDirectory() as place:
+            for name in ("first", "second"):
+                flags = ["--steps", str(config.steps), "--workdir", f"{place}/{name}"]
+                seconds = _python("-m", "train", config.recipe, *flags, cache=f"{place}/cache")[1]
+                phases = json.loads(pathlib.Path(place, name, "result.json").read_text())["seconds"]
+                found.setdefault(name, []).append(seconds)
+                found.setdefault(f"{name}_compile", []).append(phases["compile"])
+    row: dict[str, Any] = {"recipe": config.recipe, "steps": config.steps}
+    for name, values in {"import_jax_flax": imports[:, 0], "import_zoo": imports[:, 1], **found}.items():
+        p10, median, p90 = percentiles_of(values)
+        row |= {f"{name}_seconds": median, f"{name}_p10_seconds": p10, f"{name}_p90_seconds": p90}
+    row |= {"rounds": config.rounds, **circumstances()}
+    print(
+        f"import jax, flax {row['import_jax_flax_seconds']:.2f} s, zoo {row['import_zoo_seconds']:.3f} s more; "
+        f"{config.recipe} {row['first_seconds']:.1f} s ({row['first_compile_seconds']:.1f} in the first step), from "
+        f"the cache {row['second_seconds']:.1f} s ({row['second_compile_seconds']:.1f})"
+    )
+    append_row(pathlib.Path(config.output), row)
+    return row
+
+
+def _python(*args: str, cache: str = "") -> tuple[str, float]:
+    """What a process prints, and its seconds; ZooError where it fails."""
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, *args], env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"python {' '.join(args[:3])} failed"]
+        raise ZooError(lines[-1].removeprefix("error: "))
+    return done.stdout, time.perf_counter() - start
+
+
+def run_pipeline(config: PipelineConfig) -> dict[str, Any]:
+    """Measures, prints and appends one row; returns it. Ours are as wide as their texts, the peer's as the widest."""
+    settings = load_recipe(config.recipe).config()
+    start = time.perf_counter()
+    dataset = load_dataset(settings.data, zoo.model_info(settings.model.name).input_shape)
+    loaded = time.perf_counter() - start
+    coming = train_batches(dataset.train, settings.batch_size, settings.seed).from_step(0, 10**9)
+    first = next(coming)
+    works: dict[str, Callable[[], Any]] = {"ours": lambda: next(coming)}
+    if isinstance(dataset.train, ArraySplit):
+        works |= _loader(dataset.train, settings.batch_size)
+    row = {"recipe": config.recipe, "data": dataset.name, "batch_size": settings.batch_size, "load_seconds": loaded}
+    row["batch_mb"] = sum(array.nbytes for array in first.values()) / 2**20
+    for name in ("ours", "torch"):
+        row |= {f"{name}_{column}": "" for column in ("batches_per_s", "p10", "p90")}
+    return finish(config, row, works, 1, "batches")
+
+
+def _loader(split: ArraySplit, batch_size: int) -> dict[str, Callable[[], Any]]:
+    """PyTorch's, in this process; {} without torch."""
+    try:
+        from torch import from_numpy
+        from torch.utils.data import DataLoader, TensorDataset
+    except ImportError:
+        print("torch is not installed: it is left out (pip install '.[benchmarks]')")
+        return {}
+    tensors = [from_numpy(np.ascontiguousarray(array)) for array in split.arrays.values()]
+    loader: Any = DataLoader(TensorDataset(*tensors), batch_size, shuffle=True, drop_last=True)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    return {"torch": lambda: next(batches)}
+
+
+def drawn(name: str, args: dict[str, Any]) -> tuple[Any, Any, tuple[int, ...]]:
+    """A model, variables as large as its own, drawn on the host, and the shape of an example."""
+    model, info = zoo.create_model(name, **args), zoo.model_info(name)
+    rng = np.random.default_rng(0)
+    shapes = abstract_variables(model, jax.ShapeDtypeStruct((1, *info.input_shape), np.dtype(info.input_dtype)))
+    return model, jax.tree.map(lambda x: rng.random(x.shape, np.float32).astype(x.dtype), shapes), info.input_shape
+
+
+def size_mb(tree: Any) -> float:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 2**20
+
+
+def run_weights(config: WeightsConfig) -> dict[str, Any]:
+    """Measures, prints and appends one row; returns it. The file is in the layout of torchvision, torch or transformers
+    and lies in the system's cache."""
+    from safetensors.numpy import load_file
+
+    model, variables, shape = drawn(config.model, config.args)
+    row: dict[str, Any] = {"model": config.model, "args": config.args, "weights_mb": size_mb(variables)}
+    with tempfile.TemporaryDirectory() as place:
+        path = f"{place}/model.safetensors"
+        save_weights(variables, path)
+        works = {"ours": lambda: zoo.load_weights(model, path, shape), "read": lambda: load_file(path)}
+        return finish(config, row, works, row["weights_mb"], "mb")
+
+
+def run_checkpoint(config: CheckpointConfig) -> dict[str, Any]:
+    """Measures, prints and appends one row; returns it. A save is over when all is on disk."""
+    _, variables, _ = drawn(config.model, config.args)
+    state = init_state(variables, make_optimizer(OptimizerConfig("adam", 1e-3, schedule="constant"), 1), ema=False)
+    state = jax.tree.map(np.asarray, state)
+    row: dict[str, Any] = {"model": config.model, "args": config.args, "state_mb": size_mb(state)}
+    names = [f"{way}_{verb}" for way in ("ours", "torch") for verb in ("save", "restore")]
+    row |= {f"{name}_{column}": "" for name in names for column in ("mb_per_s", "p10", "p90")}
+    steps = itertools.count()
+    with tempfile.TemporaryDirectory() as place:
+        checkpoints = Checkpoints(pathlib.Path(place), keep=1)
+
+        def save() -> None:
+            checkpoints.save(state, next(steps), None, {})
+            checkpoints.wait()
+
+        works = {"ours_save": save, "ours_restore": lambda: checkpoints.restore(state)}
+        try:
+            return finish(config, row, works | _torch_files(state, f"{place}/state.pt"), row["state_mb"], "mb")
+        finally:
+            checkpoints.close()
+
+
+def _torch_files(state: Any, path: str) -> dict[str, Callable[[], Any]]:
+    """PyTorch's, without digests; {} without torch."""
+    try:
+        import torch
+    except ImportError:
+        print("torch is not installed: it is left out (pip install '.[benchmarks]')")
+        return {}
+    torch.set_num_threads(cores())
+    tensors = [torch.from_numpy(np.array(leaf)) for leaf in jax.tree.leaves(state)]
+    torch.save(tensors, path)
+    return {"torch_save": lambda: torch.save(tensors, path), "torch_restore": lambda: torch.load(path)}

@@ -1,0 +1,56 @@
+"""What a run spends outside of its steps, each measured once on something small."""
+
+import csv
+
+import pytest
+
+from benchmarks import around
+from benchmarks.__main__ import main
+
+TINY = {"num_classes": 3, "hidden_size": 8}
+
+
+def test_weights_beside_the_file_alone(tmp_path):
+    config = around.WeightsConfig("simple_cnn", TINY, rounds=2, output=str(tmp_path / "x.csv"))
+    row = around.run_weights(config)
+    sizes = (3 * 9 * 32 + 32, 32 * 9 * 64 + 64, 64 * 64 * 8 + 8, 8 * 3 + 3)
+    assert row["weights_mb"] == pytest.approx(4 * sum(sizes) / 2**20)
+    assert 0 < row["ours_p10"] <= row["ours_mb_per_s"] <= row["ours_p90"]
+    assert row["read_mb_per_s"] > 0
+    assert next(csv.DictReader((tmp_path / "x.csv").open()))["args"] == "num_classes=3 hidden_size=8"
+
+
+def test_checkpoints_saved_and_restored(tmp_path):
+    config = around.CheckpointConfig("simple_cnn", TINY, rounds=1, output=str(tmp_path / "x.csv"))
+    row = around.run_checkpoint(config)
+    assert row["ours_save_mb_per_s"] > 0
+    assert row["ours_restore_mb_per_s"] > 0
+
+
+@pytest.mark.parametrize("recipe", ["cnn", "seq2seq"])
+def test_batches_of_a_recipe(recipe, tmp_path):
+    row = around.run_pipeline(around.PipelineConfig(recipe, rounds=1, output=str(tmp_path / "x.csv")))
+    assert row["ours_batches_per_s"] > 0
+    assert row["batch_mb"] > 0
+    assert row["data"]
+
+
+@pytest.mark.slow  # processes that import and compile
+def test_the_second_run_compiles_less(tmp_path):
+    row = around.run_start(around.StartConfig(rounds=1, output=str(tmp_path / "x.csv")))
+    assert 0 < row["second_compile_seconds"] < row["first_compile_seconds"] < row["first_seconds"]
+    assert 0 < row["import_zoo_seconds"] < row["first_seconds"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["weights", "resnet_50"], "error: unknown model 'resnet_50'"),
+        (["pipeline", "cifar100"], "error: unknown recipe 'cifar100'"),
+        (["start", "--rounds", "0"], "error: rounds must be at least 1, not 0"),
+        (["start", "--recipe", "cn", "--rounds", "1"], "error: unknown recipe 'cn'"),
+    ],
+)
+def test_mistakes_get_one_line(args, message, capsys):
+    assert main(args) == 2
+    assert capsys.readouterr().err.startswith(message)
