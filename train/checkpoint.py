@@ -13,9 +13,9 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
+from train import processes
 from train.report import write_text
 from train.step import TrainState
 from zoo import run as run_folder
@@ -60,6 +60,7 @@ class Checkpoints:
                 continue
             if score is not None:
                 self.scores[step] = score
+        processes.meet("broken checkpoints set aside")
         policy = _LatestAndBest(keep, self.scores)
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -69,7 +70,8 @@ class Checkpoints:
         return sorted(run_folder.step_folders(self.folder))
 
     def save(self, state: TrainState, step: int, score: float | None, extra: dict[str, Any]) -> None:
-        """Begins to save plain host arrays; returns before they are on disk. `score` is finite or None."""
+        """Begins to save global arrays, of which each process writes its own part; returns before they are on disk.
+        `score` is finite or None."""
         items = _items(state)
         meta = {"step": step, "score": score, **extra}
         meta["digests"] = {name: run_folder.digests(item) for name, item in items.items()}
@@ -86,7 +88,7 @@ class Checkpoints:
         if score is not None:
             self.scores[step] = score
         path = self.folder / str(step) / "meta" / "metadata"  # where Orbax's JSON handler writes it
-        if jax.process_index() == 0:
+        if processes.first():
             write_text(path, json.dumps({**json.loads(path.read_text()), "score": score, "unevaluated": False}))
 
     def wait(self) -> None:
@@ -95,16 +97,18 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest whole checkpoint as host arrays, with its meta; a broken one is set aside, with a warning.
+        """The newest whole checkpoint, its arrays where the template says, and its meta; a broken one is set aside,
+        with a warning.
 
         ZooError where every one is broken: a run does not start anew in silence.
         """
         for step in reversed(self.steps()):
-            try:
-                return self._read(template, step)
-            except run_folder.BrokenCheckpoint as error:
-                self._set_aside(step, str(error))
-                self._manager.reload()
+            found, why = self._try(template, step)
+            if found is not None:
+                return found
+            self._set_aside(step, why)
+            processes.meet(f"checkpoint {step} set aside")
+            self._manager.reload()
         raise ZooError(f"every checkpoint in {str(self.folder)!r} is broken; start anew in another workdir")
 
     def restore_best(self, last: TrainState, step: int) -> tuple[TrainState, int]:
@@ -112,11 +116,20 @@ class Checkpoints:
         best = best_step(self.scores, self.steps())
         if best is None or best == step:
             return last, step
+        found, why = self._try(last, best)
+        if found is not None:
+            return found[0], best
+        self._set_aside(best, why)
+        return last, step
+
+    def _try(self, template: TrainState, step: int) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
+        """A checkpoint, and why not: where one process cannot read it, none takes it."""
+        found, why = None, "another process cannot read it"
         try:
-            return self._read(last, best)[0], best
+            found = self._read(template, step)
         except run_folder.BrokenCheckpoint as error:
-            self._set_aside(best, str(error))
-            return last, step
+            why = str(error)
+        return (None if processes.any_says(found is None) else found), why
 
     def _read(self, template: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         path = self.folder / str(step)
@@ -132,11 +145,13 @@ class Checkpoints:
             self._manager.close()
 
     def _set_aside(self, step: int, why: str) -> None:
+        self.scores.pop(step, None)
+        if not processes.first():
+            return
         path, n = self.folder / str(step), 0
         while (aside := self.folder / f"{step}.broken{n or ''}").exists():
             n += 1
         path.rename(aside)
-        self.scores.pop(step, None)
         warnings.warn(f"checkpoint {step} is broken ({why}); set aside as {aside.name}", stacklevel=3)
 
     @contextlib.contextmanager

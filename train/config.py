@@ -11,6 +11,7 @@ import tyro
 
 from train.data.augment import AugmentConfig
 from train.mesh import parse_mesh
+from train.processes import parse_distributed
 from train.tasks.classification import Classification
 from train.tasks.language_model import LanguageModel
 from train.tasks.masked_language_model import MaskedLanguageModel
@@ -199,6 +200,9 @@ class Config:
     # the axes of parallel mesh and their sizes, data=2,fsdp=4: data splits the batch, fsdp also the state, and of a
     # Transformer tensor splits heads and features, context the sequence; data has what the others leave
     mesh: str | None = None
+    # several processes as one: auto (SLURM, Kubernetes, Open MPI, TPU pods), or coordinator=HOST:PORT,num=N,id=I; each
+    # run says it anew
+    distributed: str | None = None
     resume: bool = False  # go on from the newest checkpoint in workdir; start where there is none
     eval_every: int = 1000  # steps between evaluations on validation data, each followed by a checkpoint
     keep: int = 2  # newest checkpoints kept, besides the best
@@ -238,6 +242,8 @@ class Config:
                     "optimizer.lora-rank goes without freeze, rates and layer-decay: all but thin products and "
                     "optimizer.lora-whole stays as it is"
                 )
+        if self.distributed is not None:
+            parse_distributed(self.distributed)
         if self.mesh is not None:
             parse_mesh(self.mesh)
             if self.parallel in ("jit", "pmap"):

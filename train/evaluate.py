@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import tyro
 
 import zoo
@@ -41,7 +40,7 @@ def evaluate(
     """
     totals: dict[str, float] = {}
     waiting: list[Any] = []
-    batches = eval_batches(split, batch_size, jax.process_index(), jax.process_count())
+    batches = eval_batches(split, batch_size, layout.rows(batch_size))
     carry = layout.put_carry(task.initial_carry(model, batch_size))
     total = eval_steps(split, batch_size)
     for done, batch in enumerate(batches):

@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "steps",
     "parallel",
     "mesh",
+    "distributed",
     "resume",
     "profile",
     "keep",
@@ -91,7 +92,7 @@ def describe(config: Config, workdir: pathlib.Path, model_args: dict[str, Any], 
     about = {
         "model": {"name": config.model.name, "args": model_args},
         "inputs": dataset.inputs.to_json(),
-        "config": to_json(config),
+        "config": to_json(dataclasses.replace(config, distributed=None)),
         "versions": versions,
     }
     workdir.mkdir(parents=True, exist_ok=True)

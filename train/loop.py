@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 import zoo
-from train import folder
+from train import folder, processes
 from train.checkpoint import Checkpoints, ever_saved
 from train.config import Config, TextConfig
 from train.data import Dataset, Split, load_dataset, train_batches
@@ -42,6 +42,7 @@ def run(config: Config, seconds_before: float = 0.0) -> dict[str, Any]:
     (128 + signal) when a signal stopped the run, after a checkpoint.
     """
     phases = Phases(seconds_before)
+    processes.start(config.distributed)
     config, workdir = folder.take(config)
     with phases("data"):
         shape = zoo.model_info(config.model.name).input_shape
@@ -64,25 +65,26 @@ class Trainer:
         check_model(model, zoo.model_info(config.model.name).family, dataset.inputs.shape, layout.sizes)
         optimizer = make_optimizer(config.optimizer, config.steps)
         begin = partial(initial_state, config, model, dataset, optimizer)
-        process, processes = jax.process_index(), jax.process_count()
-        self.batches = train_batches(dataset.train, config.batch_size, config.seed, process, processes)
+        self.batches = train_batches(dataset.train, config.batch_size, config.seed, layout.rows(config.batch_size))
         meta: dict[str, Any] = {"step": 0, "interval": {"steps": 0, "sums": {}}}
         resumes = ever_saved(workdir)
         state = jax.eval_shape(begin) if resumes else begin(config.model.weights)
+        processes.meet("run folder read")
         self.journal = Journal(workdir, config.steps, config.log.stall, phases)  # from here on nothing is a mistake
         try:
-            folder.describe(config, workdir, model_args, dataset)
+            if processes.first():
+                folder.describe(config, workdir, model_args, dataset)
             self.checkpoints = Checkpoints(workdir, config.keep)
             if resumes:
                 clock, size = Clock(0), f"{megabytes(state):,.1f} MB"
                 self.journal.beat(detail=f"restoring {size}")
-                state, meta = self.checkpoints.restore(state)
+                state, meta = self.checkpoints.restore(layout.template(state))
                 self.journal.say(f"resumed at step {meta['step']}: {size} in {clock.seconds():.1f} s")
                 self.journal.beat(step=meta["step"], detail="")
         except BaseException as error:
             self.journal.close(error)
             raise
-        self.state, self.step = layout.put_state(state), meta["step"]
+        self.state, self.step = layout.restored(state) if resumes else layout.put_state(state), meta["step"]
         self.interval = Interval(layout, self.step, meta["interval"])
         self.model, axis = layout.adapt(model), layout.axis_name
         train_step = make_train_step(config, self.model, dataset.inputs, optimizer, axis)
@@ -175,7 +177,7 @@ class Trainer:
         with self.phases("checkpoint"):
             self.report.flush()
             extra = {"interval": self.interval.to_json(), "unevaluated": unevaluated}
-            self.checkpoints.save(self.layout.fetch(self.state), self.step, score, extra)
+            self.checkpoints.save(self.layout.stored(self.state), self.step, score, extra)
 
     def _validate(self, split: Split, stop: Stop) -> float | None:
         """Evaluates on validation data and records it; returns the score, if it is a number."""
@@ -215,9 +217,9 @@ class Trainer:
             stop.idle = True  # all is saved: from here on a signal acts at once
             if stop.signal:
                 self._leave(stop.signal)
-            state, best = self.checkpoints.restore_best(self.layout.fetch(self.state), self.step)
-        variables = state.eval_variables()
-        placed = self.layout.put_state(variables)
+            state, best = self.checkpoints.restore_best(self.layout.stored(self.state), self.step)
+        placed = self.layout.restored(state.eval_variables())
+        variables = self.layout.fetch(placed)
         metrics = {}
         for split, examples in (("validation", dataset.validation), ("test", dataset.test)):
             if examples is not None:
@@ -226,18 +228,25 @@ class Trainer:
                     metrics[split] |= decoded(config.task, Run(self.model, variables, dataset.inputs), examples)
                 counted = f"{examples.size:,} {getattr(examples, 'unit', config.task.unit)}"
                 self.journal.say(f"best step {best}: {split} {_shown(metrics[split])} ({counted})")
+        result: dict[str, Any] = {"data": dataset.name, "seed": config.seed, "steps": self.step, "best_step": best}
+        result |= metrics
+        if processes.first():
+            self._leave_behind(result, metrics, variables, state.ema is not None)
+        processes.meet("run finished")
+        return result
+
+    def _leave_behind(self, result: dict[str, Any], metrics: dict[str, Any], variables: Any, ema: bool) -> None:
+        """Exports the weights, draws the curves, writes the result, to which it adds the seconds."""
         with self.phases("report"):
-            folder.export(self.workdir, variables, step=best, ema=state.ema is not None, metrics=metrics)
-            words = folder.closing_words(self.workdir, config, dataset)
+            folder.export(self.workdir, variables, step=result["best_step"], ema=ema, metrics=metrics)
+            words = folder.closing_words(self.workdir, self.config, self.dataset)
             self.report.flush()
-            draw_curves(self.workdir, config.task.metric)
-        result = {"data": dataset.name, "seed": config.seed, "steps": self.step, "best_step": best, **metrics}
+            draw_curves(self.workdir, self.config.task.metric)
         result["seconds"] = self.phases.summary()
         write_text(self.workdir / "result.json", json.dumps(result, indent=2) + "\n")
         seconds = ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items())
         self.journal.say(f"seconds: {seconds}")
         self.journal.say(words)
-        return result
 
 
 class BrokenOff(Exception):

@@ -10,17 +10,22 @@ from typing import Any
 
 import jax
 
+from train import processes
 from train.config import Config
 
 
 class Report:
-    """The records of a run folder. `metrics.jsonl` holds what the settings determine; timings go to TensorBoard."""
+    """The records of a run folder. `metrics.jsonl` holds what the settings determine; timings go to TensorBoard. Of
+    several processes the first one writes."""
 
     def __init__(self, workdir: pathlib.Path, config: Config, step: int, unevaluated: bool = False):
         self.path = workdir / "metrics.jsonl"
+        self._file: Any = None
+        self._events: Any = None
+        if not processes.first():
+            return
         cut_back(self.path, step, unevaluated)
         self._file = self.path.open("a")
-        self._events: Any = None
         if config.log.tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -28,8 +33,9 @@ class Report:
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """One line of metrics.jsonl, and the same to TensorBoard."""
-        self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+            self._file.flush()
         for name, value in metrics.items():
             self.event(f"{split}/{name}", value, step)
 
@@ -40,12 +46,13 @@ class Report:
 
     def flush(self) -> None:
         """To the disk: what a checkpoint builds on must be there before it."""
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
-        if self._events is not None:
-            self._events.close()
+        for written in (self._file, self._events):
+            if written is not None:
+                written.close()
 
 
 class Phases:

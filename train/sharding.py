@@ -12,12 +12,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from train.mesh import mesh_sizes
 from train.step import TrainState
 from zoo.errors import ZooError
+from zoo.run import host_array
 from zoo.split import AXES, DATA, FSDP, specs
 
 AXIS = "data"
@@ -70,7 +70,7 @@ class Layout:
 
         def put(leaf: Any, to: Any) -> jax.Array:
             array = np.array(leaf)
-            if to.is_fully_replicated:
+            if to.is_fully_replicated and to.is_fully_addressable:
                 return jax.device_put(array, to)
             return jax.make_array_from_callback(array.shape, to, lambda index: array[index])
 
@@ -85,21 +85,33 @@ class Layout:
 
         return jax.tree.map(put, carry)
 
+    def template(self, state: Any) -> Any:
+        """What a checkpoint is read by, of a state's shapes: with the places where its arrays go."""
+        place = lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to)  # noqa: E731
+        return jax.tree.map(place, state, self.shardings(state))
+
+    def stored(self, state: Any) -> Any:
+        """A state of global arrays, as checkpoints hold it, of a placed one."""
+        return state
+
+    def restored(self, state: Any) -> Any:
+        """The inverse, of a state that was read by `template`."""
+        return state
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """The rows of a batch that this process's devices hold."""
+        rows, places = np.arange(batch_size), self.split.addressable_devices_indices_map((batch_size,))
+        return np.unique(np.concatenate([rows[index] for index in places.values()]))
+
     def put_batch(self, batch: dict[str, np.ndarray]) -> Any:
-        """This process's rows of a batch to the devices."""
+        """This process's `rows` of a batch to the devices."""
         if self.mode == "jit":
             return jax.device_put(batch, self.split)
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.split, x), batch)
 
     def fetch(self, tree: Any) -> Any:
         """Plain global NumPy arrays of what this layout placed or a step returned, copied."""
-
-        def whole(leaf: Any) -> np.ndarray:
-            if leaf.is_fully_addressable or leaf.is_fully_replicated:
-                return np.array(leaf)
-            return np.array(multihost_utils.process_allgather(leaf, tiled=True))
-
-        return jax.tree.map(whole, tree)
+        return jax.tree.map(host_array, tree)
 
     def seeing_mesh(self, step: Callable) -> Callable:
         """The step under this layout's mesh, over which models split their sequences and heads."""
@@ -147,6 +159,18 @@ class PmapLayout(Layout):
         n = len(self.devices)
         return jax.tree.map(lambda x: jax.device_put(np.array([np.asarray(x)] * n), self.split), state)
 
+    def template(self, state: Any) -> Any:
+        return state
+
+    def stored(self, state: Any) -> Any:
+        return self.fetch(state)
+
+    def restored(self, state: Any) -> Any:
+        return self.put_state(state)
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        return np.arange(batch_size)
+
     def put_batch(self, batch: dict[str, np.ndarray]) -> Any:
         n = len(self.devices)
         return jax.tree.map(lambda x: jax.device_put(x.reshape(n, -1, *x.shape[1:]), self.split), batch)
@@ -166,6 +190,8 @@ def make_layout(parallel: str, batch_size: int, accumulate: int, mesh: str | Non
     devices do not divide."""
     if parallel == "auto":
         parallel = "jit" if jax.device_count() == 1 and mesh is None else "mesh"
+    if parallel == "jit" and jax.process_count() > 1:
+        raise ZooError("parallel jit runs in one process; use mesh for several")
     if parallel == "pmap":
         return PmapLayout(batch_size, accumulate)
     layout = Layout(parallel, batch_size, mesh)

@@ -135,7 +135,7 @@ def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
 
 
 def read_arrays(checkpoint: pathlib.Path, item: str, template: Any, meta: Mapping[str, Any]) -> Any:
-    """An item as NumPy arrays in the structure of `template`.
+    """An item in the structure of `template`: NumPy arrays, but where it names a sharding, where they lie then.
 
     BrokenCheckpoint unless every digest agrees (Orbax casts to another dtype in silence; the digest then differs),
     ZooError where the checkpoint is of another model.
@@ -147,7 +147,13 @@ def read_arrays(checkpoint: pathlib.Path, item: str, template: Any, meta: Mappin
     strangers = set(template_leaves) ^ set(expected)
     if strangers:
         raise ZooError(f"{str(checkpoint)!r} is of another model: {item} differs in {min(strangers)}")
-    wanted = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), template)
+
+    def wish(leaf: Any) -> ocp.RestoreArgs:
+        if getattr(leaf, "sharding", None) is None:
+            return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+        return ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype)
+
+    wanted = jax.tree.map(wish, template)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             path = (checkpoint / item).absolute()
@@ -171,12 +177,28 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
+def host_array(leaf: Any) -> np.ndarray:
+    """A copy in this process's memory. One whose parts several processes hold is gathered, so all must ask."""
+    if not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1:
+        return np.array(leaf)
+    if leaf.is_fully_replicated:
+        return np.array(leaf.addressable_data(0))
+    if not leaf.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        return np.array(multihost_utils.process_allgather(leaf, tiled=True))
+    array = np.empty(leaf.shape, leaf.dtype)
+    for shard in leaf.addressable_shards:  # np.array(leaf) would leave a copy of the whole with the leaf
+        array[shard.index] = shard.data
+    return array
+
+
 def digests(tree: Any) -> dict[str, str]:
-    """A SHA-256 of every array's dtype, shape and bytes, by path."""
+    """A SHA-256 of every array's dtype, shape and bytes, by path; of one at a time in this process's memory."""
     result = {}
     for name, leaf in named_leaves(tree).items():
-        array = np.ascontiguousarray(leaf)
-        digest = hashlib.sha256(f"{array.dtype.name}{np.shape(leaf)}".encode())
+        array = host_array(leaf)
+        digest = hashlib.sha256(f"{array.dtype.name}{array.shape}".encode())
         digest.update(array.tobytes())
         result[name] = digest.hexdigest()[:32]
     return result

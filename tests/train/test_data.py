@@ -46,7 +46,7 @@ def test_a_batch_larger_than_the_set_spans_epochs():
 def test_processes_read_their_rows_of_the_same_batch(processes):
     split = numbered(10)
     whole = Batches(split, 8, seed=0)(5)
-    parts = [Batches(split, 8, 0, process, processes)(5) for process in range(processes)]
+    parts = [Batches(split, 8, 0, rows)(5) for rows in np.split(np.arange(8), processes)]
     for name in whole:
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
 

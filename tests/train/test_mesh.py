@@ -1,6 +1,7 @@
 """Sharded over a mesh, every family computes what one device does, and moves nothing but what the layout needs."""
 
 import functools
+import itertools
 import re
 
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 import zoo
 from runs import assert_close
 from train import Classification, Config, LanguageModel, ModelConfig, OptimizerConfig, TextConfig, Translation
+from train.checkpoint import Checkpoints
 from train.mesh import check_model, mesh_sizes
 from train.optimizer import make_optimizer
 from train.sharding import make_layout
@@ -265,3 +267,39 @@ def test_a_batch_is_divided_by_data_and_fsdp_alone():
     assert make_layout("mesh", 4, 1, "fsdp=4,tensor=2").sizes["data"] == 1
     with pytest.raises(zoo.ZooError, match="batch-size 6 does not divide among 4 devices; 4 or 8 does"):
         make_layout("mesh", 6, 1, "data=2,fsdp=2,tensor=2")
+
+
+LAYOUTS = ["jit", "data=8", "fsdp=8", "fsdp=4 of 4", "pmap"]
+
+
+def laid(layout, monkeypatch):
+    """A layout of all or of the first devices."""
+    mesh, _, devices = layout.partition(" of ")
+    if devices:
+        some = jax.devices()[: int(devices)]
+        monkeypatch.setattr(jax, "devices", lambda: some)
+    parallel = mesh if mesh in ("jit", "pmap") else "mesh"
+    return make_layout(parallel, BATCH, 1, mesh if parallel == "mesh" else None)
+
+
+@pytest.mark.parametrize(("before", "after"), [*itertools.pairwise([*LAYOUTS, LAYOUTS[0]]), ("fsdp=8", "data=8")])
+def test_a_checkpoint_of_any_layout_is_read_by_any_other(before, after, tmp_path, monkeypatch):
+    """To the bit, straight to where the arrays go: those of fsdp come to no device whole."""
+    state = parts("cnn")[4]
+    with monkeypatch.context() as patch:
+        layout = laid(before, patch)
+        checkpoints = Checkpoints(tmp_path, 1)
+        checkpoints.save(layout.stored(layout.put_state(state)), 1, None, {})
+        checkpoints.close()
+    with monkeypatch.context() as patch:
+        layout = laid(after, patch)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+        checkpoints = Checkpoints(tmp_path, 1)
+        read, meta = checkpoints.restore(layout.template(shapes))
+        placed = layout.restored(read)
+        checkpoints.close()
+        assert meta["step"] == 1
+        jax.tree.map(np.testing.assert_array_equal, layout.fetch(placed), state)
+        if after != "pmap":
+            assert jax.tree.map(lambda leaf: leaf.sharding, read) == layout.shardings(state)
+            assert all(leaf._npy_value is None for leaf in jax.tree.leaves(read) if len(leaf.sharding.device_set) > 1)

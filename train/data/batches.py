@@ -16,28 +16,27 @@ WIDTHS = {"source_length": ("source",), "length": ("tokens", "target")}  # the a
 
 
 def train_batches(
-    split: Split, batch_size: int, seed: int, process: int = 0, processes: int = 1
+    split: Split, batch_size: int, seed: int, rows: np.ndarray | None = None
 ) -> "Batches | StreamBatches":
     """The training batches of a split of examples, or of one stream."""
     kind = StreamBatches if isinstance(split, Stream) else Batches
-    return kind(split, batch_size, seed, process, processes)  # type: ignore[arg-type]
+    return kind(split, batch_size, seed, rows)  # type: ignore[arg-type]
 
 
 class Batches:
     """The training batches of a split of examples.
 
     Epochs are permutations of the split, drawn from (seed, epoch) and laid end to end; batch k is the k-th piece of
-    `batch_size`. Process i of n reads rows [i B / n, (i + 1) B / n). Besides the examples a batch has `row` int32 (the
+    `batch_size`. A process reads its `rows` of it, by default all. Besides the examples a batch has `row` int32 (the
     place in the global batch) and `weight` float32 (ones).
 
     Texts come together with others of about their length: `POOL` batches are drawn at a time, sorted, cut and put in
     random order; and a batch is as wide as its longest text, to the next of a few widths, so that few compile.
     """
 
-    def __init__(self, split: Split, batch_size: int, seed: int, process: int = 0, processes: int = 1):
+    def __init__(self, split: Split, batch_size: int, seed: int, rows: np.ndarray | None = None):
         self.split, self.batch_size, self.seed = split, batch_size, seed
-        share = batch_size // processes
-        self.rows = np.arange(process * share, (process + 1) * share)
+        self.rows = np.arange(batch_size) if rows is None else rows
         arrays = split.arrays if isinstance(split, ArraySplit) else {}
         self.lengths = {name: arrays[name] for name in WIDTHS if name in arrays}
         self._order = functools.lru_cache(maxsize=2)(self._permutation)
@@ -105,15 +104,14 @@ class StreamBatches:
     follows is the next epoch. Arrays are those of `Stream.read`, with `row` int32 [B].
     """
 
-    def __init__(self, split: Stream, batch_size: int, seed: int, process: int = 0, processes: int = 1):
+    def __init__(self, split: Stream, batch_size: int, seed: int, rows: np.ndarray | None = None):
         length = len(split.tokens)
         if length < batch_size * split.window:
             raise ZooError(
                 f"the training text has {length:,} tokens, fewer than one batch of batch-size {batch_size} times "
                 f"data.context {split.window}"
             )
-        self.split, share = split, batch_size // processes
-        self.rows = np.arange(process * share, (process + 1) * share)
+        self.split, self.rows = split, np.arange(batch_size) if rows is None else rows
         self.starts = np.random.default_rng(seed).integers(length) + self.rows * length // batch_size
 
     def __call__(self, k: int) -> Arrays:
@@ -132,14 +130,13 @@ def eval_steps(split: Split, batch_size: int) -> int:
     return math.ceil(split.size / batch_size)
 
 
-def eval_batches(split: Split, batch_size: int, process: int = 0, processes: int = 1) -> Iterator[Arrays]:
+def eval_batches(split: Split, batch_size: int, rows: np.ndarray | None = None) -> Iterator[Arrays]:
     """Every example once, in order, in batches of one size: the last is padded with examples of weight 0.
 
     A stream is cut into `batch_size` equal pieces, a row each, that are read window by window: every symbol but the
     very first, or of packed documents each one's first, is told once.
     """
-    share = batch_size // processes
-    rows = np.arange(process * share, (process + 1) * share)
+    rows = np.arange(batch_size) if rows is None else rows
     if isinstance(split, Stream):
         last = len(split.tokens) - 1
         piece = -(-last // batch_size)
