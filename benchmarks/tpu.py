@@ -28,6 +28,7 @@ from benchmarks.timer import RESULTS, append_row, circumstances
 from train.__main__ import load_recipe
 from train.config import Config, DataConfig, PairsConfig
 from train.data.text import Stream
+from train.mesh import mesh_sizes
 from train.optimizer import make_optimizer
 from train.sharding import make_layout
 from train.step import init_state, make_train_step
@@ -36,6 +37,7 @@ from zoo.inputs.image import ImageInputs
 from zoo.inputs.pairs import PairInputs
 from zoo.inputs.text import TextInputs
 from zoo.registry import abstract_variables, count_parameters
+from zoo.split import DATA, FSDP
 
 
 class Chip(NamedTuple):
@@ -53,7 +55,7 @@ CHIPS = {  # cloud.google.com/tpu/docs/v5e, v5p and v6e
     "v6e": Chip(918e12, 1638e9, 400e9, 32e9),
 }
 # What a recipe's data would tell: classes, symbols, tokens of a batch's sources and targets.
-DATA: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, int]] = {
     "imagenet-resnet50": {"classes": 1000},
     "lstm": {"symbols": 96},
     "multi30k-gru": {"symbols": 5000, "source": 32, "target": 32},
@@ -68,7 +70,8 @@ class TpuConfig:
     """Compiles recipes' steps for a TPU, without one: memory, FLOPs, collectives, the roofline, the largest batch."""
 
     topology: str = "v5e:2x4"  # chip and slice, such as v5e:4x4 or v5p:2x2x2
-    recipe: tuple[str, ...] = tuple(DATA)  # which; one of each family
+    mesh: str | None = None  # sizes of the mesh's axes, such as data=4,fsdp=4; default: data has all chips
+    recipe: tuple[str, ...] = tuple(SIZES)  # which; one of each family
     peer: bool = True  # the model of flax's own layers too, where there is one
     largest: bool = True  # look for the largest batch that fits the chips' memory
     output: str = str(RESULTS / "tpu.csv")  # the CSV to append to
@@ -89,13 +92,16 @@ class Compiled(NamedTuple):
 def run(config: TpuConfig) -> list[dict[str, Any]]:
     """Compiles, prints and appends a row for each recipe and model; returns them. ZooError without libtpu."""
     for name in config.recipe:
-        if name not in DATA:
-            raise unknown("recipe that is compiled for TPUs", name, DATA)
+        if name not in SIZES:
+            raise unknown("recipe that is compiled for TPUs", name, SIZES)
     chip, devices = chips(config.topology)
+    axes = {axis: size for axis, size in mesh_sizes(config.mesh, len(devices)).items() if size > 1}
+    mesh = ",".join(f"{axis}={size}" for axis, size in axes.items())
     rows = []
     for name in config.recipe:
-        settings = load_recipe(name).config()
-        inputs, example = stand_in(settings, **DATA[name])
+        settings = dataclasses.replace(load_recipe(name).config(), parallel="mesh", mesh=config.mesh)
+        settings.check()
+        inputs, example = stand_in(settings, **SIZES[name])
         ours = zoo.create_model(settings.model.name, **{**settings.model.args, **inputs.model_args()})
         models = {"flaxzoo": ours, "flax.linen": flax_model(name, ours) if config.peer else None}
         counts: dict[str, int] = {}
@@ -106,8 +112,7 @@ def run(config: TpuConfig) -> list[dict[str, Any]]:
             if len(set(counts.values())) > 1:
                 raise ZooError(f"{name}: the models differ in their parameters: {counts}")
             row: dict[str, Any] = {"recipe": name, "framework": framework, "topology": config.topology}
-            row |= {"chips": len(devices), "mesh": f"data={len(devices)}"}
-            row |= {"parameters": counts[framework]}
+            row |= {"chips": len(devices), "mesh": mesh, "parameters": counts[framework]}
             step = Step(settings, model, inputs, example, devices)
             rows.append({**row, **measured(step, chip, config.largest), **circumstances()})
             append_row(pathlib.Path(config.output), rows[-1])
@@ -167,7 +172,8 @@ class Step:
     @property
     def least(self) -> int:
         """What a batch size must be a multiple of."""
-        return len(self.devices) * self.settings.optimizer.accumulate
+        sizes = mesh_sizes(self.settings.mesh, len(self.devices))
+        return sizes[DATA] * sizes[FSDP] * self.settings.optimizer.accumulate
 
     def compile(self, batch_size: int) -> Compiled:
         """The step for a batch of `batch_size`, as the trainer compiles it."""
@@ -274,10 +280,10 @@ def largest(compile_at: Callable[[int], Compiled], first: Compiled, least: int, 
 
 def described(row: dict[str, Any]) -> str:
     """A row for a person."""
-    peak = f"{row['peak_mb']:,.0f} MB a chip" if row["fits"] else "more than a chip's memory"
+    peak = f"{row['peak_mb']:,.0f} MB a chip" + ("" if row["fits"] else ", more than it has")
     largest = f", {row['largest_batch']:,} the largest that fits" if row["largest_batch"] else ""
     return (
-        f"{row['recipe']} {row['framework']} on {row['topology']}, batch {row['batch_size']:,}: {peak} "
+        f"{row['recipe']} {row['framework']} on {row['topology']} {row['mesh']}, batch {row['batch_size']:,}: {peak} "
         f"({row['arguments_mb']:,.0f} arguments, {row['temporaries_mb']:,.0f} temporaries){largest}\n"
         f"    {row['gflop']:,.1f} GFLOP, {row['moved_mb']:,.0f} MB moved, sent {row['sent_mb']:,.1f} MB: "
         f"{row['collectives'] or 'nothing'}\n"

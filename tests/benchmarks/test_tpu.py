@@ -187,13 +187,24 @@ def test_an_unknown_recipe_is_named(capsys):
     assert "lsmt" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install '.[tpu]'")
-def test_the_lstm_recipe_compiles_for_eight_chips(tmp_path, monkeypatch):
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install '.[tpu]'"
+)
+
+
+@pytest.fixture
+def measure(tmp_path, monkeypatch):
+    """Rows of the command, and the environment afterwards as it was."""
     for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD", "TPU_WORKER_HOSTNAMES"):
-        monkeypatch.delenv(name, raising=False)  # and put back what it was, at the end
-    path = str(tmp_path / "tpu.csv")
-    ours, theirs = tpu.run(tpu.TpuConfig(recipe=("lstm",), largest=False, output=path))
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return lambda **fields: tpu.run(tpu.TpuConfig(largest=False, output=str(tmp_path / "tpu.csv"), **fields))
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_lstm_recipe_compiles_for_eight_chips(measure):
+    ours, theirs = measure(recipe=("lstm",))
     assert ours["parameters"] == theirs["parameters"]
     for row in (ours, theirs):
         assert row["fits"]
@@ -201,3 +212,13 @@ def test_the_lstm_recipe_compiles_for_eight_chips(tmp_path, monkeypatch):
         assert row["unknown_loops"] == 0
         assert row["collectives"].startswith("1 all-reduce")  # of all gradients; rows are not gathered
         assert row["roofline_ms"] == max(row[f"{name}_ms"] for name in ("compute", "memory", "interconnect"))
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize(("topology", "mesh"), [("v5e:2x4", None), ("v5e:4x4", "data=4,fsdp=4")])
+def test_the_gpt2_medium_recipe_fits_chips_of_16_gb(measure, topology, mesh):
+    [row] = measure(recipe=("gpt2-medium",), topology=topology, mesh=mesh, peer=False)
+    assert row["fits"]
+    assert row["peak_mb"] < 16e3
+    assert ("all-gather" in row["collectives"]) == (mesh is not None)

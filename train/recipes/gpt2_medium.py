@@ -6,7 +6,7 @@ Files are documents, packed into windows of 1,024 tokens. A step takes 512 windo
 micro-batches; all steps take ten billion. Compiled ahead of time, never run: how many nats it reaches is not known, and
 it takes days, not minutes. On eight TPU v5e of 16 GB a chip holds 4.3 GB of state and batch, 8.4 GB of temporaries:
 
-    pip install libtpu && python -m pytest -m slow -s tests/train/test_recipes.py -k fits_eight
+    pip install '.[tpu]' && python -m benchmarks tpu --recipe gpt2-medium --no-largest
 """
 
 from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextConfig
