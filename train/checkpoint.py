@@ -170,5 +170,7 @@ def _items(state: TrainState) -> dict[str, Any]:
     optimizer = {"step": state.step, "opt_state": state.opt_state}
     if state.carry is not None:
         optimizer["carry"] = state.carry
+    if state.scale is not None:
+        optimizer["scale"] = state.scale
     items = {"model": state.variables(), "optimizer": optimizer}
     return items if state.ema is None else {**items, "ema": state.ema}

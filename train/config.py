@@ -167,6 +167,9 @@ class OptimizerConfig:
     weight_decay: float = 0.0  # of kernels and embeddings; biases and norms' scales are spared
     clip_norm: float | None = None  # the gradient's largest global norm
     ema: float | None = None  # decay of averaged weights, which are then the ones evaluated and exported
+    # what the loss is multiplied by at first, for models of dtype float16, such as 65536: halved where gradients
+    # overflow (with nonfinite skip), doubled after 2,000 steps where none did
+    loss_scale: float | None = None
     nonfinite: Literal["stop", "skip"] = "stop"  # where loss or gradient is: stop, or leave the update out and count it
     accumulate: int = 1  # micro-batches a step; with BatchNorm each normalises by itself
     rates: Arguments = dataclasses.field(default_factory=dict)  # factors of the rate by pattern: fc=10 'layer[12]*'=0.1
@@ -235,6 +238,11 @@ class Config:
                 raise ZooError(f"optimizer.rates {pattern} must be a number of at least 0, not {factor!r}")
         if optimizer.layer_decay is not None and not 0 < optimizer.layer_decay <= 1:
             raise ZooError(f"optimizer.layer-decay must be in (0, 1], not {optimizer.layer_decay}")
+        if optimizer.loss_scale is not None:
+            if not (math.isfinite(optimizer.loss_scale) and optimizer.loss_scale > 0):
+                raise ZooError(f"optimizer.loss-scale must be above 0, not {optimizer.loss_scale}")
+            if optimizer.nonfinite != "skip":
+                raise ZooError("optimizer.loss-scale goes with optimizer.nonfinite skip, by which it finds its size")
         if optimizer.lora_rank is not None:
             at_least("optimizer.lora-rank", optimizer.lora_rank, 1)
             if optimizer.freeze or optimizer.rates or optimizer.layer_decay is not None:

@@ -350,7 +350,7 @@ def initial_state(
             variables = model.calibrate(variables, dataset.inputs.normalize(images))
     check_patterns(config.optimizer, variables["params"])
     carry = config.task.initial_carry(model, config.batch_size)
-    return init_state(variables, optimizer, config.optimizer.ema is not None, carry)
+    return init_state(variables, optimizer, config.optimizer.ema is not None, carry, config.optimizer.loss_scale)
 
 
 def megabytes(tree: Any) -> float:

@@ -6,7 +6,7 @@ global by themselves; under pmap `axis_name` names the mapped axis over which th
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -24,6 +24,21 @@ from zoo.ops.convolution import fast_kernel_gradients
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
 
+GROWS_AFTER = 2000  # finite steps
+
+
+class LossScale(NamedTuple):
+    """What the loss is multiplied by, so that float16 holds small gradients (Micikevicius et al. 2018, section 3.2)."""
+
+    factor: jax.Array  # float32, a power of two where it began as one
+    since: jax.Array  # finite steps at it, int32
+
+    def after(self, finite: jax.Array) -> "LossScale":
+        """Half of it where something overflowed, twice as much after `GROWS_AFTER` finite steps."""
+        grows = self.since + 1 >= GROWS_AFTER
+        factor = jnp.where(finite, self.factor * jnp.where(grows, 2.0, 1.0), self.factor / 2)
+        return LossScale(factor, jnp.where(finite & ~grows, self.since + 1, 0))
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -35,6 +50,7 @@ class TrainState:
     opt_state: Any
     ema: Any  # averaged params and collections, or None
     carry: Any = None  # what the model hands on from batch to batch, batch first, or None
+    scale: Any = None  # LossScale, or None
 
     def variables(self) -> dict[str, Any]:
         return {"params": self.params, **self.collections}
@@ -45,7 +61,11 @@ class TrainState:
 
 
 def init_state(
-    variables: Mapping[str, Any], optimizer: optax.GradientTransformation, ema: bool, carry: Any = None
+    variables: Mapping[str, Any],
+    optimizer: optax.GradientTransformation,
+    ema: bool,
+    carry: Any = None,
+    loss_scale: float | None = None,
 ) -> TrainState:
     """The state before the first step, of initial or loaded variables."""
     collections = {name: value for name, value in variables.items() if name != "params"}
@@ -56,6 +76,7 @@ def init_state(
         opt_state=optimizer.init(variables["params"]),
         ema=jax.tree.map(jnp.copy, dict(variables)) if ema else None,
         carry=carry,
+        scale=None if loss_scale is None else LossScale(jnp.float32(loss_scale), jnp.zeros((), jnp.int32)),
     )
 
 
@@ -101,7 +122,8 @@ def make_train_step(
                 out, changed = model.apply(variables, *args, train=True, rngs=rngs, mutable=mutable, **kwargs)
             logits, after = (out, None) if carry is None else out
             sums = config.task.sums(logits, batch, train=True)
-            return sums["loss"] + sums.get("penalty", 0.0), (dict(changed), after, sums)
+            loss = sums["loss"] + sums.get("penalty", 0.0)
+            return (loss if state.scale is None else loss * state.scale.factor), (dict(changed), after, sums)
 
         gradients, (changed, after, sums) = jax.grad(split.over_shards(summed_loss), has_aux=True)(state.params)
         return gradients, changed, after, sums
@@ -114,7 +136,8 @@ def make_train_step(
         gradients, collections, carry, sums = accumulated(sum_gradients, config.optimizer.accumulate, state, batch)
         if axis_name is not None:
             gradients, sums = jax.lax.psum((gradients, sums), axis_name)
-        gradients = jax.tree.map(lambda g: g / sums["count"].astype(g.dtype), gradients)
+        count = sums["count"] if state.scale is None else sums["count"] * state.scale.factor
+        gradients = jax.tree.map(lambda g: g / count.astype(g.dtype), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         changed = {"params": params, "collections": collections, "opt_state": opt_state, "carry": carry}
@@ -133,7 +156,9 @@ def skipped_unless_finite(state: TrainState, new: TrainState, metrics: Sums) -> 
     A skipped step's other metrics are 0, so that sums of steps are those of the steps that were made.
     """
     finite = jnp.all(jnp.array([jnp.isfinite(value) for value in metrics.values()]))
-    before = dataclasses.replace(state, step=new.step)
+    scale = None if state.scale is None else state.scale.after(finite)
+    new = dataclasses.replace(new, scale=scale)
+    before = dataclasses.replace(state, step=new.step, scale=scale)
     chosen = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, before)
     counted = {name: jnp.where(finite, value, 0) for name, value in metrics.items()}
     return chosen, {**counted, "skipped": 1.0 - finite}
