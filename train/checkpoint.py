@@ -20,6 +20,7 @@ from train.report import write_text
 from train.step import TrainState
 from zoo import run as run_folder
 from zoo.errors import ZooError
+from zoo.registry import fits
 
 
 class _LatestAndBest:
@@ -134,6 +135,10 @@ class Checkpoints:
     def _read(self, template: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         path = self.folder / str(step)
         meta = run_folder.read_meta(path)
+        interval: Any = meta.get("interval")
+        counts = isinstance(interval, dict) and fits(interval.get("steps"), int)
+        if not (meta.get("step") == step and counts and fits(interval.get("sums"), dict[str, float])):
+            raise run_folder.BrokenCheckpoint("its meta is not of this step, or has no sums of metrics")
         read = {name: run_folder.read_arrays(path, name, item, meta) for name, item in _items(template).items()}
         collections = {name: value for name, value in read["model"].items() if name != "params"}
         parts = {"params": read["model"]["params"], "collections": collections, "ema": read.get("ema")}

@@ -17,6 +17,7 @@ from train.tasks.language_model import LanguageModel
 from train.tasks.masked_language_model import MaskedLanguageModel
 from train.tasks.translation import Translation
 from zoo.errors import ZooError, unknown
+from zoo.registry import fits, type_name
 
 
 def _parse_pairs(items: list[str]) -> dict[str, Any]:
@@ -322,9 +323,11 @@ def from_json(data: Any, kind: Any = Config) -> Any:
         if kinds := _kinds(hints[name]):
             value = dict(value) if isinstance(value, dict) else value
             chosen = value.pop("kind", next(iter(kinds))) if isinstance(value, dict) else next(iter(kinds))
-            if chosen not in kinds:
+            if str(chosen) not in kinds:
                 raise unknown(f"kind of {name}", str(chosen), kinds)
             value = from_json(value, kinds[chosen])
+        elif not fits(tuple(value) if typing.get_origin(hints[name]) is tuple else value, hints[name]):
+            raise ZooError(f"{name} of {kind.__name__} must be {type_name(hints[name])}, not {value!r:.80}")
         fields[name] = value
     try:
         return kind(**fields)

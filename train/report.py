@@ -12,6 +12,7 @@ import jax
 
 from train import processes
 from train.config import Config
+from zoo.registry import fits
 
 
 class Report:
@@ -104,12 +105,20 @@ def cut_back(path: pathlib.Path, step: int, unevaluated: bool) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            row = json.loads(line)
-            if row["step"] < step or (row["step"] == step and not (unevaluated and row["split"] == "validation")):
-                kept.append(line + "\n")
+    for line, row in read_rows(path):
+        if row["step"] < step or (row["step"] == step and not (unevaluated and row["split"] == "validation")):
+            kept.append(line + "\n")
     write_text(path, "".join(kept))
+
+
+def read_rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of metrics.jsonl that are whole, and what they say: `step`, `split`, and numbers by name."""
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            row = json.loads(line)
+            numbers = [value for name, value in row.items() if name != "split"]
+            if isinstance(row["step"], int) and isinstance(row["split"], str) and fits(numbers, list[float]):
+                yield line, row
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -126,17 +135,18 @@ def draw_curves(workdir: pathlib.Path, metric: str, path: pathlib.Path | None = 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for _, row in read_rows(workdir / "metrics.jsonl")]
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, name in zip(axes, ("loss", metric), strict=True):
         for split in dict.fromkeys(row["split"] for row in rows):
             points = [(row["step"], row[name]) for row in rows if row["split"] == split and name in row]
             marker = "o" if len(points) == 1 else None
-            axis.plot(*zip(*points, strict=True), label=f"{split} {points[-1][1]:.4f}", marker=marker)
+            if points:
+                axis.plot(*zip(*points, strict=True), label=f"{split} {points[-1][1]:.4f}", marker=marker)
         axis.set(xlabel="step", ylabel=name)
         axis.grid(alpha=0.3)
         axis.legend(title="last value")
-    if min((row["loss"] for row in rows), default=0) > 0:
+    if min((row.get("loss", 0) for row in rows), default=0) > 0:
         axes[0].set_yscale("log")
     path = path or workdir / "curves.png"
     figure.savefig(path, dpi=120)

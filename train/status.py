@@ -1,15 +1,26 @@
 """python -m train status RUN: how a run is, asked from anywhere; the folder is only read."""
 
-import json
 import pathlib
 import time
 from typing import Any
 
 from train.journal import lives
+from train.report import read_rows
 from zoo.errors import ZooError
+from zoo.files import read_json
+from zoo.registry import fits
 from zoo.run import BrokenCheckpoint, read_config, read_meta, step_folders
 
-TAIL = 64 * 1024  # bytes of metrics.jsonl that are read: its last lines
+STATUS: dict[str, Any] = {
+    "activity": str,
+    "host": str,
+    "pid": int,
+    "silence": float,
+    "step": float,
+    "steps": float,
+    "steps_per_second": float | None,
+    "time": float,
+}
 
 
 def status(folder: pathlib.Path) -> str:
@@ -17,15 +28,14 @@ def status(folder: pathlib.Path) -> str:
 
     ZooError where the folder is no run's.
     """
-    config = read_config(folder)
+    read_config(folder)
     lines = [f"{folder}: {_state(folder, about := _about(folder), alive := lives(folder))}"]
     if about:
         lines.append(_place(about, alive))
     lines += [f"{row.pop('split')} at step {row.pop('step')}: {_shown(row)}" for row in _last_rows(folder)]
     lines.append(_checkpoints(folder))
     if not alive and about.get("activity") != "finished":
-        recipe = config.get("config", {}).get("model", {}).get("name", "RECIPE")
-        lines.append(f"go on with: python -m train RECIPE --resume --workdir {folder} (the recipe of {recipe})")
+        lines.append(f"go on with: python -m train RECIPE --resume --workdir {folder}")
     return "\n".join(lines)
 
 
@@ -33,7 +43,7 @@ def _state(folder: pathlib.Path, about: dict[str, Any], alive: bool) -> str:
     if not about:
         return "at work" if alive else "not at work, and it left no status"
     where = f"process {about['pid']} on {about['host']}"
-    ago = _duration(max(time.time() - about["time"], 0.0))
+    ago = _duration(time.time() - about["time"])
     if alive:
         quiet = f"; nothing done for {_duration(about['silence'])}" if about["silence"] > 10 else ""
         return f"alive ({where}), {about['activity']}{quiet}"
@@ -53,20 +63,9 @@ def _place(about: dict[str, Any], alive: bool) -> str:
 
 def _last_rows(folder: pathlib.Path) -> list[dict[str, Any]]:
     """The last line of metrics.jsonl of each split."""
-    rows: dict[str, dict[str, Any]] = {}
-    try:
-        with (folder / "metrics.jsonl").open("rb") as file:
-            file.seek(max(file.seek(0, 2) - TAIL, 0))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            row = json.loads(line)
-            rows[str(row["split"])] = {name: row[name] for name in ("split", "step", *row)}
-        except (ValueError, KeyError, TypeError):
-            continue  # a line that is being written, or cut by TAIL
-    return list(rows.values())
+    path = folder / "metrics.jsonl"
+    rows = {row["split"]: row for _, row in read_rows(path)} if path.is_file() else {}
+    return [{"split": row.pop("split"), "step": row.pop("step"), **row} for row in rows.values()]
 
 
 def _checkpoints(folder: pathlib.Path) -> str:
@@ -76,23 +75,21 @@ def _checkpoints(folder: pathlib.Path) -> str:
     for step, path in found.items():
         try:
             scores[step] = read_meta(path)["score"]
-        except (BrokenCheckpoint, KeyError):
+        except (BrokenCheckpoint, KeyError):  # its score is told where it can be read
             continue
     last = max(found)
     scored = [step for step, score in scores.items() if score is not None]
     best = f"; the best is of step {max(scored, key=lambda step: (scores[step], step))}" if scored else ""
-    return f"last checkpoint: step {last}, {_duration(max(time.time() - found[last].stat().st_mtime, 0.0))} ago{best}"
+    return f"last checkpoint: step {last}, {_duration(time.time() - found[last].stat().st_mtime)} ago{best}"
 
 
 def _about(folder: pathlib.Path) -> dict[str, Any]:
+    """What status.json says; nothing where it says less or other things than a run does."""
     try:
-        about = json.loads((folder / "status.json").read_text())
-        kinds = {"activity": str, "silence": float | int, "time": float | int, "step": int, "steps": int}
-        whole = all(isinstance(about.get(name), kind) for name, kind in kinds.items())
-        whole &= isinstance(about.get("steps_per_second"), float | int | None) and {"pid", "host"} <= about.keys()
-    except (OSError, ValueError, AttributeError):
+        about = read_json(folder / "status.json")
+        return about if all(fits(about[name], kind) for name, kind in STATUS.items()) else {}
+    except (OSError, ValueError, TypeError, KeyError):
         return {}
-    return about if whole else {}
 
 
 def _shown(row: dict[str, Any]) -> str:
@@ -100,7 +97,7 @@ def _shown(row: dict[str, Any]) -> str:
 
 
 def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
+    minutes, seconds = divmod(int(min(max(seconds, 0.0), 1e9)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from zoo.errors import ZooError
+from zoo.files import read_json
 from zoo.registry import create_model
 from zoo.transformer.layers import unstacked
 from zoo.weights import abstract_variables_of, huggingface, load_weights, write_safetensors
@@ -39,14 +40,14 @@ def read_config(folder: str | os.PathLike) -> tuple[str, dict[str, Any]]:
     if not path.is_file():
         raise ZooError(f"{str(folder)!r} is no folder of Hugging Face's: it has no config.json")
     try:
-        config = json.loads(path.read_text())
+        config = read_json(path)
     except ValueError as error:
         raise ZooError(f"{str(path)!r} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise ZooError(f"{str(path)!r} must hold an object, not {config!r:.40}")
     try:
         name, fields = _fields(config)
-    except (ZooError, TypeError, AttributeError) as error:  # the latter two of values of another type
+    except Exception as error:  # of values of another type, whatever it is
         raise ZooError(f"{str(path)!r}: {error}") from None
     if "output" in fields and _embeds(folder):
         fields["output"] = "embedding"
@@ -90,8 +91,8 @@ def save_pretrained(model: nn.Module, variables: Mapping[str, Any], folder: str 
 def _embeds(folder: pathlib.Path) -> bool:
     """Whether a folder is of sentence-transformers', and takes the mean state, at length 1, for a text's embedding."""
     try:
-        modules = [module["type"].split(".")[-1] for module in json.loads((folder / "modules.json").read_text())]
-        pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
+        modules = [module["type"].split(".")[-1] for module in read_json(folder / "modules.json")]
+        pooling = read_json(folder / "1_Pooling" / "config.json")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     return modules == ["Transformer", "Pooling", "Normalize"] and pooling.get("pooling_mode_mean_tokens") is True

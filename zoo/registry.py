@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import pathlib
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -79,6 +80,9 @@ class ModelInfo:
         return jax.ShapeDtypeStruct((batch_size, *self.input_shape), jnp.dtype(self.input_dtype))
 
 
+MOST, MOST_LAYERS = 2**31 - 1, 1000  # of any whole number; of layers, which are traced one by one
+
+
 def register(
     name: str, *, family: str, input_shape: tuple[int, ...], input_dtype: str = "float32", paper: str = ""
 ) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
@@ -147,38 +151,49 @@ def _checked(where: str, key: str, value: Any, hint: Any) -> Any:
             raise ZooError(f"{where} must be a dtype such as float32 or bfloat16, not {value!r}") from None
     if isinstance(value, list):
         value = tuple(value)
-    if not _fits(value, hint):
-        raise ZooError(f"{where} must be {_type_name(hint)}, not {value!r}")
+    if not fits(value, hint):
+        raise ZooError(f"{where} must be {type_name(hint)}, not {value!r}")
     counts = key.startswith("num_") or key.endswith(("width", "widths", "size", "sizes"))
     if counts and value is not None and any(size < 1 for size in (value if isinstance(value, tuple) else (value,))):
         raise ZooError(f"{where} must be at least 1, not {value!r}")
+    sizes = value if isinstance(value, tuple) else (value,)
+    most = MOST_LAYERS if key.endswith(("layers", "blocks")) or key.startswith("stage") else MOST
+    if any(isinstance(size, int) and size > most for size in sizes):
+        raise ZooError(f"{where} must be at most {most}, not {value!r}")
     if key.endswith("_rate") and not 0 <= value < 1:
         raise ZooError(f"{where} must be in [0, 1), not {value!r}")
     return value
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type; a whole number is a float as well, a bool is no number."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
     if origin is typing.Literal:
         return value in args
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, arg) for arg in args)
+        return any(fits(value, arg) for arg in args)
     if origin is tuple:
         if not isinstance(value, tuple):
             return False
         if len(args) == 2 and args[1] is Ellipsis:
-            return all(_fits(item, args[0]) for item in value)
-        return len(value) == len(args) and all(map(_fits, value, args))
+            return all(fits(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(fits, value, args))
+    if origin is list and args:
+        return isinstance(value, list) and all(fits(item, args[0]) for item in value)
+    if origin is dict and args:
+        return isinstance(value, dict) and all(fits(k, args[0]) and fits(v, args[1]) for k, v in value.items())
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and abs(value) <= sys.float_info.max
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, origin or hint)
 
 
-def _type_name(hint: Any) -> str:
+def type_name(hint: Any) -> str:
+    """An annotated type in an error's words."""
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(hint)))
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)

@@ -10,10 +10,10 @@ The folder may belong to a finished, a running or a killed run; it is only read.
 import contextlib
 import functools
 import hashlib
-import json
 import logging
 import math
 import pathlib
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -23,9 +23,12 @@ import jax
 import numpy as np
 
 from zoo.errors import ZooError
+from zoo.files import read_json
 from zoo.inputs import Inputs, inputs_from_json
 from zoo.registry import PRETRAINED, abstract_variables, create_model, list_models, model_info
 from zoo.weights import load_weights
+
+_STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 class Run(NamedTuple):
@@ -71,8 +74,7 @@ def load(folder: str | pathlib.Path, step: str | int = "best", ema: bool | None 
         return load_pretrained(str(folder), {})
     folder = pathlib.Path(folder)
     config = read_config(folder)
-    model = create_model(config["model"]["name"], **config["model"]["args"])
-    inputs = inputs_from_json(config["inputs"])
+    model, inputs, template = described(folder, config)
     checkpoints = step_folders(folder / "checkpoints")
     if not checkpoints:
         exported = folder / "model.safetensors", folder / "export" / "model.safetensors"
@@ -82,7 +84,6 @@ def load(folder: str | pathlib.Path, step: str | int = "best", ema: bool | None 
                     raise ZooError(f"{str(folder)!r} holds only the weights of step {config.get('step')}")
                 return Run(model, load_weights(model, path, inputs.shape), inputs)
         raise ZooError(f"{str(folder)!r} has no checkpoint yet")
-    template = abstract_variables(model, inputs.example())
     problems = []
     for number in _candidates(checkpoints, step):
         try:
@@ -98,15 +99,31 @@ def load(folder: str | pathlib.Path, step: str | int = "best", ema: bool | None 
     raise ZooError(f"no readable checkpoint in {str(folder)!r}: {'; '.join(problems)}")
 
 
+def described(folder: pathlib.Path, config: Mapping[str, Any]) -> tuple[nn.Module, Inputs, Any]:
+    """The model and the inputs of a config.json, and the shapes of the model's variables."""
+    try:
+        model, inputs = (
+            create_model(config["model"]["name"], **config["model"]["args"]),
+            inputs_from_json(config["inputs"]),
+        )
+        return model, inputs, abstract_variables(model, inputs.example())
+    except ZooError:
+        raise
+    except Exception as error:  # fields of the right type that make no model
+        raise ZooError(f"{str(folder)!r} describes a model that cannot be made ({_line(error)})") from None
+
+
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
     """The run's config.json; ZooError where the folder is not a run's or the file is damaged."""
     path = folder / "config.json"
     if not path.is_file():
         raise ZooError(f"{str(folder)!r} is not a run folder: it has no config.json")
     try:
-        config = json.loads(path.read_text())
+        config = read_json(path)
         if not isinstance(config["model"]["name"], str) or not isinstance(config["model"]["args"], dict):
             raise TypeError("its model is not a name with arguments")
+        if reserved := {"name", "pretrained"} & config["model"]["args"].keys():
+            raise TypeError(f"its model has no field {min(reserved)}")
         config["inputs"]["kind"]
     except (ValueError, KeyError, TypeError) as error:
         raise ZooError(f"{str(path)!r} describes no run: {error!r:.120}") from None
@@ -116,7 +133,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 def step_folders(checkpoints: pathlib.Path) -> dict[int, pathlib.Path]:
     """Finished checkpoints by step (Orbax renames a folder when it is whole)."""
     found = checkpoints.iterdir() if checkpoints.is_dir() else ()
-    return {int(path.name): path for path in sorted(found) if path.name.isdecimal() and path.is_dir()}
+    return {int(path.name): path for path in sorted(found) if _STEP.fullmatch(path.name) and path.is_dir()}
 
 
 def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
@@ -127,8 +144,12 @@ def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             meta = reader.restore(checkpoint / "meta", args=ocp.args.JsonRestore())
-        if not isinstance(meta["digests"]["model"], dict):
+        if not isinstance(meta["digests"]["model"], dict) or not all(
+            isinstance(d, dict) for d in meta["digests"].values()
+        ):
             raise TypeError("no digests")
+        if not isinstance(meta.get("score"), float | int | None):
+            raise TypeError("its score is no number")
         return meta
     except Exception as error:  # Orbax raises whatever its storage does
         raise BrokenCheckpoint(f"its meta is unreadable ({_line(error)})") from None
@@ -157,6 +178,10 @@ def read_arrays(checkpoint: pathlib.Path, item: str, template: Any, meta: Mappin
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             path = (checkpoint / item).absolute()
+            stored = jax.tree.leaves(reader.metadata(path).item_metadata.tree)
+            numbers = sum(math.prod(array.shape) for array in stored if getattr(array, "shape", None))
+            if numbers > 2 * (most := sum(math.prod(leaf.shape) for leaf in template_leaves.values())) + 1:
+                raise ValueError(f"it holds {numbers:,} numbers, the model {most:,}")
             arrays = reader.restore(path, args=ocp.args.PyTreeRestore(item=template, restore_args=wanted))
     except Exception as error:
         raise BrokenCheckpoint(f"its {item} is unreadable ({_line(error)})") from None

@@ -210,7 +210,7 @@ def test_texts_come_with_others_of_their_length_and_lose_none_of_their_tokens():
         spread.append(np.ptp(batch["length"]))
         np.testing.assert_array_equal(batch["tokens"].sum(axis=1), batch["length"])
     assert sorted(seen) == list(range(1000))  # an epoch is every example once
-    assert widths == {8, 16, 32, 48}
+    assert widths == {8, 12, 16, 24, 32, 48}
     assert np.median(spread) <= 2
     order = [train_batches(lengths_split(), 20, seed=0)(k)["length"].max() for k in range(8)]
     assert order != sorted(order)

@@ -21,7 +21,7 @@ def inputs_from_json(data: dict[str, Any]) -> Inputs:
         raise ZooError(f"inputs must be an object with a field kind, not {data!r:.80}")
     fields = dict(data)
     kind = fields.pop("kind")
-    if kind not in _KINDS:
+    if str(kind) not in _KINDS:
         raise unknown("kind of inputs", str(kind), _KINDS)
     try:
         return _KINDS[kind](**fields)

@@ -1,6 +1,7 @@
 """Images: files and arrays of bytes to the normalised float32 that a model was trained on."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -9,6 +10,12 @@ import jax
 import numpy as np
 
 from zoo.errors import ZooError
+
+MOST_PIXELS = 2**27  # of a file
+MOST_SIDE = 2**14  # pixels of a model's input
+MOST_STRETCHED = (
+    16  # an image that covers `size` is this many times as long at most; of a longer one the middle is read
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +34,14 @@ class ImageInputs:
 
     def __post_init__(self) -> None:
         for name in ("shape", "mean", "std", "labels"):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise ZooError(f"{name} must be a list, not {getattr(self, name)!r:.80}")
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        sides = all(isinstance(n, int) and 1 <= n <= MOST_SIDE for n in self.shape)
+        if not sides or not all(math.isfinite(value) for value in (*self.mean, *self.std)) or 0 in self.std:
+            raise ZooError(f"shape {self.shape}, mean {self.mean} and std {self.std} are not of images")
+        if not all(isinstance(label, str) for label in self.labels):
+            raise ZooError(f"labels must be strings, not {self.labels!r:.80}")
         if len(self.shape) != 3 or len(self.mean) != self.shape[-1] or len(self.std) != self.shape[-1]:
             raise ZooError(f"shape {self.shape} does not go with mean {self.mean} and std {self.std}: one a channel")
 
@@ -92,6 +106,8 @@ def open_image(raw: Any, channels: int) -> Any:
     elif isinstance(raw, str | os.PathLike):
         try:
             image = Image.open(raw)
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
             image.load()
             image = ImageOps.exif_transpose(image)
         except FileNotFoundError:
@@ -122,6 +138,13 @@ def fit(image: Any, size: tuple[int, int]) -> np.ndarray:
     from PIL import Image
 
     height, width = size
+    across, down = (
+        MOST_STRETCHED * max(image.height * width // height, 1),
+        MOST_STRETCHED * max(image.width * height // width, 1),
+    )
+    if image.width > across or image.height > down:
+        left, top = max(image.width - across, 0) // 2, max(image.height - down, 0) // 2
+        image = image.crop((left, top, min(left + across, image.width), min(top + down, image.height)))
     scale = max(height / image.height, width / image.width)
     if (image.height, image.width) != size:
         scaled = max(width, round(image.width * scale)), max(height, round(image.height * scale))

@@ -40,7 +40,10 @@ class PairInputs:
         for name in ("source", "target"):
             side = getattr(self, name)
             if isinstance(side, dict):  # as JSON has it
-                object.__setattr__(self, name, TextInputs(**{k: v for k, v in side.items() if k != "kind"}))
+                side = TextInputs(**{k: v for k, v in side.items() if k != "kind"})
+                object.__setattr__(self, name, side)
+            if not isinstance(side, TextInputs):
+                raise ZooError(f"{name} must be inputs of text, not {side!r:.80}")
 
     @property
     def shape(self) -> tuple[int, ...]:

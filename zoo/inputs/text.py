@@ -8,19 +8,20 @@ are of the `tokenizers` library, whose JSON is kept whole; `read_tokenizer` take
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 from zoo.errors import ZooError
+from zoo.files import read_json
 
 TOKENIZERS = ("char", "byte", "bpe", "word", "wordpiece", "unigram")
 UNKNOWN, BEGIN, END, MASK = "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+MOST_LENGTH = 2**24  # tokens of an example
 SPECIAL = ("[PAD]", UNKNOWN, BEGIN, END, MASK)  # of wordpiece, in BERT's order
 
 
@@ -40,7 +41,15 @@ class TextInputs:
     kind: ClassVar[str] = "text"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.vocabulary, str) or not isinstance(self.labels, list | tuple):
+            raise ZooError("vocabulary must be a string, labels a list")
         object.__setattr__(self, "labels", tuple(self.labels))
+        if not all(isinstance(label, str) for label in self.labels):
+            raise ZooError(f"labels must be strings, not {self.labels!r:.80}")
+        if not isinstance(self.length, int | np.integer) or not 0 <= self.length <= MOST_LENGTH:
+            raise ZooError(f"length must be a whole number from 0 to {MOST_LENGTH}, not {self.length!r}")
+        if self.tokenizer == "char" and not self.vocabulary:
+            raise ZooError("a char vocabulary must have a character")
         if self.tokenizer not in TOKENIZERS:
             raise ZooError(f"tokenizer must be one of {', '.join(TOKENIZERS)}, not {self.tokenizer!r}")
 
@@ -61,7 +70,7 @@ class TextInputs:
             return np.ones(self.vocab_size, np.float32)
         if self.tokenizer == "byte":
             return np.array([(byte & 0xC0) != 0x80 for byte in range(256)], np.float32)
-        tokens = [self._library.id_to_token(i) for i in range(self.vocab_size)]
+        tokens = [self._library.id_to_token(i) or "" for i in range(self.vocab_size)]  # some leave numbers out
         if self.tokenizer in ("word", "wordpiece"):  # and the space before or after
             return np.array([len(t) - 2 if t.startswith("##") else len(t) + 1 for t in tokens], np.float32)
         if self.tokenizer == "unigram":
@@ -84,7 +93,7 @@ class TextInputs:
         if self.tokenizer == "byte":
             return np.frombuffer(raw.encode("utf-8", errors="replace"), np.uint8).astype(np.int32)
         if self.tokenizer != "char":
-            return np.array(self._library.encode(raw).ids, np.int32)
+            return np.array(_asked(self._library.encode, raw).ids, np.int32)
         codes = np.frombuffer(raw.encode("utf-32-le", errors="surrogatepass"), np.uint32)
         known = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
         strangers = codes[self._codes[known] != codes]
@@ -103,7 +112,7 @@ class TextInputs:
             return bytes(tokens.tolist()).decode("utf-8", errors="replace")
         if self.tokenizer == "char":
             return "".join(self.vocabulary[token] for token in tokens)
-        return self._library.decode(tokens.tolist(), skip_special_tokens=False)
+        return _asked(self._library.decode, tokens.tolist(), skip_special_tokens=False)
 
     def batch(self, raws: Sequence[str]) -> dict[str, np.ndarray]:
         """Texts, cut after `length` tokens (of wordpiece the last of which is kept: the [SEP]): `tokens` int32
@@ -138,15 +147,10 @@ class TextInputs:
 
     @functools.cached_property
     def _library(self) -> Any:
-        try:
-            library = _tokenizers().Tokenizer.from_str(self.vocabulary)
-            library.no_truncation()  # `batch` cuts and pads
-            library.no_padding()
-            return library
-        except Exception as error:  # the library raises plain Exceptions
-            if isinstance(error, ZooError):
-                raise
-            raise ZooError(f"the {self.tokenizer} vocabulary is no tokenizer's JSON: {error!s:.100}") from None
+        library = _asked(_tokenizers().Tokenizer.from_str, self.vocabulary)
+        library.no_truncation()  # `batch` cuts and pads
+        library.no_padding()
+        return library
 
 
 def learn(tokenizer: str, texts: Iterable[str], vocab_size: int, length: int, labels: Sequence[str] = ()) -> TextInputs:
@@ -223,12 +227,12 @@ def read_tokenizer(path: str | os.PathLike, length: int, labels: Sequence[str] =
     if not file.is_file():
         raise ZooError(f"no tokenizer {str(path)!r}: give {', '.join(TOKENIZERS)}, or a folder with a tokenizer.json")
     try:
+        kind = read_json(file)["model"].get("type", "WordPiece")
         text = file.read_text("utf-8")
-        kind = json.loads(text)["model"].get("type", "WordPiece")
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ZooError(f"{str(file)!r} is no tokenizer's JSON") from None
     kinds = {"WordPiece": "wordpiece", "BPE": "bpe", "WordLevel": "word"}
-    if kind not in kinds:
+    if str(kind) not in kinds:
         raise ZooError(f"{str(file)!r} is a tokenizer of kind {kind}; there are {', '.join(kinds)}")
     inputs = TextInputs(kinds[kind], text, length, tuple(labels))
     inputs.vocab_size  # noqa: B018 - read whole before it is used
@@ -240,6 +244,16 @@ def _byte_symbols() -> list[int]:
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = iter(range(256, 512))
     return [byte if byte in visible else next(hidden) for byte in range(256)]
+
+
+def _asked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What the library answers; ZooError for JSON that is no tokenizer's, which may show only when it is used."""
+    try:
+        return function(*args, **kwargs)
+    except BaseException as error:  # it raises plain Exceptions, and panics, which are none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ZooError(f"the vocabulary is no tokenizer's JSON that the library can use: {error!s:.100}") from None
 
 
 def _tokenizers() -> Any:

@@ -1,6 +1,6 @@
 """Weights in files: our own layout and other people's, always `.safetensors`, checked whole before use."""
 
-import json
+import math
 import os
 import pathlib
 import re
@@ -13,12 +13,14 @@ import jax
 import numpy as np
 
 from zoo.errors import ZooError
+from zoo.files import read_json
 from zoo.registry import abstract_variables, create_model, list_models, model_info
 from zoo.transformer.layers import stacked, unstacked
 from zoo.weights import huggingface, native, recurrent, torchvision
 from zoo.weights.huggingface.layout import Layout
 
 Variables = Mapping[str, Any]
+MOST_MADE = 2**28  # bytes that are made beyond what a file holds: a head drawn anew, positions resized
 
 
 def load_weights(
@@ -53,6 +55,7 @@ def load_weights(
         keys, leaf = expected[name]
         tensor = tensors[name]
         if keys == ("params", "positions") and hasattr(module, "fit_positions"):
+            _bounded(leaf, "positions resized")
             tensor = module.fit_positions(tensor)
         try:
             leaves[keys] = layout.from_file(tensor, leaf, keys)
@@ -76,6 +79,8 @@ def load_weights(
         warnings.warn(
             f"{path} has no head of as many classes; the head {head[1]!r} ({classes}) is drawn anew", stacklevel=2
         )
+        for leaf in jax.tree.leaves(template["params"][head[1]]):
+            _bounded(leaf, "a head drawn anew")
         for keys, leaf in _initial_head(module, example, head[1]).items():
             leaves[keys] = leaf
     return stacked(nested(leaves, plain), template)
@@ -105,7 +110,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise ZooError(f"no weights file {str(path)!r}")
     try:
         return {name: np.asarray(tensor) for name, tensor in load_file(path).items()}
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:  # the last, of a dtype
         hint = "; convert it first: python -m zoo convert x.pth x.safetensors" if _is_torch_file(path) else ""
         raise ZooError(f"{str(path)!r} is not a readable .safetensors file: {error}{hint}") from None
 
@@ -116,7 +121,7 @@ def read_sharded(index: str | os.PathLike) -> dict[str, np.ndarray]:
     if not index.is_file():
         raise ZooError(f"no weights index {str(index)!r}")
     try:
-        places = dict(json.loads(index.read_text())["weight_map"])
+        places = dict(read_json(index)["weight_map"])
         if not all(isinstance(shard, str) for shard in places.values()):
             raise TypeError("its weight_map gives tensors no file names")
     except (ValueError, KeyError, TypeError) as error:
@@ -213,6 +218,11 @@ def _module_and_example(
     if input_shape is None and hasattr(module, "image_size"):
         shape = (module.image_size, module.image_size, *shape[2:])
     return module, jax.ShapeDtypeStruct((1, *shape), np.dtype(info.input_dtype))
+
+
+def _bounded(leaf: Any, what: str) -> None:
+    if (size := math.prod(leaf.shape) * leaf.dtype.itemsize) > MOST_MADE:
+        raise ZooError(f"{what} would take {size:,} bytes, more than {MOST_MADE:,}")
 
 
 def _initial_head(module: nn.Module, example: jax.ShapeDtypeStruct, head: str) -> dict[tuple[str, ...], Any]:

@@ -1,0 +1,285 @@
+"""Run folders, exports and Hugging Face's folders that somebody damaged or made up: a ZooError, or a model."""
+
+import contextlib
+import copy
+import json
+import pathlib
+import shutil
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from hostile import changed, damaged, peak_megabytes, values
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import train
+import zoo
+from train import Config, LanguageModel, ModelConfig, OptimizerConfig, TextConfig
+from train.checkpoint import Checkpoints
+from train.config import from_json, to_json
+from train.data import load_dataset
+from train.loop import initial_state, make_model
+from train.optimizer import make_optimizer
+from train.report import cut_back, draw_curves
+from train.status import status
+from zoo import ZooError
+from zoo.files import MOST_LEVELS
+from zoo.huggingface import from_pretrained, save_pretrained
+from zoo.inputs import inputs_from_json
+from zoo.weights import save_native
+
+IMAGES = {"kind": "image", "shape": [32, 32, 1], "mean": [0.5], "std": [0.5], "labels": list("abc")}
+LETTERS = {"kind": "text", "tokenizer": "char", "vocabulary": "abc", "length": 8, "labels": []}
+MODELS = {
+    "lenet5": ({"num_classes": 3}, IMAGES),
+    "lstm_lm": ({"vocab_size": 3, "hidden_size": 4, "num_layers": 1}, LETTERS),
+    "gpt2": ({"vocab_size": 3, "hidden_size": 4, "num_layers": 1, "num_heads": 2, "max_length": 8}, LETTERS),
+    "seq2seq_lstm": (
+        {"vocab_size": 7, "hidden_size": 4, "num_layers": 1},
+        {"kind": "pair", "source": LETTERS, "target": LETTERS, "lowercase": False},
+    ),
+}
+
+
+def initial(name, args, inputs):
+    model, example = zoo.create_model(name, **args), inputs_from_json(inputs).example()
+    return model, jax.jit(model.init)(jax.random.key(0), np.zeros(example.shape, example.dtype))
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def export(request, tmp_path_factory):
+    """A small export folder of each family, and what its config.json holds."""
+    folder = tmp_path_factory.mktemp(request.param)
+    args, inputs = MODELS[request.param]
+    save_native(initial(request.param, args, inputs)[1], folder / "model.safetensors")
+    return folder, {"model": {"name": request.param, "args": args}, "inputs": inputs, "step": 3, "ema": False}
+
+
+@pytest.fixture(scope="module", params=["gpt2", "vit_tiny16"])
+def published(request, tmp_path_factory):
+    """A small folder of Hugging Face's, and what its config.json holds."""
+    folder = tmp_path_factory.mktemp("published") / request.param
+    args = {"hidden_size": 4, "num_layers": 1, "num_heads": 2}
+    args |= {"image_size": 16} if request.param != "gpt2" else {"vocab_size": 3, "max_length": 8}
+    inputs = (
+        {**IMAGES, "shape": [16, 16, 3], "mean": [0.5] * 3, "std": [0.5] * 3} if request.param != "gpt2" else LETTERS
+    )
+    save_pretrained(*initial(request.param, args, inputs), folder)
+    return folder, json.loads((folder / "config.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    model = ModelConfig("simple_cnn", {"widths": (4,), "hidden_size": 8})
+    train.run(Config(str(workdir), 20, 16, eval_every=10, parallel="jit", model=model))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def template(run_folder):
+    """The shapes of the run's state."""
+    config = from_json(json.loads((run_folder / "config.json").read_text())["config"])
+    dataset = load_dataset(config.data, (8, 8, 1))
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    return jax.eval_shape(partial(initial_state, config, make_model(config, dataset)[1], dataset, optimizer))
+
+
+@pytest.fixture(autouse=True)
+def bounded(recwarn):
+    """No test may take much memory, whatever sizes it reads of."""
+    before = peak_megabytes()
+    yield
+    assert peak_megabytes() - before < 500
+
+
+def write(path, data):
+    path.write_bytes(json.dumps(data).encode("utf-8", "surrogatepass"))
+
+
+@given(data=st.data())
+def test_a_changed_export_loads_or_is_refused(export, data):
+    folder, config = export
+    write(folder / "config.json", data.draw(changed(config)))
+    with contextlib.suppress(ZooError):
+        run = zoo.load(folder)
+        json.dumps(run.inputs.to_json())
+        jax.eval_shape(run.model.apply, run.variables, run.inputs.example())
+        with contextlib.suppress(ZooError):
+            run.inputs.batch(["abc"])
+
+
+@given(data=st.data())
+def test_a_changed_folder_of_hugging_faces_loads_or_is_refused(published, data):
+    folder, config = published
+    write(folder / "config.json", data.draw(changed(config)))
+    with contextlib.suppress(ZooError):
+        from_pretrained(folder)
+
+
+@given(data=st.data())
+def test_a_damaged_config_is_refused_or_the_same(export, data):
+    folder, config = export
+    (folder / "config.json").write_bytes(data.draw(damaged(json.dumps(config).encode())))
+    with contextlib.suppress(ZooError):
+        zoo.load(folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"model":' * 900 + "1" + "}" * 900, "1" * 10_000, "\xff", "NaN", ""])
+def test_json_that_is_none_or_too_deep_is_refused(text, tmp_path):
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ZooError, match="describes no run"):
+        zoo.load(tmp_path)
+    with pytest.raises(ZooError):
+        from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ZooError, match="is no index of weights"):
+        zoo.load_weights("lenet5", tmp_path / "model.safetensors.index.json")
+
+
+@pytest.mark.parametrize("where", ["args", "inputs"])
+def test_values_nested_beyond_what_any_has_are_refused(where, export):
+    folder, config = export
+    config = copy.deepcopy(config)
+    deep = []
+    for _ in range(MOST_LEVELS):
+        deep = [deep]
+    (config["model"]["args"] if where == "args" else config["inputs"])["x"] = deep
+    write(folder / "config.json", config)
+    with pytest.raises(ZooError, match="nested beyond 64 levels"):
+        zoo.load(folder)
+
+
+SETTINGS = [
+    Config("runs/x", 10, 4, model=ModelConfig("simple_cnn", {"widths": [4]}), optimizer=OptimizerConfig(ema=0.9)),
+    Config("runs/x", 10, 4, model=ModelConfig("lstm_lm"), data=TextConfig(path="x"), task=LanguageModel()),
+]
+
+
+@pytest.mark.parametrize("config", SETTINGS, ids=["images", "text"])
+@given(data=st.data())
+def test_changed_settings_are_settings_or_refused(config, data):
+    stored = json.loads(json.dumps(to_json(config)))
+    with contextlib.suppress(ZooError):
+        found = from_json(data.draw(changed(stored)))
+        found.check()
+        json.dumps(to_json(found))
+
+
+ROW = {"step": 10, "split": "train", "loss": 1.5, "accuracy": 0.5}
+lines = st.lists(
+    changed(ROW).map(json.dumps) | damaged(json.dumps(ROW).encode()).map(lambda b: b.decode("latin-1")), max_size=6
+)
+
+
+@settings(max_examples=15)
+@given(
+    lines=lines,
+    about=changed(
+        {
+            "step": 3,
+            "steps": 9,
+            "steps_per_second": 2.0,
+            "activity": "training",
+            "silence": 1.0,
+            "time": 1.7e9,
+            "pid": 3,
+            "host": "x",
+        }
+    ),
+)
+def test_records_that_are_none_are_passed_over(run_folder, tmp_path_factory, lines, about):
+    folder = tmp_path_factory.mktemp("records")
+    shutil.copy(run_folder / "config.json", folder)
+    (folder / "metrics.jsonl").write_text("\n".join(lines), "utf-8")
+    write(folder / "status.json", about)
+    assert str(folder) in status(folder)
+    draw_curves(folder, "accuracy")
+    cut_back(folder / "metrics.jsonl", 10, False)
+
+
+def content(run):
+    return {name: np.asarray(leaf).tobytes() for name, leaf in zoo.run.named_leaves(run.variables).items()}
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_a_damaged_checkpoint_is_refused_or_what_was_saved(run_folder, tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("damaged") / "run"
+    shutil.copytree(run_folder, folder)
+    newest = folder / "checkpoints" / "20"
+    path = data.draw(st.sampled_from(sorted(path for path in newest.rglob("*") if path.is_file())))
+    path.write_bytes(data.draw(damaged(path.read_bytes())))
+    expected = [content(zoo.load(run_folder, step=step)) for step in (20, 10)]
+    with contextlib.suppress(ZooError):
+        assert content(zoo.load(folder, step="last")) in expected
+    shutil.rmtree(folder)
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+def test_a_changed_meta_is_refused_or_what_was_saved(run_folder, template, tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("meta") / "run"
+    shutil.copytree(run_folder, folder)
+    path = folder / "checkpoints" / "20" / "meta" / "metadata"
+    write(path, data.draw(changed(json.loads(path.read_text())) | values))
+    expected = [content(zoo.load(run_folder, step=step)) for step in (20, 10)]
+    for step in ("best", "last"):
+        with contextlib.suppress(ZooError):
+            assert content(zoo.load(folder, step=step)) in expected
+    with contextlib.suppress(ZooError), contextlib.closing(Checkpoints(folder, 2)) as checkpoints:
+        restored, meta = checkpoints.restore(template)
+        assert meta["step"] in (10, 20)
+        assert restored.step == meta["step"]
+    shutil.rmtree(folder)
+
+
+def test_a_checkpoint_of_an_array_larger_than_the_models_is_refused_before_it_is_read(run_folder, tmp_path):
+    """Few bytes on disk, since all are zero; terabytes in memory."""
+    import tensorstore as ts
+
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    item = folder / "checkpoints" / "20" / "model"
+    store = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": f"file://{item}/"}, "path": "params.fc1.bias"}
+    metadata = {"shape": [10**12], "chunks": [10**6], "dtype": "<f4", "compressor": {"id": "zstd", "level": 1}}
+    ts.open({**store, "metadata": metadata}, create=True, delete_existing=True).result()
+    with pytest.raises(
+        ZooError, match=r"step 20: its model is unreadable \(it holds 1,000,000,000,\d+ numbers, the model"
+    ):
+        zoo.load(folder, step=20)
+
+
+def test_nothing_is_written_outside_the_run_folder(run_folder, tmp_path):
+    """Names in a run folder that lead elsewhere: a workdir in its settings, a step that is no number."""
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["config"]["workdir"] = str(tmp_path / "elsewhere")
+    write(folder / "config.json", config)
+    (folder / "checkpoints" / "٣").mkdir()
+    (folder / "checkpoints" / "..5").mkdir()
+    settings_here = from_json(config["config"] | {"workdir": str(folder), "resume": True})
+    train.run(settings_here)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_modules_that_run_what_they_read_are_not_used():
+    """No pickle, no eval, no exec: the only file that is run is the recipe that a person names."""
+    root = pathlib.Path(zoo.__file__).parents[1]
+    for path in [*(root / "zoo").rglob("*.py"), *(root / "train").rglob("*.py")]:
+        text = path.read_text()
+        for word in (
+            "import pickle",
+            "import marshal",
+            "import shelve",
+            "allow_pickle=True",
+            " eval(",
+            " exec(",
+            "joblib",
+            "yaml",
+        ):
+            assert word not in text, (path, word)
+        assert text.count("exec_module") == (path.name == "__main__.py" and path.parent.name == "train")
