@@ -120,6 +120,22 @@ LINES: tuple[Line, ...] = (
         *(Case("memory", {"attention": a, "length": n}) for a in ("blocked", "xla") for n in ("1024", "4096")),
     ),
     line(
+        "state and peak of a step a device, 8x512, batch 16, 256 tokens: on one; `data=8`; `fsdp` over 2; 4; 8",
+        "; ".join(f"{{{i}[state_mb]:,.0f}}, {{{i}[peak_mb]:,.0f}}" for i in range(5)) + " MB",
+        *(
+            Case("savings", {"way": way})
+            for way in ("plain", "data=8", "data=4,fsdp=2", "data=2,fsdp=4", "fsdp=8")
+        ),
+    ),
+    line(
+        "that peak's share of the plain step's: four micro-batches; scanned, `remat=dots`; scanned, `remat=full`",
+        "{0[peak_share]:.2f}; {1[peak_share]:.2f}; {2[peak_share]:.2f}",
+        *(
+            Case("savings", {"way": way})
+            for way in ("accumulate=4", "scan_layers, remat=dots", "scan_layers, remat=full")
+        ),
+    ),
+    line(
         "seconds to trace and to compile a step: 12 layers, 48; scanned",
         "; ".join(
             ", ".join(f"{{{i}[trace_seconds]:.1f}} + {{{i}[compile_seconds]:.1f}}" for i in (j, j + 1)) for j in (0, 2)
