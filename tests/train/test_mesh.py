@@ -289,7 +289,7 @@ def test_a_checkpoint_of_any_layout_is_read_by_any_other(before, after, tmp_path
     with monkeypatch.context() as patch:
         layout = laid(before, patch)
         checkpoints = Checkpoints(tmp_path, 1)
-        checkpoints.save(layout.stored(layout.put_state(state)), 1, None, {"steps": 0, "sums": {}})
+        checkpoints.save(layout.stored(layout.put_state(state)), 1, None, {"interval": {"steps": 0, "sums": {}}})
         checkpoints.close()
     with monkeypatch.context() as patch:
         layout = laid(after, patch)
