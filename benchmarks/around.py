@@ -200,7 +200,7 @@ def run_checkpoint(config: CheckpointConfig) -> dict[str, Any]:
         checkpoints = Checkpoints(pathlib.Path(place), keep=1)
 
         def save() -> None:
-            checkpoints.save(state, next(steps), None, {})
+            checkpoints.save(state, next(steps), None, {"interval": {"steps": 0, "sums": {}}})
             checkpoints.wait()
 
         works = {"ours_save": save, "ours_restore": lambda: checkpoints.restore(state)}

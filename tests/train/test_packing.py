@@ -77,7 +77,7 @@ def test_evaluation_tells_each_prediction_within_a_document_once(batch_size, win
 
 def test_processes_read_their_own_rows_of_the_global_batch():
     whole = train_batches(packed(4), 6, seed=0)(7)
-    parts = [train_batches(packed(4), 6, 0, process, 3)(7) for process in range(3)]
+    parts = [train_batches(packed(4), 6, 0, rows)(7) for rows in np.split(np.arange(6), 3)]
     assert "segments" in whole
     for name, array in whole.items():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)

@@ -151,7 +151,7 @@ def test_batches_are_a_pure_function_of_few_widths_and_lose_nothing():
     assert {width for shape in shapes for width in shape} <= {8, 12, 16, 24, 32, 40}
     again = train_batches(split(), 20, seed=5)(17)
     np.testing.assert_equal(again, batches(17))
-    parts = [train_batches(split(), 20, 5, process, 4)(17) for process in range(4)]
+    parts = [train_batches(split(), 20, 5, rows)(17) for rows in np.split(np.arange(20), 4)]
     for name, array in again.items():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)
 

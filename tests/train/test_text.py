@@ -80,7 +80,7 @@ def test_an_epoch_reads_every_symbol_once():
 
 def test_processes_read_their_own_rows_of_the_global_batch():
     whole = train_batches(stream(), 6, seed=0)(7)
-    parts = [train_batches(stream(), 6, 0, process, 3)(7) for process in range(3)]
+    parts = [train_batches(stream(), 6, 0, rows)(7) for rows in np.split(np.arange(6), 3)]
     for name, array in whole.items():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)
 
@@ -218,6 +218,6 @@ def test_texts_come_with_others_of_their_length_and_lose_none_of_their_tokens():
 
 def test_every_process_pads_to_the_longest_text_of_the_whole_batch():
     whole = train_batches(lengths_split(), 20, seed=0)(49)
-    parts = [train_batches(lengths_split(), 20, 0, process, 4)(49) for process in range(4)]
+    parts = [train_batches(lengths_split(), 20, 0, rows)(49) for rows in np.split(np.arange(20), 4)]
     for name, array in whole.items():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)
