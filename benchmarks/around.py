@@ -17,7 +17,7 @@ import numpy as np
 from tyro.conf import Positional
 
 import zoo
-from benchmarks.timer import RESULTS, append_row, circumstances, cores, in_turn, percentiles_of
+from benchmarks.timer import RESULTS, append_row, circumstances, in_turn, percentiles_of, torch_or_none
 from train.__main__ import load_recipe
 from train.checkpoint import Checkpoints
 from train.config import Arguments, OptimizerConfig, at_least
@@ -149,13 +149,12 @@ def run_pipeline(config: PipelineConfig) -> dict[str, Any]:
 
 def _loader(split: ArraySplit, batch_size: int) -> dict[str, Callable[[], Any]]:
     """PyTorch's, in this process; {} without torch."""
-    try:
-        from torch import from_numpy
-        from torch.utils.data import DataLoader, TensorDataset
-    except ImportError:
-        print("torch is not installed: it is left out (pip install '.[benchmarks]')")
+    torch = torch_or_none()
+    if torch is None:
         return {}
-    tensors = [from_numpy(np.ascontiguousarray(array)) for array in split.arrays.values()]
+    from torch.utils.data import DataLoader, TensorDataset
+
+    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in split.arrays.values()]
     loader: Any = DataLoader(TensorDataset(*tensors), batch_size, shuffle=True, drop_last=True)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     return {"torch": lambda: next(batches)}
@@ -212,12 +211,9 @@ def run_checkpoint(config: CheckpointConfig) -> dict[str, Any]:
 
 def _torch_files(state: Any, path: str) -> dict[str, Callable[[], Any]]:
     """PyTorch's, without digests; {} without torch."""
-    try:
-        import torch
-    except ImportError:
-        print("torch is not installed: it is left out (pip install '.[benchmarks]')")
+    torch = torch_or_none()
+    if torch is None:
         return {}
-    torch.set_num_threads(cores())
     tensors = [torch.from_numpy(np.array(leaf)) for leaf in jax.tree.leaves(state)]
     torch.save(tensors, path)
     return {"torch_save": lambda: torch.save(tensors, path), "torch_restore": lambda: torch.load(path)}

@@ -83,7 +83,7 @@ def read(path: pathlib.Path) -> dict[tuple, Row]:
 def identifying() -> frozenset[str]:
     """The columns that say what was measured, not how it came out."""
     fields = {field.name for _, (config, _) in suite.benchmarks().items() for field in dataclasses.fields(config)}
-    return frozenset({*fields, *TELLING} - {"rounds", "seed", "output", "peer", "peers"})
+    return frozenset({*fields, *TELLING} - {*suite.HOW, "output"})
 
 
 def measured(row: Row) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 import zoo
 from benchmarks.recurrent import LEARNING_RATE, our_step
-from benchmarks.timer import RESULTS, append_row, circumstances, cores, first_call, in_turn
+from benchmarks.timer import RESULTS, append_row, circumstances, first_call, in_turn, torch_or_none
 from benchmarks.train_step import Step, check_same
 from train.config import at_least
 
@@ -67,12 +67,9 @@ def run(config: DecoderStepConfig) -> dict[str, Any]:
 
 def torch_steps(config: DecoderStepConfig, variables: Any, tokens: np.ndarray) -> dict[str, Step]:
     """PyTorch's steps by name; {} without torch."""
-    try:
-        import torch
-    except ImportError:
-        print("torch is not installed: it is left out (pip install '.[benchmarks]')")
+    torch = torch_or_none()
+    if torch is None:
         return {}
-    torch.set_num_threads(cores())
     inputs, targets = torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(tokens[:, 1:].copy())
 
     def step(compiled: bool) -> Step:

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 import zoo
-from benchmarks.timer import RESULTS, append_row, circumstances, cores, first_call, in_turn
+from benchmarks.timer import RESULTS, append_row, circumstances, cores, first_call, in_turn, torch_or_none
 from benchmarks.train_step import Step, check_same
 from train.config import Config, OptimizerConfig, TextConfig, at_least
 from train.optimizer import make_optimizer
@@ -238,12 +238,9 @@ def torch_model(config: RecurrentStepConfig | SamplingConfig, variables: Any) ->
 
 def torch_step(config: RecurrentStepConfig, variables: Any, tokens: np.ndarray) -> dict[str, Step]:
     """PyTorch's step; {} without torch."""
-    try:
-        import torch
-    except ImportError:
-        print("torch is not installed: it is left out (pip install '.[benchmarks]')")
+    torch = torch_or_none()
+    if torch is None:
         return {}
-    torch.set_num_threads(cores())
     peer = torch_model(config, variables)
     inputs, targets = torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(tokens[:, 1:].copy())
     trained = [parameter for parameter in peer.parameters() if parameter.requires_grad]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import zoo
-from benchmarks.timer import RESULTS, append_row, circumstances
+from benchmarks.timer import RESULTS, append_row, circumstances, peak_bytes
 from train.config import Config, OptimizerConfig, TextConfig, at_least
 from train.optimizer import make_optimizer
 from train.sharding import make_layout
@@ -119,13 +119,11 @@ def measured(config: SavingsConfig, way: Way) -> dict[str, Any]:
     start = time.perf_counter()
     memory = step.lower(state, placed).compile().memory_analysis()
     seconds = time.perf_counter() - start
-    kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
     shards = jax.tree.map(lambda x: np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize, state)
-    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes + kept
     return {
         "state_mb": sum(jax.tree.leaves(shards)) / 1e6,
         "temporary_mb": memory.temp_size_in_bytes / 1e6,
-        "peak_mb": peak / 1e6,
+        "peak_mb": peak_bytes(memory) / 1e6,
         "step_gflop": zoo.count_flops(pure, state, placed) / 1e9,
         "compile_seconds": seconds,
     }

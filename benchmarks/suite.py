@@ -13,6 +13,8 @@ from tyro.conf import Positional
 
 from zoo.errors import ZooError, unknown
 
+HOW = ("rounds", "seed", "peer", "peers")  # settings that say how it is measured, not what
+
 
 class Command(NamedTuple):
     """What the flags fill in, and what is done with them."""

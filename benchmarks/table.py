@@ -202,8 +202,7 @@ def settings(command: str) -> tuple[pathlib.Path, dict[str, str]]:
     config: Any = tyro.cli(suite.benchmarks()[name].config, args=flags, prog=name)
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     path = pathlib.Path(values.pop("output"))
-    left_out = ("rounds", "seed", "peer", "peers")
-    return path, {k: cell(v) for k, v in values.items() if k not in left_out and not isinstance(v, tuple)}
+    return path, {k: cell(v) for k, v in values.items() if k not in suite.HOW and not isinstance(v, tuple)}
 
 
 def newest(case: Case) -> dict[str, Any] | None:

@@ -177,6 +177,23 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def peak_bytes(memory: Any) -> int:
+    """Of a compiled program's memory a device: arguments, temporaries, and outputs that take no argument's place."""
+    kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + kept
+
+
+def torch_or_none() -> Any:
+    """PyTorch, on the cores of this process; None, and a line that says so, where it is not installed."""
+    try:
+        import torch
+    except ImportError:
+        print("torch is not installed: it is left out (pip install '.[benchmarks]')")
+        return None
+    torch.set_num_threads(cores())
+    return torch
+
+
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -24,7 +24,7 @@ import numpy as np
 import zoo
 from benchmarks.flax_layers import flax_model
 from benchmarks.hlo import Traffic, traffic
-from benchmarks.timer import RESULTS, append_row, circumstances
+from benchmarks.timer import RESULTS, append_row, circumstances, peak_bytes
 from train.__main__ import load_recipe
 from train.config import Config, DataConfig, PairsConfig
 from train.data.text import Stream
@@ -190,9 +190,7 @@ class Step:
                 raise
             return Compiled(batch_size, flops=flops / len(self.devices), core_seconds=time.process_time() - start)
         seconds, memory = time.process_time() - start, program.memory_analysis()
-        kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
-        peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes + kept
-        sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes, peak
+        sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes, peak_bytes(memory)
         return Compiled(batch_size, *sizes, flops / len(self.devices), traffic(program.as_text()), seconds)
 
     def abstract(self, settings: Config) -> tuple[Any, Any, Any]:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 import zoo
-from benchmarks.timer import RESULTS, append_row, circumstances, cores, first_call, in_turn
+from benchmarks.timer import RESULTS, append_row, circumstances, first_call, in_turn, torch_or_none
 from train.__main__ import load_recipe
 from train.config import PairsConfig, at_least, from_json
 from train.data.pairs import load_pairs
@@ -149,16 +149,13 @@ def our_decoding(config: TranslatingConfig, model: Any, variables: Any, batches:
 
 def peer_decoding(config: TranslatingConfig, model: Any, variables: Any, batches: list[Batch], beams: int) -> Any:
     """The same in PyTorch; None without it."""
-    try:
-        import torch
-    except ImportError:
-        print("torch is not installed: it is left out (pip install '.[benchmarks]')")
+    torch = torch_or_none()
+    if torch is None:
         return None
     if not config.peer:
         return None
     from benchmarks.torch_seq2seq import beam_search, greedy, torch_model
 
-    torch.set_num_threads(cores())
     peer = torch_model(model, variables).eval()
     batches = [(source[:, : lengths.max()], lengths) for source, lengths in batches]  # it compiles for no width
     arrays: list[Any] = [[torch.from_numpy(array.astype(np.int64)) for array in batch] for batch in batches]

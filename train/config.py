@@ -184,6 +184,36 @@ class OptimizerConfig:
     lora_whole: list[str] = dataclasses.field(default_factory=lambda: ["head"])
     args: Arguments = dataclasses.field(default_factory=dict)  # more of Optax's arguments, e.g. b2=0.95 nesterov=True
 
+    def check(self) -> None:
+        """ZooError for a value out of range."""
+        at_least("optimizer.warmup-steps", self.warmup_steps, 0)
+        at_least("optimizer.weight-decay", self.weight_decay, 0)
+        at_least("optimizer.accumulate", self.accumulate, 1)
+        at_least("optimizer.learning-rate", self.learning_rate, 0)
+        if not 0 < self.decay_fraction <= 1:
+            raise ZooError(f"optimizer.decay-fraction must be in (0, 1], not {self.decay_fraction}")
+        for pattern, factor in self.rates.items():
+            if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):
+                raise ZooError(f"optimizer.rates {pattern} must be a number of at least 0, not {factor!r}")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ZooError(f"optimizer.layer-decay must be in (0, 1], not {self.layer_decay}")
+        if self.loss_scale is not None:
+            if not (math.isfinite(self.loss_scale) and self.loss_scale > 0):
+                raise ZooError(f"optimizer.loss-scale must be above 0, not {self.loss_scale}")
+            if self.nonfinite != "skip":
+                raise ZooError("optimizer.loss-scale goes with optimizer.nonfinite skip, by which it finds its size")
+        if self.lora_rank is not None:
+            at_least("optimizer.lora-rank", self.lora_rank, 1)
+            if self.freeze or self.rates or self.layer_decay is not None:
+                raise ZooError(
+                    "optimizer.lora-rank goes without freeze, rates and layer-decay: all but thin products and "
+                    "optimizer.lora-whole stays as it is"
+                )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ZooError(f"optimizer.clip-norm must be above 0, not {self.clip_norm}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ZooError(f"optimizer.ema must be between 0 and 1, not {self.ema}")
+
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
@@ -220,7 +250,6 @@ class Config:
 
     def check(self) -> None:
         """ZooError for a value out of range; what needs the data or the devices is checked where they are known."""
-        optimizer = self.optimizer
         at_least("steps", self.steps, 1)
         at_least("batch-size", self.batch_size, 1)
         at_least("seed", self.seed, 0)
@@ -228,29 +257,6 @@ class Config:
         at_least("keep", self.keep, 1)
         at_least("log.every", self.log.every, 1)
         at_least("log.stall", self.log.stall, 1)
-        at_least("optimizer.warmup-steps", optimizer.warmup_steps, 0)
-        at_least("optimizer.weight-decay", optimizer.weight_decay, 0)
-        at_least("optimizer.accumulate", optimizer.accumulate, 1)
-        at_least("optimizer.learning-rate", optimizer.learning_rate, 0)
-        if not 0 < optimizer.decay_fraction <= 1:
-            raise ZooError(f"optimizer.decay-fraction must be in (0, 1], not {optimizer.decay_fraction}")
-        for pattern, factor in optimizer.rates.items():
-            if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):
-                raise ZooError(f"optimizer.rates {pattern} must be a number of at least 0, not {factor!r}")
-        if optimizer.layer_decay is not None and not 0 < optimizer.layer_decay <= 1:
-            raise ZooError(f"optimizer.layer-decay must be in (0, 1], not {optimizer.layer_decay}")
-        if optimizer.loss_scale is not None:
-            if not (math.isfinite(optimizer.loss_scale) and optimizer.loss_scale > 0):
-                raise ZooError(f"optimizer.loss-scale must be above 0, not {optimizer.loss_scale}")
-            if optimizer.nonfinite != "skip":
-                raise ZooError("optimizer.loss-scale goes with optimizer.nonfinite skip, by which it finds its size")
-        if optimizer.lora_rank is not None:
-            at_least("optimizer.lora-rank", optimizer.lora_rank, 1)
-            if optimizer.freeze or optimizer.rates or optimizer.layer_decay is not None:
-                raise ZooError(
-                    "optimizer.lora-rank goes without freeze, rates and layer-decay: all but thin products and "
-                    "optimizer.lora-whole stays as it is"
-                )
         if self.distributed is not None:
             parse_distributed(self.distributed)
         if self.mesh is not None:
@@ -259,13 +265,10 @@ class Config:
                 raise ZooError(f"mesh {self.mesh} goes with parallel mesh, not {self.parallel}")
         if self.parallel == "pmap" and self.augment.mixes:
             raise ZooError("parallel pmap: mixup and cutmix pair examples across devices; use mesh")
-        if optimizer.clip_norm is not None and not optimizer.clip_norm > 0:
-            raise ZooError(f"optimizer.clip-norm must be above 0, not {optimizer.clip_norm}")
-        if optimizer.ema is not None and not 0 < optimizer.ema < 1:
-            raise ZooError(f"optimizer.ema must be between 0 and 1, not {optimizer.ema}")
-        if self.batch_size % optimizer.accumulate:
+        self.optimizer.check()
+        if self.batch_size % self.optimizer.accumulate:
             raise ZooError(
-                f"batch-size {self.batch_size} is not divisible by optimizer.accumulate {optimizer.accumulate}"
+                f"batch-size {self.batch_size} is not divisible by optimizer.accumulate {self.optimizer.accumulate}"
             )
         images, labelled = isinstance(self.data, DataConfig), isinstance(self.task, Classification)
         pairs, translates = isinstance(self.data, PairsConfig), isinstance(self.task, Translation)

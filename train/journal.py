@@ -54,14 +54,15 @@ class Journal:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        if self.process == 0:
-            print(f"\r{line:<90}" if self._live else line, flush=True)
-            self.note(line)
+        self._show(line, end="\n")
 
     def progress(self, line: str) -> None:
         """A line that the next one replaces on a terminal."""
+        self._show(line, end="" if self._live else "\n")
+
+    def _show(self, line: str, end: str) -> None:
         if self.process == 0:
-            print(f"\r{line:<90}" if self._live else line, end="" if self._live else "\n", flush=True)
+            print(f"\r{line:<90}" if self._live else line, end=end, flush=True)
             self.note(line)
 
     def note(self, text: str) -> None:

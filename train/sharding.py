@@ -67,23 +67,11 @@ class Layout:
 
     def put_state(self, state: Any) -> Any:
         """Plain global arrays, host or device, to the layout. Always copies: the step donates what it is given."""
-
-        def put(leaf: Any, to: Any) -> jax.Array:
-            array = np.array(leaf)
-            if to.is_fully_replicated and to.is_fully_addressable:
-                return jax.device_put(array, to)
-            return jax.make_array_from_callback(array.shape, to, lambda index: array[index])
-
-        return jax.tree.map(put, state, self.shardings(state))
+        return jax.tree.map(_placed, state, self.shardings(state))
 
     def put_carry(self, carry: Any) -> Any:
         """A global carry, which every process has, split along the batch."""
-
-        def put(leaf: Any) -> jax.Array:
-            array = np.array(leaf)
-            return jax.make_array_from_callback(array.shape, self.split, lambda index: array[index])
-
-        return jax.tree.map(put, carry)
+        return jax.tree.map(lambda leaf: _placed(leaf, self.split), carry)
 
     def template(self, state: Any) -> Any:
         """What a checkpoint is read by, of a state's shapes: with the places where its arrays go."""
@@ -183,6 +171,14 @@ class PmapLayout(Layout):
 
     def compile_eval(self, step: Callable) -> Any:
         return jax.pmap(step, axis_name=AXIS)
+
+
+def _placed(leaf: Any, to: Any) -> jax.Array:
+    """A copy of a global array, which every process has, where a sharding says."""
+    array = np.array(leaf)
+    if to.is_fully_replicated and to.is_fully_addressable:
+        return jax.device_put(array, to)
+    return jax.make_array_from_callback(array.shape, to, lambda index: array[index])
 
 
 def make_layout(parallel: str, batch_size: int, accumulate: int, mesh: str | None = None) -> Layout:

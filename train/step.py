@@ -16,7 +16,6 @@ import optax
 
 from train.config import Config
 from train.optimizer import stop_frozen
-from train.tasks.translation import Translation, sampled
 from zoo import split
 from zoo.inputs import Inputs
 from zoo.ops.convolution import fast_kernel_gradients
@@ -129,10 +128,8 @@ def make_train_step(
         return gradients, changed, after, sums
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        batch = config.task.augmented(batch, config.augment, step_keys(config.seed, state.step)[0], inputs)
-        if isinstance(config.task, Translation) and config.task.sampling_rate:
-            key = step_keys(config.seed, state.step)[0]
-            batch = sampled(config.task, model, state.variables(), inputs, batch, state.step, key)
+        key = step_keys(config.seed, state.step)[0]
+        batch = config.task.augmented(batch, config.augment, key, inputs, model, state)
         gradients, collections, carry, sums = accumulated(sum_gradients, config.optimizer.accumulate, state, batch)
         if axis_name is not None:
             gradients, sums = jax.lax.psum((gradients, sums), axis_name)

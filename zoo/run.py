@@ -102,10 +102,8 @@ def load(folder: str | pathlib.Path, step: str | int = "best", ema: bool | None 
 def described(folder: pathlib.Path, config: Mapping[str, Any]) -> tuple[nn.Module, Inputs, Any]:
     """The model and the inputs of a config.json, and the shapes of the model's variables."""
     try:
-        model, inputs = (
-            create_model(config["model"]["name"], **config["model"]["args"]),
-            inputs_from_json(config["inputs"]),
-        )
+        model: nn.Module = create_model(config["model"]["name"], **config["model"]["args"])
+        inputs = inputs_from_json(config["inputs"])
         return model, inputs, abstract_variables(model, inputs.example())
     except ZooError:
         raise

@@ -177,7 +177,7 @@ def test_mixed_examples_share_their_loss_between_both_labels():
 def test_a_mixed_batch_names_the_other_label_and_ones_own_share():
     images = IMAGES.astype(jnp.uint8)
     batch = {"image": images, "label": jnp.arange(32), "row": ROWS, "weight": jnp.ones(32)}
-    mixed = Classification().augmented(batch, AugmentConfig(mixup=1.0), KEY, None)
+    mixed = Classification().augmented(batch, AugmentConfig(mixup=1.0), KEY, None, None, None)
     share = mixed["share"][:, None, None, None]
     expected = share * images + (1 - share) * images[mixed["other_label"]]  # labels are places here
     np.testing.assert_allclose(mixed["image"], expected, rtol=1e-5)

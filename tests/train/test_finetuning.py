@@ -117,14 +117,15 @@ def test_what_is_hidden_depends_on_the_row_alone():
     task, key = MaskedLanguageModel(), jax.random.key(3)
     tokens = np.random.default_rng(0).integers(5, inputs.vocab_size, (512, 64)).astype(np.int32)
     batch = {"tokens": jnp.asarray(tokens), "row": jnp.arange(512), "weight": jnp.ones((512, 64))}
-    hidden = task.augmented(batch, AugmentConfig(), key, inputs)
+    hidden = task.augmented(batch, AugmentConfig(), key, inputs, None, None)
     told, shown = np.asarray(hidden["told"]), np.asarray(hidden["tokens"])
     np.testing.assert_array_equal(hidden["answers"], tokens)
     np.testing.assert_array_equal(shown[~told], tokens[~told])
     assert abs(told.mean() - 0.15) < 0.01
     assert abs((shown[told] == inputs.mask).mean() - 0.8) < 0.03
     assert 0.08 < (shown[told] == tokens[told]).mean() < 0.15  # left, or drawn again by chance
-    part = task.augmented({name: leaf[100:104] for name, leaf in batch.items()}, AugmentConfig(), key, inputs)
+    rows = {name: leaf[100:104] for name, leaf in batch.items()}
+    part = task.augmented(rows, AugmentConfig(), key, inputs, None, None)
     np.testing.assert_array_equal(part["tokens"], shown[100:104])
 
 

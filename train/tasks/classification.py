@@ -29,7 +29,9 @@ class Classification:
         if not 0 <= self.label_smoothing < 1:
             raise ZooError(f"task.label-smoothing must be in [0, 1), not {self.label_smoothing}")
 
-    def augmented(self, batch: Batch, config: AugmentConfig, key: jax.Array, inputs: Any) -> Batch:
+    def augmented(
+        self, batch: Batch, config: AugmentConfig, key: jax.Array, inputs: Any, model: nn.Module, state: Any
+    ) -> Batch:
         """A training batch with `image` augmented, uint8 to float32 of 0 to 255.
 
         Where examples are mixed, `share` [B] is what is left of an example and `other_label` [B] whose the rest is.

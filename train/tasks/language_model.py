@@ -39,7 +39,9 @@ class LanguageModel:
         """A recurrent model's state before the first window; others read each window by itself."""
         return model.init_state(batch_size, 0) if getattr(model, "recurrent", False) else None  # type: ignore[attr-defined]
 
-    def augmented(self, batch: Batch, config: AugmentConfig, key: jax.Array, inputs: Any) -> Batch:
+    def augmented(
+        self, batch: Batch, config: AugmentConfig, key: jax.Array, inputs: Any, model: nn.Module, state: Any
+    ) -> Batch:
         return batch
 
     def evaluate(self, model: nn.Module, variables: Any, inputs: Any, carry: Any, batch: Batch) -> tuple[Any, Any]:

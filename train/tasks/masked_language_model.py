@@ -39,7 +39,9 @@ class MaskedLanguageModel:
     def initial_carry(self, model: nn.Module, batch_size: int) -> None:
         """Windows have nothing to do with one another."""
 
-    def augmented(self, batch: Batch, config: AugmentConfig, key: jax.Array, inputs: Any) -> Batch:
+    def augmented(
+        self, batch: Batch, config: AugmentConfig, key: jax.Array, inputs: Any, model: nn.Module, state: Any
+    ) -> Batch:
         """A training batch with tokens hidden: `told` bool [B, T] says which, `answers` [B, T] what stood there."""
 
         def hide(row: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:

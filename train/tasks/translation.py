@@ -56,8 +56,13 @@ class Translation:
     def initial_carry(self, model: nn.Module, batch_size: int) -> None:
         """Batches have nothing to do with one another."""
 
-    def augmented(self, batch: Batch, config: AugmentConfig, key: jax.Array, inputs: Any) -> Batch:
-        return batch
+    def augmented(
+        self, batch: Batch, config: AugmentConfig, key: jax.Array, inputs: Any, model: nn.Module, state: Any
+    ) -> Batch:
+        """The batch, by scheduled sampling with `before`, what precedes each token of a target."""
+        if not self.sampling_rate:
+            return batch
+        return sampled(self, model, state.variables(), inputs, batch, state.step, key)
 
     def evaluate(self, model: nn.Module, variables: Any, inputs: Any, carry: None, batch: Batch) -> tuple[Any, None]:
         """Logits [B, T, V] of each token of the targets, given those before it."""

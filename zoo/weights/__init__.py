@@ -79,8 +79,7 @@ def load_weights(
         warnings.warn(
             f"{path} has no head of as many classes; the head {head[1]!r} ({classes}) is drawn anew", stacklevel=2
         )
-        for leaf in jax.tree.leaves(template["params"][head[1]]):
-            _bounded(leaf, "a head drawn anew")
+        _bounded(template["params"][head[1]], "a head drawn anew")
         for keys, leaf in _initial_head(module, example, head[1]).items():
             leaves[keys] = leaf
     return stacked(nested(leaves, plain), template)
@@ -220,9 +219,10 @@ def _module_and_example(
     return module, jax.ShapeDtypeStruct((1, *shape), np.dtype(info.input_dtype))
 
 
-def _bounded(leaf: Any, what: str) -> None:
-    if (size := math.prod(leaf.shape) * leaf.dtype.itemsize) > MOST_MADE:
-        raise ZooError(f"{what} would take {size:,} bytes, more than {MOST_MADE:,}")
+def _bounded(leaves: Any, what: str) -> None:
+    for leaf in jax.tree.leaves(leaves):
+        if (size := math.prod(leaf.shape) * leaf.dtype.itemsize) > MOST_MADE:
+            raise ZooError(f"{what} would take {size:,} bytes, more than {MOST_MADE:,}")
 
 
 def _initial_head(module: nn.Module, example: jax.ShapeDtypeStruct, head: str) -> dict[tuple[str, ...], Any]:
