@@ -176,7 +176,9 @@ def read_arrays(checkpoint: pathlib.Path, item: str, template: Any, meta: Mappin
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             path = (checkpoint / item).absolute()
-            stored = jax.tree.leaves(reader.metadata(path).item_metadata.tree)
+            if (about := reader.metadata(path).item_metadata) is None:
+                raise ValueError("a file is damaged or missing")
+            stored = jax.tree.leaves(about.tree)
             numbers = sum(math.prod(array.shape) for array in stored if getattr(array, "shape", None))
             if numbers > 2 * (most := sum(math.prod(leaf.shape) for leaf in template_leaves.values())) + 1:
                 raise ValueError(f"it holds {numbers:,} numbers, the model {most:,}")
@@ -248,15 +250,20 @@ def _candidates(checkpoints: Mapping[int, pathlib.Path], step: str | int) -> lis
 
 @functools.cache
 def quiet_orbax() -> None:
-    """Keeps Orbax's pages of tracebacks off the terminal, from here on; what matters is raised."""
+    """Keeps Orbax's pages of tracebacks off the terminal, from here on; what matters is raised.
+
+    When one read or write of several fails, that one is raised. The others are left unawaited, and Python complains of
+    each when it collects it, at any later time.
+    """
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-    # When one write fails the others' errors are asyncio's to complain of.
-    logging.getLogger("asyncio").addFilter(lambda record: not (record.exc_info and "orbax" in str(record.exc_info[1])))
+    shown = logging.Formatter().format  # with the traceback; tensors stored as Orbax stores them are OCDBT's
+    logging.getLogger("asyncio").addFilter(lambda record: not re.search("orbax|OCDBT", shown(record)))
     before = sys.unraisablehook
 
     def hook(args: Any) -> None:
-        # When one read fails Orbax closes its event loop, and every other read then complains of that.
-        if not (isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == "Event loop is closed"):
+        code = getattr(args.object, "cr_code", None)  # a coroutine's
+        closed = isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == "Event loop is closed"
+        if not closed and (code is None or "orbax" not in code.co_filename):
             before(args)
 
     sys.unraisablehook = hook

@@ -4,12 +4,16 @@ import json
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
+import jax
 import pytest
 
 import zoo
-from runs import TINY, fingerprint, finish, start
+from runs import ROOT, TINY, environment, fingerprint, finish, start
+from zoo.run import BrokenCheckpoint, described, read_arrays, read_config, read_meta
 
 MODES = {"jit": 1, "mesh": 2}
 
@@ -124,6 +128,39 @@ def test_a_broken_newest_checkpoint_falls_back(damage, undisturbed, tmp_path):
     assert "Traceback" not in done.stderr
     assert fingerprint(workdir) == fingerprint(undisturbed("jit"))
     assert (workdir / "checkpoints" / f"{newest}.broken").is_dir()
+
+
+def read_damaged_copies(workdir, times):
+    """Reads the newest checkpoint's averaged weights as the trainer does, files of its arrays damaged at random."""
+    rng, whole, copy = random.Random(0), max((workdir / "checkpoints").glob("[0-9]*")), workdir / "copy"
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    template = described(workdir, read_config(workdir))[2]
+    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), template)
+    refused = 0
+    for _ in range(times):
+        shutil.copytree(whole, copy)
+        for path in rng.sample(sorted(copy.glob("ema/**/d/*")), 3):
+            content = bytearray(path.read_bytes())
+            content[rng.randrange(len(content))] ^= 1
+            path.write_bytes(rng.choice([bytes(len(content)), content[: len(content) // 2], content]))
+        try:
+            read_arrays(copy, "ema", template, read_meta(copy))
+        except BrokenCheckpoint:
+            refused += 1
+        shutil.rmtree(copy)
+    print(refused)
+
+
+def test_a_read_that_fails_leaves_nothing_but_its_reason(undisturbed, tmp_path):
+    """Orbax reads arrays side by side; of those that fail it awaits one, and Python would complain of the rest."""
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed("jit"), workdir)
+    code = f"import pathlib, test_resume; test_resume.read_damaged_copies(pathlib.Path({str(workdir)!r}), 20)"
+    places = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/train'}"}
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, env={**environment(), **places}, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) > 10
 
 
 def test_if_every_checkpoint_is_broken_nothing_starts_anew(undisturbed, tmp_path):
