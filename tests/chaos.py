@@ -175,9 +175,10 @@ class Campaign:
         workdir.parent.mkdir(parents=True, exist_ok=True)
         log = workdir.parent / "output"
         child = fork([*args, "--workdir", str(workdir)], log, cache, fault)
-        end = time.monotonic() + LIMIT
+        end, fired = time.monotonic() + LIMIT, log.with_name("fired")
+        second_run = fault is not None and fault.kind == "second run"  # whatever else stops it lets it go on again
         ended = 0, 0
-        while ended[0] == 0 or (os.WIFSTOPPED(ended[1]) and not log.with_name("fired").exists()):
+        while ended[0] == 0 or (os.WIFSTOPPED(ended[1]) and not (second_run and fired.exists())):
             ended = os.waitpid(child, os.WNOHANG | os.WUNTRACED)
             if time.monotonic() > end:
                 os.kill(child, signal.SIGKILL)
