@@ -3,23 +3,13 @@
 import sys
 
 from train.memory import use_large_pages
-from zoo.errors import ZooError, unknown
+from zoo.errors import exit_status, unknown
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; 0, or 2 for a user's mistake."""
+    """Runs one command; its exit status."""
     args = sys.argv[1:] if argv is None else argv
-    try:
-        _run(args)
-    except (ZooError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in ("zoo", "train", "benchmarks"):
-            raise
-        print(f"error: {error}; benchmarks need the extra: pip install '.[benchmarks]'", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: _run(args), "benchmarks need the extra: pip install '.[benchmarks]'")
 
 
 def _run(args: list[str]) -> None:

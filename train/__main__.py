@@ -14,11 +14,10 @@ import importlib.util  # noqa: E402
 import os  # noqa: E402
 import pathlib  # noqa: E402
 import sys  # noqa: E402
-import warnings  # noqa: E402
 from types import ModuleType  # noqa: E402
 from typing import Any  # noqa: E402
 
-from zoo.errors import ZooError, unknown  # noqa: E402
+from zoo.errors import ZooError, exit_status, unknown  # noqa: E402
 
 RECIPES = pathlib.Path(__file__).parent / "recipes"
 USAGE = f"""{__doc__}
@@ -33,21 +32,9 @@ USAGE = f"""{__doc__}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; 0, or 2 for a user's mistake."""
+    """Runs one command; its exit status."""
     args = sys.argv[1:] if argv is None else argv
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-            _run(args)
-    except (ZooError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in ("zoo", "train"):
-            raise
-        print(f"error: {error}; training needs the extra: pip install 'flaxzoo[train]'", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: _run(args), "training needs the extra: pip install 'flaxzoo[train]'")
 
 
 def _run(args: list[str]) -> None:

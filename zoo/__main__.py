@@ -3,18 +3,21 @@
 import argparse
 import itertools
 import sys
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import zoo
-from zoo.errors import ZooError
+from zoo.errors import ZooError, exit_status
 
 LINES = 64  # of standard input that are translated together
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; 0, or 2 for a user's mistake."""
+    """Runs one command; its exit status."""
+    return exit_status(lambda: _run(argv))
+
+
+def _run(argv: list[str] | None) -> None:
     parser = argparse.ArgumentParser(prog="python -m zoo", description="Models, and what they say.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("list", help="registered models")
@@ -54,16 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("target")
     command.set_defaults(run=lambda args: convert(args.source, args.target))
     args = parser.parse_args(argv)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-            args.run(args)
-    except ZooError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        return 0
-    return 0
+    args.run(args)
 
 
 def list_models(glob: str, family: str | None) -> None:

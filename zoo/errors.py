@@ -1,7 +1,11 @@
-"""What a person did wrong, said in one line; the command lines turn it into exit status 2."""
+"""What a person did wrong, said in one line, and what a command line makes of it."""
 
 import difflib
-from collections.abc import Iterable
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterable
 
 
 class ZooError(ValueError):
@@ -15,3 +19,31 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ZooError:
     if near:
         return ZooError(f"unknown {kind} {name!r}; did you mean {', '.join(near)}?")
     return ZooError(f"unknown {kind} {name!r}; there are {', '.join(known) or 'none'}")
+
+
+def exit_status(command: Callable[[], object], extra: str = "") -> int:
+    """What a command line ends with: 0, or 2 for a user's mistake, said in a line; warnings take one as well.
+
+    128 + SIGPIPE, in silence, where whoever read the output has left, as `head` does. (SIGPIPE itself stays ignored,
+    as Python has it: it would end a run whose connection to another process breaks.) `extra` is what to say where a
+    package is missing.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            try:
+                command()
+            finally:
+                sys.stdout.flush()  # the reader's leaving shows here at the latest, not when Python ends
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still has to flush
+        return 128 + signal.SIGPIPE
+    except (ZooError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("zoo", "train", "benchmarks") or not extra:
+            raise
+        print(f"error: {error}; {extra}", file=sys.stderr)
+        return 2
+    return 0

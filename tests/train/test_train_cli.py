@@ -1,6 +1,8 @@
 """python -m train as a newcomer meets it, mistakes included."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -155,3 +157,13 @@ def test_predict_refuses_what_is_no_image_before_it_classifies_any(run_folder, t
     assert "bad.png' is not an image" in err
     assert zoo.__main__.main(["predict", str(run_folder[0]), str(good), "--top", "2"]) == 0
     assert capsys.readouterr().out.count("%") == 2
+
+
+@pytest.mark.parametrize("command", ["zoo list", "train list", "train --help", "benchmarks list"])
+def test_a_reader_that_leaves_ends_it_in_silence(command):
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", *command.split()]
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
