@@ -109,9 +109,10 @@ class Fault:
             if self.kind == "clock":
                 before = time.time
                 time.time = lambda: before() - self.days * 86400
-                for path in [path for path in workdir.rglob("*") if path.is_file()]:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.utime(path, (0, time.time()))
+                for folder, _, names in os.walk(workdir):
+                    for name in names:
+                        with contextlib.suppress(FileNotFoundError):  # the run goes on, and clears away after itself
+                            os.utime(os.path.join(folder, name), (0, time.time()))
                 time.sleep(self.delay)
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -247,9 +248,9 @@ def damage(kind: str, checkpoint: pathlib.Path, rng: random.Random) -> None:
 
 
 def chmod_folders(workdir: pathlib.Path, mode: int) -> None:
-    for folder in [workdir, *(path for path in workdir.rglob("*") if path.is_dir())]:
-        if folder.exists():
-            folder.chmod(mode)
+    for folder, _, _ in os.walk(workdir):
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(folder, mode)
 
 
 def fingerprint(workdir: pathlib.Path) -> tuple:
