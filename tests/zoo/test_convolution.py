@@ -1,12 +1,17 @@
 """The convolution with a fast kernel gradient is XLA's convolution, forward and backward."""
 
+import re
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType, PartitionSpec
 
 import zoo
+from zoo.ops import convolution
 from zoo.ops.convolution import GROUP_BYTES, conv_general_dilated, fast_kernel_gradients
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -21,7 +26,11 @@ CASES = {  # input shape, kernel shape, strides, padding
     "rows beyond the map": ((4, 9, 8, 5), (4, 5, 5, 7), (1, 1), ((3, 1), (0, 4))),
     "groups of images": ((8, 64, 64, 16), (3, 3, 16, 8), (1, 1), ((1, 1), (1, 1))),
     "groups of patches": ((8, 64, 64, 16), (3, 3, 16, 8), (2, 2), ((1, 1), (1, 1))),
+    "whole maps": ((3, 8, 7, 64), (3, 3, 64, 72), (1, 1), ((1, 1), (1, 1))),
+    "tiles": ((4, 9, 14, 72), (3, 3, 72, 64), (1, 1), ((1, 1), (1, 1))),
+    "groups of tiles": ((4, 32, 32, 64), (3, 3, 64, 64), (1, 1), ((1, 1), (1, 1))),
 }
+WINOGRAD = ("whole maps", "tiles", "groups of tiles")
 
 
 def case(name, dtype=jnp.float32):
@@ -38,8 +47,7 @@ def case(name, dtype=jnp.float32):
     return x, kernel, weighted
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_output_and_gradients_are_xlas(name):
+def check(name):
     x, kernel, weighted = case(name)
     (_, expected), expected_gradients = weighted(lax.conv_general_dilated)(x, kernel)
     with fast_kernel_gradients():
@@ -49,12 +57,46 @@ def test_output_and_gradients_are_xlas(name):
         assert jnp.abs(ours - theirs).max() <= 1e-5 * jnp.abs(theirs).max()  # float32, another order of the sums
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_output_and_gradients_are_xlas(name):
+    check(name)
+
+
+def test_whole_maps_add_up_over_groups(monkeypatch):
+    monkeypatch.setattr(convolution, "TILE_BYTES", 1)
+    check("whole maps")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_winograd_multiplies_by_a_transformed_kernel_and_nothing_else_does(name):
+    x, kernel, weighted = case(name)
+    with fast_kernel_gradients():
+        program = str(weighted(conv_general_dilated).trace(x, kernel).jaxpr)
+    assert (f"f32[36,{kernel.shape[2]},{kernel.shape[3]}]" in program) == (name in WINOGRAD)
+
+
 @pytest.mark.parametrize(
-    ("name", "multiplied"), [("groups of images", 3 * (16 + 8)), ("groups of patches", 9 * 16 + 8)]
+    ("name", "multiplied"),
+    [("groups of images", 3 * (16 + 8)), ("groups of patches", 9 * 16 + 8), ("groups of tiles", 3 * (64 + 64))],
 )
 def test_cases_take_more_than_one_group(name, multiplied):
     (images, height, width, _), _, (stride, _), _ = CASES[name]
     assert 4 * images * height * width // stride**2 * multiplied > 1.1 * GROUP_BYTES
+
+
+@pytest.mark.parametrize("name", ["whole maps", "tiles", "groups of images"])
+def test_devices_convolve_their_own_images(name):
+    x, kernel, weighted = case(name)
+    x = x[:2]
+    (_, expected), expected_gradients = weighted(lax.conv_general_dilated)(x, kernel)
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
+    with fast_kernel_gradients(), jax.set_mesh(mesh):
+        placed = jax.device_put(x, PartitionSpec("data")), jax.device_put(kernel, PartitionSpec())
+        compiled = weighted(conv_general_dilated).lower(*placed).compile()
+    assert set(re.findall(r"all-\w+", compiled.as_text())) == {"all-reduce"}  # of the kernel's gradient and the loss
+    (_, y), gradients = compiled(*placed)
+    for ours, theirs in zip((y, *gradients), (expected, *expected_gradients), strict=True):
+        assert jnp.abs(ours - theirs).max() <= 1e-5 * jnp.abs(theirs).max()
 
 
 def test_bfloat16_adds_up_in_float32():
@@ -82,9 +124,18 @@ def test_grouped_and_dilated_convolutions_are_left_to_xla():
     np.testing.assert_array_equal(ours, lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **settings))
 
 
-@pytest.mark.parametrize(("platform", "loops"), [("cpu", True), ("tpu", False)])
-def test_other_platforms_keep_xlas_gradient(platform, loops):
-    x, kernel, weighted = case("groups of images")
+@pytest.mark.parametrize("name", CASES)
+def test_other_platforms_have_xlas_program(name):
+    x, kernel, weighted = case(name)
+
+    def operations(conv, platform):
+        program = weighted(conv).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+        counts = Counter(re.findall(r"stablehlo\.\w+|convolution\(.*", program))
+        for of_the_choice in ("case", "constant", "return"):  # a case with one branch, that XLA takes at once
+            counts.pop(f"stablehlo.{of_the_choice}", None)
+        return counts
+
     with fast_kernel_gradients():
-        program = weighted(conv_general_dilated).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
-    assert ("stablehlo.while" in program) == loops
+        ours = {platform: operations(conv_general_dilated, platform) for platform in ("cpu", "tpu", "cuda")}
+    expected = operations(lax.conv_general_dilated, "tpu")
+    assert ours["tpu"] == ours["cuda"] == expected != ours["cpu"]
