@@ -148,7 +148,8 @@ def test_fsdp_splits_parameters_momentum_and_average_alike(case):
 
 
 @pytest.mark.parametrize(
-    ("case", "mesh", "most"), [("cnn", "fsdp=8", 0.2), ("gpt", "fsdp=8", 0.2), ("gpt", "fsdp=2", 0.55)]
+    ("case", "mesh", "most"),
+    [*((case, "fsdp=8", 0.2) for case in ("cnn", "lstm", "seq2seq", "gpt")), ("gpt", "fsdp=2", 0.55)],
 )
 def test_bytes_a_device_fall(case, mesh, most):
     """To an eighth, or a half, but for small arrays and the batch, which the other axes split or not."""

@@ -16,19 +16,26 @@ from train.processes import parse_distributed
 TIMEOUT = 300
 
 
-def start_all(n, *args, devices=1):
-    """`n` processes of one run, their output in pipes."""
+def start_all(n, *args, devices=1, slurm=False):
+    """`n` processes of one run, their output in pipes; as `srun` starts them, or told where the others are."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    setting = f"coordinator=127.0.0.1:{port},num={n},id="
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment(devices)}
-    return [subprocess.Popen(command(*args, "--distributed", f"{setting}{i}"), **pipes) for i in range(n)]
+    step = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(n)}
+    started = []
+    for i in range(n):
+        setting, variables = f"coordinator=127.0.0.1:{port},num={n},id={i}", environment(devices)
+        if slurm:
+            task = {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "JAX_COORDINATOR_PORT": str(port)}
+            setting, variables = "auto", {**variables, **step, **task}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": variables}
+        started.append(subprocess.Popen(command(*args, "--distributed", setting), **pipes))
+    return started
 
 
-def finish_all(n, *args, devices=1):
+def finish_all(n, *args, **how):
     """What each of them said, all to their end."""
-    started = start_all(n, *args, devices=devices)
+    started = start_all(n, *args, **how)
     try:
         said = [process.communicate(timeout=TIMEOUT)[0] for process in started]
     finally:
@@ -68,6 +75,12 @@ def test_two_processes_train_as_one(alone, tmp_path):
     assert "best step" not in said[1]  # the first one speaks and writes
     stored = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert (stored["mesh"], stored["distributed"]) == ("fsdp=2", None)  # where the others are is said anew
+
+
+@pytest.mark.slow
+def test_the_tasks_of_a_slurm_step_find_one_another(alone, tmp_path):
+    finish_all(2, "cnn", "--workdir", tmp_path / "run", "--mesh", "fsdp=2", *TINY, slurm=True)
+    assert_same_run(tmp_path / "run", alone)
 
 
 @pytest.mark.slow

@@ -70,6 +70,8 @@ class Seq2SeqGRUAttention(Seq2Seq):
         width = self.embedding_size
         (cell,) = self.decoder(width + memory["value"].shape[-1])
         weights = self.alignment.weights(memory)
+        # Sliced here and not in every step, or devices would sum its gradient in every step.
+        context_kernel = cell.kernel[width:]
         # One product of the state gives the attention's query and the gates.
         state_kernel = jnp.concatenate([weights["query"], cell.recurrent_kernel], axis=1)
 
@@ -77,7 +79,7 @@ class Seq2SeqGRUAttention(Seq2Seq):
             (inputs, present), state = item, carry["layer0"]
             query, gates = jnp.split(product(state[0], state_kernel), [self.attention_size], axis=1)
             context, attention = attend(weights, query)
-            inputs = inputs + product(context, cell.kernel[width:])
+            inputs = inputs + product(context, context_kernel)
             new, _ = textbook_cell("gru", inputs, gates + cell.bias.astype(jnp.float32), state)
             carry = kept(present, {"layer0": new}, carry)
             return carry, (carry["layer0"][0], context.astype(self.dtype), attention)
