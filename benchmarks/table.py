@@ -26,6 +26,12 @@ SMALL, LARGE = "--num-layers 1 --hidden-size 128", "--hidden-size 384 --num-laye
 RATIO = "{0[ratio]:.2f} ({0[ratio_p10]:.2f} to {0[ratio_p90]:.2f})"
 SPEEDS = "{0[ours_tokens_per_s]:,.0f}, {0[torch_tokens_per_s]:,.0f}; {1[ours_tokens_per_s]:,.0f}, "
 SPEEDS += "{1[torch_tokens_per_s]:,.0f}"
+CHIPS = "{0[peak_mb]:,.0f} MB, {0[roofline_ms]:.4g} ms by {0[bound]}, {0[largest_batch]:,.0f}; "
+CHIPS += "{1[peak_mb]:,.0f} MB, {1[roofline_ms]:.4g} ms by {1[bound]}"
+PODS = tuple(
+    f"tpu --topology {pod} --recipe gpt2-medium imagenet-resnet50 --no-peer --no-largest"
+    for pod in ("v5e:4x4 --mesh data=4,fsdp=4", "v5p:2x2x2 --mesh data=2,fsdp=4")
+)
 
 
 class Case(NamedTuple):
@@ -145,6 +151,25 @@ LINES: tuple[Line, ...] = (
             for scan in ("False", "True") for depth in ("12", "48")
         ),
     ),
+    *(
+        line(
+            f"`{recipe}` compiled for eight TPU v5e: memory a chip, least time a step, largest batch for 16 GB; flax's",
+            CHIPS,
+            *(
+                Case("tpu", {"recipe": recipe, "framework": framework, "mesh": "data=8"})
+                for framework in ("flaxzoo", "flax.linen")
+            ),
+        )
+        for recipe in ("imagenet-resnet50", "lstm", "multi30k-gru", "gpt2-medium")
+    ),
+    *(
+        line(
+            f"MB a chip of `{recipe}`, batch {batch}, on sixteen v5e of 16 GB; on eight v5p of 95 GB",
+            "{0[peak_mb]:,.0f}; {1[peak_mb]:,.0f}",
+            *(Case(command, {"recipe": recipe}) for command in PODS),
+        )
+        for recipe, batch in (("gpt2-medium", "512"), ("imagenet-resnet50", "1,024"))
+    ),
     line(
         "tokens/s of `smollm2_135m`, greedy, beside `transformers`: batch 1; 16",
         "; ".join(f"{{{i}[ours_tokens_per_s]:.0f}}, {{{i}[peer_tokens_per_s]:.0f}}" for i in range(2)),
@@ -236,7 +261,7 @@ def markdown() -> str:
 
 
 def _places(rows: list[Any]) -> list[str]:
-    """A line for each machine and set of versions."""
+    """A line for each machine and set of versions that something was timed on."""
     keys = ("machine", "python", "jax", "flax", "torch")
     found: dict[tuple, list[float]] = {}
     for row in rows:
@@ -246,6 +271,7 @@ def _places(rows: list[Any]) -> list[str]:
         f"- {machine}, {min(rates):.0f} to {max(rates):.0f} GFLOP/s of float32 matrix product; Python {python}, JAX "
         f"{jax}, Flax {flax}" + (f", PyTorch {torch}" if torch else "")
         for (machine, python, jax, flax, torch), rates in sorted(found.items())
+        if rates
     ]
 
 
