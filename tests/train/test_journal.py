@@ -54,22 +54,32 @@ def test_a_second_run_in_a_folder_is_refused_and_changes_nothing(tmp_path):
     assert train.run(tiny(workdir, steps=10, resume=True))["steps"] == 10
 
 
-def test_whoever_stalls_says_where(quick_beats, tmp_path, capsys):
-    phases = Phases()
+@pytest.mark.parametrize("process", [0, 1])
+def test_whoever_stalls_says_where(process, quick_beats, tmp_path, capfd, monkeypatch):
+    """Each of two processes for itself: the first one into the log as well."""
+    monkeypatch.setattr(journal_module.jax, "process_index", lambda: process)
+    monkeypatch.setattr(journal_module.jax, "process_count", lambda: 2)
+    phases, said = Phases(), []
     journal = Journal(tmp_path, 10, 0.2, phases)
 
     def a_device_that_never_answers():
-        wait_for(lambda: "a_device_that_never_answers" in (tmp_path / "train.log").read_text())
+        def shown():
+            said.append(capfd.readouterr().err)
+            return "a_device_that_never_answers" in "".join(said)
+
+        wait_for(shown)
 
     with phases("train"):
         journal.beat(step=7)
         a_device_that_never_answers()
     journal.close(None)
-    err = capsys.readouterr().err
-    assert "process 0 of 1 on " in err
+    err = "".join(said)
+    assert f"warning: process {process} of 2 on " in err
     assert "training: nothing done for 0" in err
     assert "since step 7; it is at" in err
-    assert "in a_device_that_never_answers" in err
+    assert (tmp_path / "train.log").exists() == (process == 0)
+    if process == 0:
+        assert "in a_device_that_never_answers" in (tmp_path / "train.log").read_text()
 
 
 def test_who_goes_on_is_left_alone(quick_beats, tmp_path, capsys):
