@@ -90,7 +90,10 @@ def test_parameter_counts_by_arithmetic():
     assert zoo.model_info("airbench").parameters == 24 + blocks + 256 * 10
 
 
-@pytest.mark.parametrize("name", zoo.list_models(family="cnn"))
+@pytest.mark.parametrize(
+    "name",
+    [name if name in TINY else pytest.param(name, marks=pytest.mark.slow) for name in zoo.list_models(family="cnn")],
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_shapes_dtypes_and_gradients(name, dtype):
     info = zoo.model_info(name)
