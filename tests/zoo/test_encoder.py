@@ -144,6 +144,12 @@ def test_sentence_folders_give_embeddings(tmp_path):
         assert zoo.from_pretrained(tmp_path / "a")[0].output == output
 
 
+def test_the_same_texts_give_the_same_pieces():
+    texts = [f"{a}{b}{c} {c}{a}" for a in "abcdef" for b in "ghij" for c in "klmn"]  # every pair as frequent as others
+    first, *others = (learn("wordpiece", texts, 60, 8).vocabulary for _ in range(5))
+    assert others == [first] * 4
+
+
 def test_wordpiece(tmp_path):
     inputs = learn("wordpiece", ["The cat sat. The cats sit, unsettled."] * 5, 60, 6, ("good", "bad"))
     assert inputs.decode([inputs.mask]) == "[MASK]"

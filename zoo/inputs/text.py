@@ -8,6 +8,7 @@ are of the `tokenizers` library, whose JSON is kept whole; `read_tokenizer` take
 
 import dataclasses
 import functools
+import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -156,7 +157,8 @@ class TextInputs:
 def learn(tokenizer: str, texts: Iterable[str], vocab_size: int, length: int, labels: Sequence[str] = ()) -> TextInputs:
     """The inputs whose vocabulary is learnt from training texts; `vocab_size` bounds that of the library's tokenizers.
 
-    A `tokenizer` that is none of TOKENIZERS is the path of one to read."""
+    A `tokenizer` that is none of TOKENIZERS is the path of one to read. The same texts give the same vocabulary, but for
+    unigram's: the library adds up its probabilities in an order that varies, so that their last digits do."""
     if tokenizer == "char":
         symbols = sorted(set().union(*map(set, texts)))
         return TextInputs("char", "".join(symbols), length, tuple(labels))
@@ -176,10 +178,19 @@ def learn(tokenizer: str, texts: Iterable[str], vocab_size: int, length: int, la
         model.decoder = library.decoders.WordPiece()
         ends = [(BEGIN, SPECIAL.index(BEGIN)), (END, SPECIAL.index(END))]
         model.post_processor = library.processors.TemplateProcessing(f"{BEGIN} $A {END}", special_tokens=ends)
-        trainer = library.trainers.WordPieceTrainer(
-            vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False
-        )
-    elif tokenizer == "bpe":
+        texts, first = list(texts), list(SPECIAL)
+        for _ in range(2):
+            trainer = library.trainers.WordPieceTrainer(
+                vocab_size=vocab_size, special_tokens=first, show_progress=False
+            )
+            model.train_from_iterator(texts, trainer)
+            # The library numbers letters within words as a hash has them, and of two pairs as frequent joins the one of
+            # smaller numbers (huggingface/tokenizers#1794). The second pass is given them in order.
+            first += sorted(piece for piece in model.get_vocab() if piece.startswith("##") and len(piece) == 3)
+        learnt = json.loads(model.to_str())
+        learnt["added_tokens"] = [token for token in learnt["added_tokens"] if token["content"] in SPECIAL]
+        return TextInputs(tokenizer, json.dumps(learnt), length, tuple(labels))
+    if tokenizer == "bpe":
         if vocab_size < 256:
             raise ZooError(f"a bpe vocabulary holds the 256 bytes first, so at least 256 tokens, not {vocab_size}")
         model = library.Tokenizer(library.models.BPE())
