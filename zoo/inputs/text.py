@@ -157,8 +157,9 @@ class TextInputs:
 def learn(tokenizer: str, texts: Iterable[str], vocab_size: int, length: int, labels: Sequence[str] = ()) -> TextInputs:
     """The inputs whose vocabulary is learnt from training texts; `vocab_size` bounds that of the library's tokenizers.
 
-    A `tokenizer` that is none of TOKENIZERS is the path of one to read. The same texts give the same vocabulary, but for
-    unigram's: the library adds up its probabilities in an order that varies, so that their last digits do."""
+    A `tokenizer` that is none of TOKENIZERS is the path of one to read. The same texts give the same vocabulary, except
+    unigram's: the library adds up its probabilities in an order that varies, so that their last digits do.
+    """
     if tokenizer == "char":
         symbols = sorted(set().union(*map(set, texts)))
         return TextInputs("char", "".join(symbols), length, tuple(labels))
