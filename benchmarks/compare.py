@@ -137,7 +137,7 @@ def plot(config: PlotConfig) -> pathlib.Path:
 
     path = pathlib.Path(config.file)
     rows = read(path)
-    spreads = [name for name in measured(next(iter(rows.values()))) if any(spread(r, name) for r in rows.values())]
+    spreads = list(dict.fromkeys(name for row in rows.values() for name in measured(row) if spread(row, name)))
     columns = [name for name in spreads if name.startswith(("ratio", "speedup"))] or spreads
     if not columns:
         raise ZooError(f"{config.file!r} has no figures with percentiles to draw")

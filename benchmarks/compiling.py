@@ -5,13 +5,13 @@ import pathlib
 import time
 from typing import Any
 
-import jax
-import numpy as np
-
-import zoo
-from benchmarks.recurrent import prepared
+from benchmarks.contestants import Update
+from benchmarks.problems import make_problem
+from benchmarks.steps import prepared
 from benchmarks.timer import RESULTS, append_row, circumstances, matmul_gflops
 from train.config import at_least
+
+LEARNING_RATE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +103,9 @@ def _sizes(config: Any) -> dict[str, int]:
 def _compiled(config: Any, length: int, **fields: Any) -> tuple[float, float, int]:
     """Seconds of tracing and of compiling, and the temporary bytes, of a step of a model with `fields`."""
     sizes = {name: getattr(config, name) for name in ("vocab_size", "hidden_size", "num_heads")}
-    model = zoo.create_model("nanogpt", max_length=length, **sizes, **fields)
-    rng = np.random.default_rng(config.seed)
-    tokens = rng.integers(0, config.vocab_size, (config.batch_size, length + 1))
-    variables = jax.jit(model.init)(jax.random.key(config.seed), np.zeros((1, 2), np.int32))
-    step, _, state, batch = prepared(config, model, variables, tokens)
+    args = {"max_length": length, **sizes, **fields}
+    problem = make_problem("nanogpt", args, config.batch_size, length, config.seed)
+    step, _, state, batch = prepared(problem, Update("adam", LEARNING_RATE), config.seed)
     start = time.perf_counter()
     lowered = step.lower(state, batch)
     traced = time.perf_counter()

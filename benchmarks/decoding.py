@@ -6,7 +6,6 @@ static, is the faster here. The first tokens of both must agree; weights are ran
 
 import dataclasses
 import pathlib
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import zoo
+from benchmarks.step_peers import transformers_model
 from benchmarks.timer import RESULTS, append_row, circumstances, cores, first_call, in_turn
 from train.config import Arguments, at_least
 from zoo.decode import Sampling, sample
@@ -105,18 +105,11 @@ def peer_decoding(
     try:
         import torch
 
-        from benchmarks.peers import torchvision_models
-
-        torchvision_models()
-        import transformers
+        peer = transformers_model(model, variables).eval()
     except ImportError as error:
         print(f"{error.name} is not installed: transformers is left out (pip install '.[benchmarks]')")
         return {}
     torch.set_num_threads(cores())
-    transformers.logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as folder:
-        zoo.save_pretrained(model, variables, folder)
-        peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokens = torch.from_numpy(prompts.astype(np.int64))
     options: dict[str, Any] = {"max_new_tokens": config.length, "min_new_tokens": config.length, "do_sample": False}
     options |= {"attention_mask": torch.ones_like(tokens), "pad_token_id": 0, "eos_token_id": None}

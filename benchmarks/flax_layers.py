@@ -1,67 +1,166 @@
-"""Models of flax.linen's own layers, as flax's examples use them, that a training step takes in place of ours.
+"""Models of flax.linen's own layers, as flax's examples use them, that compute what ours do with the same weights.
 
-Each has as many parameters as ours of its recipe, and computes the same.
+Modules and parameters have our names, a path's parts joined by `_`; but recurrent ones have those of flax's cells.
 """
 
-import dataclasses
 import functools
+import math
+import re
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from benchmarks.recurrent import LinenLM
+from benchmarks.problems import Problem
+from zoo.ops.positions import sinusoids
+from zoo.ops.recurrence import Cell
+
+GELU: dict[str, Any] = {"gelu": functools.partial(nn.gelu, approximate=False), "gelu_tanh": nn.gelu}
 
 
-class ResNet50(nn.Module):
-    """ResNet-50 of bottlenecks that stride in their 3x3 convolution."""
+class CNN(nn.Module):
+    """Convolutions and max-pooling, two dense layers."""
 
     num_classes: int
-    dtype: Any = jnp.float32
+    widths: tuple[int, ...]
+    hidden_size: int
+    dropout_rate: float
+    dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
+        for i, width in enumerate(self.widths, start=1):
+            x = nn.relu(nn.Conv(width, (3, 3), dtype=self.dtype, name=f"conv{i}")(x))
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        x = nn.relu(nn.Dense(self.hidden_size, dtype=self.dtype, name="fc1")(x.reshape(len(x), -1)))
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="fc2")(x)
+
+
+class ResNet(nn.Module):
+    """Residual blocks, of which bottlenecks stride in their 3x3 convolution."""
+
+    stage_sizes: tuple[int, ...]
+    block: str
+    stem: str
+    shortcut: str
+    width: int
+    num_classes: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        def conv(width: int, size: int, strides: int, name: str) -> nn.Conv:
+            kernel, pad = (size, size), size // 2
+            return nn.Conv(width, kernel, strides, padding=pad, use_bias=False, dtype=self.dtype, name=name)
+
         norm = functools.partial(nn.BatchNorm, not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
-        x = nn.relu(norm()(conv(64, (7, 7), (2, 2), padding=3)(x)))
-        x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME")
-        for stage, blocks in enumerate((3, 4, 6, 3)):
-            width = 64 * 2**stage
+        size, strides = (7, 2) if self.stem == "imagenet" else (3, 1)
+        x = nn.relu(norm(name="bn1")(conv(self.width, size, strides, "conv1")(x)))
+        if self.stem == "imagenet":
+            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        for stage, blocks in enumerate(self.stage_sizes):
             for i in range(blocks):
-                strides = (2, 2) if stage and not i else (1, 1)
-                y = nn.relu(norm()(conv(width, (1, 1))(x)))
-                y = nn.relu(norm()(conv(width, (3, 3), strides)(y)))
-                y = norm(scale_init=nn.initializers.zeros_init())(conv(4 * width, (1, 1))(y))
-                if y.shape != x.shape:
-                    x = norm()(conv(4 * width, (1, 1), strides)(x))
+                name, width, strides = f"layer{stage + 1}_{i}", self.width * 2**stage, 2 if stage and not i else 1
+                sizes = (3, 3) if self.block == "basic" else (1, 3, 1)
+                widths = (width, width) if self.block == "basic" else (width, width, 4 * width)
+                striding, y = 0 if self.block == "basic" else 1, x
+                for j, (size, out) in enumerate(zip(sizes, widths, strict=True)):
+                    y = conv(out, size, strides if j == striding else 1, f"{name}_conv{j + 1}")(y)
+                    y = norm(name=f"{name}_bn{j + 1}")(y)
+                    y = nn.relu(y) if j + 1 < len(sizes) else y
+                if y.shape != x.shape and self.shortcut == "projection":
+                    x = conv(widths[-1], 1, strides, f"{name}_downsample_0")(x)
+                    x = norm(name=f"{name}_downsample_1")(x)
+                elif y.shape != x.shape:
+                    half = (y.shape[-1] - x.shape[-1]) // 2
+                    x = jnp.pad(x[:, ::strides, ::strides], ((0, 0), (0, 0), (0, 0), (half, half)))
                 x = nn.relu(x + y)
-        return nn.Dense(self.num_classes, dtype=self.dtype)(x.mean((1, 2)))
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x.mean((1, 2)))
 
 
 class GPT(nn.Module):
-    """GPT-2 over documents that share a row; positions are counted in the row."""
+    """GPT-2, also over documents that share a row; positions are counted in the row."""
 
     vocab_size: int
     hidden_size: int
     num_layers: int
     num_heads: int
     max_length: int
-    dtype: Any = jnp.float32
+    activation: str
+    use_bias: bool
+    norm_epsilon: float
+    dtype: Any
 
     @nn.compact
     def __call__(self, tokens: jax.Array, train: bool = False, segments: jax.Array | None = None) -> jax.Array:
-        embedding = nn.Embed(self.vocab_size, self.hidden_size, self.dtype)
-        norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
-        dense = functools.partial(nn.Dense, dtype=self.dtype)
-        x = embedding(tokens) + nn.Embed(self.max_length, self.hidden_size, self.dtype)(jnp.arange(tokens.shape[1]))
+        norm = functools.partial(nn.LayerNorm, self.norm_epsilon, dtype=self.dtype, use_bias=self.use_bias)
+        dense = functools.partial(nn.Dense, dtype=self.dtype, use_bias=self.use_bias)
+        attention = functools.partial(
+            nn.MultiHeadDotProductAttention, self.num_heads, self.dtype, use_bias=self.use_bias
+        )
+        embedding = nn.Embed(self.vocab_size, self.hidden_size, self.dtype, name="embedding")
+        positions = nn.Embed(self.max_length, self.hidden_size, self.dtype, name="positions")
+        x = embedding(tokens) + positions(jnp.arange(tokens.shape[1]))
         mask = nn.make_causal_mask(tokens)
         if segments is not None:
             mask = nn.combine_masks(mask, nn.make_attention_mask(segments, segments, jnp.equal))
-        for _ in range(self.num_layers):
-            x += nn.MultiHeadDotProductAttention(self.num_heads, self.dtype)(norm()(x), mask=mask)
-            x += dense(self.hidden_size)(nn.gelu(dense(4 * self.hidden_size)(norm()(x))))
-        return embedding.attend(norm()(x))
+        for i in range(self.num_layers):
+            name = f"layers_layer{i}"
+            x += attention(name=f"{name}_attention")(norm(name=f"{name}_norm1")(x), mask=mask)
+            y = dense(4 * self.hidden_size, name=f"{name}_mlp_up")(norm(name=f"{name}_norm2")(x))
+            x += dense(self.hidden_size, name=f"{name}_mlp_down")(GELU[self.activation](y))
+        return embedding.attend(norm(name="norm")(x))
+
+
+class EncoderDecoder(nn.Module):
+    """Vaswani's Transformer, normalised before or after each layer, with one embedding or one a side."""
+
+    vocab_size: int
+    source_vocab_size: int | None
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    mlp_size: int
+    norm_epsilon: float
+    norm_first: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, tokens: jax.Array, source: jax.Array, source_lengths: jax.Array, train: bool = False
+    ) -> jax.Array:
+        norm = functools.partial(nn.LayerNorm, self.norm_epsilon, dtype=self.dtype)
+        dense = functools.partial(nn.Dense, dtype=self.dtype)
+        attention = functools.partial(nn.MultiHeadDotProductAttention, self.num_heads, self.dtype)
+        embedding = nn.Embed(self.vocab_size, self.hidden_size, self.dtype, name="embedding")
+        source_embedding = embedding
+        if self.source_vocab_size is not None:
+            source_embedding = nn.Embed(self.source_vocab_size, self.hidden_size, self.dtype, name="source_embedding")
+        there = jnp.arange(source.shape[1]) < source_lengths[:, None]
+
+        def embed(table: nn.Embed, tokens: jax.Array) -> jax.Array:
+            places = sinusoids(jnp.arange(tokens.shape[1])[None], self.hidden_size)
+            return table(tokens) * math.sqrt(self.hidden_size) + places.astype(self.dtype)
+
+        def add(x: jax.Array, name: str, layer: Any) -> jax.Array:
+            scaled = norm(name=name)
+            return x + layer(scaled(x)) if self.norm_first else scaled(x + layer(x))
+
+        def half(name: str, x: jax.Array, mask: jax.Array, memory: jax.Array | None = None) -> jax.Array:
+            for i in range(self.num_layers):
+                own = f"{name}_layers_layer{i}"
+                x = add(x, f"{own}_norm1", lambda x, own=own: attention(name=f"{own}_attention")(x, mask=mask))
+                if memory is not None:
+                    cross = functools.partial(attention(name=f"{own}_cross"), mask=there[:, None, None])
+                    x = add(x, f"{own}_norm_cross", lambda x, cross=cross: cross(x, memory))
+                up, down = dense(self.mlp_size, name=f"{own}_mlp_up"), dense(x.shape[-1], name=f"{own}_mlp_down")
+                x = add(x, f"{own}_norm2", lambda x, up=up, down=down: down(nn.relu(up(x))))
+            return norm(name=f"{name}_norm")(x) if self.norm_first else x
+
+        memory = half("encoder", embed(source_embedding, source), there[:, None, None])
+        return embedding.attend(half("decoder", embed(embedding, tokens), nn.make_causal_mask(tokens), memory))
 
 
 class Decoder(nn.Module):
@@ -131,12 +230,106 @@ class GRUAttention(nn.Module):
         return nn.Dense(self.vocab_size, dtype=self.dtype, name="head")(dropout()(maxed))
 
 
-def flax_model(recipe: str, model: Any) -> nn.Module:
-    """The model of flax's layers that computes what a recipe's `model` of ours does."""
-    if recipe == "imagenet-resnet50":
-        return ResNet50(model.num_classes, model.dtype)
-    if recipe == "lstm":
-        return LinenLM(model.cell, model.vocab_size, model.hidden_size, model.num_layers)
-    kind = {"gpt2-medium": GPT, "multi30k-gru": GRUAttention}[recipe]
-    names = (field.name for field in dataclasses.fields(kind) if field.name not in ("parent", "name"))
+class LinenLM(nn.Module):
+    """A recurrent language model."""
+
+    cell: Cell
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
+        cells = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell, "rnn": nn.SimpleCell}
+        x = nn.Embed(self.vocab_size, self.hidden_size, name="embedding")(tokens)
+        for i in range(self.num_layers):
+            x = nn.RNN(cells[self.cell](self.hidden_size, name=f"layer{i}"))(x)
+        return nn.Dense(self.vocab_size, name="head")(x)
+
+
+# The class of ours: the model of flax's layers, which has the fields of the same names, and what ours must be for it.
+MODELS: dict[str, tuple[type[nn.Module], dict[str, tuple]]] = {
+    "SimpleCNN": (CNN, {}),
+    "ResNet": (ResNet, {}),
+    "Decoder": (
+        GPT,
+        {
+            "positions": ("learned",),
+            "norm": ("layer",),
+            "activation": tuple(GELU),
+            "tied": (True,),
+            "num_kv_heads": (None,),
+            "mlp_size": (None,),
+            "window": (None,),
+            "soft_cap": (None,),
+            "qk_norm": (False,),
+        },
+    ),
+    "EncoderDecoder": (EncoderDecoder, {"activation": ("relu",), "tied": (True,), "head_dim": (None,)}),
+    "Seq2SeqGRUAttention": (GRUAttention, {"num_layers": (1,)}),
+    "RecurrentLM": (LinenLM, {"tied": (False,), "embedding_size": (None,)}),
+}
+
+
+def flax_model(model: Any) -> nn.Module | None:
+    """The model of flax's layers that computes what `model` of ours does, or None."""
+    kind, needed = MODELS.get(type(model).__name__, (None, {}))
+    if kind is GRUAttention and model.source_vocab_size is None:
+        return None
+    if kind is None or any(getattr(model, field) not in values for field, values in needed.items()):
+        return None
+    names = [name for name in kind.__dataclass_fields__ if name not in ("parent", "name")]
     return kind(**{name: getattr(model, name) for name in names})
+
+
+def carried(problem: Problem, module: nn.Module) -> dict[str, Any]:
+    """Our variables under the names and in the shapes of `module`, whose arrays are ours cut or joined along axes."""
+    params = problem.variables["params"]
+    if isinstance(module, GRUAttention):
+        return {"params": attentive_params(params)}
+    if isinstance(module, LinenLM):
+        cells = {name: linen_cell(module.cell, layer) for name, layer in params["layers"].items()}
+        return {"params": {"embedding": params["embedding"], "head": params["head"], **cells}}
+    found = {_joined(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(problem.variables)}
+
+    def own(path: Any, leaf: Any) -> jax.Array:
+        name = re.sub(r"decoder_layers_(layer\d+)_cross_(key|value)", r"source_\1_\2", _joined(path))
+        return jnp.array(found[name if name in found else name.removesuffix("_embedding")]).reshape(leaf.shape)
+
+    args, kwargs = problem.inputs.arguments(problem.batch)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs))
+    return dict(jax.tree_util.tree_map_with_path(own, shapes))
+
+
+def _joined(path: Any) -> str:
+    return "_".join(key.key for key in path)
+
+
+def attentive_params(params: Any) -> dict[str, Any]:
+    """Our weights as `GRUAttention` has them: the attention's query and vector are its layers."""
+    encoder, alignment = params["encoder"], params["alignment"]
+    decoder = {"cell": linen_cell("gru", params["decoder"]["layer0"])}
+    decoder |= {"query": {"kernel": alignment["query_kernel"]}, "vector": {"kernel": alignment["vector"][:, None]}}
+    same = {name: params[name] for name in ("embedding", "source_embedding", "begin", "maxout", "head")}
+    ways = {"forward": linen_cell("gru", encoder["layer0"]), "backward": linen_cell("gru", encoder["layer0_reverse"])}
+    return {**same, **ways, "decoder": decoder, "key": alignment["key"]}
+
+
+def linen_cell(cell: Cell, layer: Any) -> dict[str, Any]:
+    """A recurrent layer's weights as flax.linen's cell has them, gate by gate."""
+    gates = {"lstm": "ifgo", "gru": "rzn", "rnn": "i"}[cell]
+    kernels, recurrents, biases = (
+        jnp.split(layer[name], len(gates), axis=-1) for name in ("kernel", "recurrent_kernel", "bias")
+    )
+    found: dict[str, Any] = {}
+    for gate, kernel, recurrent_kernel, bias in zip(gates, kernels, recurrents, biases, strict=True):
+        if cell == "lstm":
+            found |= {f"i{gate}": {"kernel": kernel}, f"h{gate}": {"kernel": recurrent_kernel, "bias": bias}}
+        elif cell == "gru":
+            both = {f"i{gate}": {"kernel": kernel, "bias": bias}, f"h{gate}": {"kernel": recurrent_kernel}}
+            if gate == "n":  # the candidate's bias is behind the reset gate, and it has one more
+                both["hn"]["bias"], both["in"]["bias"] = bias, layer["candidate_bias"]
+            found |= both
+        else:
+            found |= {"i": {"kernel": kernel, "bias": bias}, "h": {"kernel": recurrent_kernel}}
+    return found

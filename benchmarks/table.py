@@ -1,4 +1,4 @@
-"""README's table of figures, and the cases that `python -m benchmarks run` measures: both are made of LINES.
+"""README's tables of figures, and the cases that `python -m benchmarks run` measures: both are made of STEPS and LINES.
 
 A case is what follows `python -m benchmarks`. Its figures are those of the newest row, in the file that its benchmark
 appends to, whose columns have the case's settings; a line whose cases have no row yet is not in the table.
@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from benchmarks import suite
+from benchmarks.steps import OURS
 from benchmarks.timer import RESULTS, cell
 from zoo.errors import ZooError
 
@@ -22,7 +23,37 @@ BEGIN, END = "<!-- made by python -m benchmarks readme -->", "<!-- until here --
 FREE = "--model.name smollm2_135m --model.args hidden_size=128 num_layers=4 num_heads=4 num_kv_heads=4 mlp_size=352"
 FREE = f"shakespeare --no-peer --steps 1210 2250 '--flags={FREE} --optimizer.learning-rate 2e-2'"
 SHAKESPEARE, NANOGPT = "shakespeare --steps 720 260", {"framework": "torch", "recipe": "nanoGPT's for a CPU"}
-SMALL, LARGE = "--num-layers 1 --hidden-size 128", "--hidden-size 384 --num-layers 6 --num-heads 6"
+SMALL = "--num-layers 1 --hidden-size 128"
+ROWS = "--size 50 --batch-size"
+CELL = f"--args vocab_size=65 {ROWS}"
+ONE = f"--args vocab_size=65 num_layers=1 hidden_size=128 {ROWS}"
+LONG = "train-step lstm_lm --args vocab_size=65 --size 1024 --batch-size 50 --peers flax --rounds 3"
+ATTENTIVE = (
+    "embedding_size=256 hidden_size=512 attention_size=256 maxout_size=256 vocab_size=5004 source_vocab_size=5004"
+)
+PIECES = "hidden_size=256 num_layers=3 num_heads=8 mlp_size=512 norm_first=True dropout_rate=0.0 vocab_size=5004"
+# What is timed; the flags of `train-step` and, where it is timed too, of `forward`.
+STEPS: tuple[tuple[str, str, bool], ...] = (
+    ("`simple_cnn`, batch 64", "simple_cnn", True),
+    ("`resnet18`, CIFAR's stem, batch 64", "resnet18 --args stem=cifar num_classes=10 --size 32", True),
+    ("`resnet20`, batch 128", "resnet20 --batch-size 128", True),
+    ("`lstm_lm` 2x512, batch 50, length 50", f"lstm_lm {CELL} 50", True),
+    ("the same, batch 1", f"lstm_lm {CELL} 1", False),
+    ("`lstm_lm` 1x128, batch 50, length 50", f"lstm_lm {ONE} 50", False),
+    ("the same, batch 1", f"lstm_lm {ONE} 1", False),
+    ("`lstm_lm` 2x512, batch 50, in bfloat16", f"lstm_lm --args vocab_size=65 dtype=bfloat16 {ROWS} 50", False),
+    ("`gru_lm` 2x512, batch 50, length 50", f"gru_lm {CELL} 50", True),
+    ("`rnn_lm` 2x512, batch 50, length 50", f"rnn_lm {CELL} 50", False),
+    ("`nanogpt` 4x128, batch 12, length 64", "nanogpt_4x128 --batch-size 12", True),
+    ("`nanogpt` 6x384, batch 16, length 256", "nanogpt --batch-size 16", True),
+    ("`smollm2_135m`, batch 1, length 64", "smollm2_135m --batch-size 1 --size 64", True),
+    (
+        "`multi30k-gru`'s model, batch 64, length 24",
+        f"seq2seq_gru_attention --args {ATTENTIVE} --size 24",
+        True,
+    ),
+    ("`multi30k-transformer`'s model, batch 64, length 24", f"transformer_base --args {PIECES} --size 24", True),
+)
 RATIO = "{0[ratio]:.2f} ({0[ratio_p10]:.2f} to {0[ratio_p90]:.2f})"
 SPEEDS = "{0[ours_tokens_per_s]:,.0f}, {0[torch_tokens_per_s]:,.0f}; {1[ours_tokens_per_s]:,.0f}, "
 SPEEDS += "{1[torch_tokens_per_s]:,.0f}"
@@ -84,42 +115,12 @@ LINES: tuple[Line, ...] = (
         "{0[torch_restore_mb_per_s]:,.0f}",
         "checkpoint",
     ),
-    line("a step of `simple_cnn`, batch 64, seconds over PyTorch's", RATIO, "train-step --model simple_cnn"),
-    line("a step of `resnet20`, batch 64, seconds over PyTorch's", RATIO, "train-step --model resnet20"),
-    line(
-        "a step of `lstm_lm` 2x512, batch 50, length 50, over PyTorch's; over flax's",
-        "{0[ratio_torch]:.2f} ({0[ratio_torch_p10]:.2f} to {0[ratio_torch_p90]:.2f}); {0[ratio_flax]:.2f}",
-        "recurrent-step",
-    ),
-    line(
-        "the same, 1x128; batch 1, 2x512; batch 1, 1x128",
-        "; ".join(f"{{{i}[ratio_torch]:.2f}}, {{{i}[ratio_flax]:.2f}}" for i in range(3)),
-        f"recurrent-step {SMALL}", "recurrent-step --batch-size 1", f"recurrent-step {SMALL} --batch-size 1",
-    ),
-    line(
-        "`gru_lm`, `rnn_lm` 2x512, batch 50, length 50",
-        "; ".join(f"{{{i}[ratio_torch]:.2f}}, {{{i}[ratio_flax]:.2f}}" for i in range(2)),
-        "recurrent-step --cell gru", "recurrent-step --cell rnn",
-    ),
-    line(
-        "`lstm_lm` 2x512 in bfloat16, over PyTorch's in float32",
-        "{0[ratio_torch]:.2f} ({0[ratio_torch_p10]:.2f} to {0[ratio_torch_p90]:.2f})",
-        "recurrent-step --dtype bfloat16 --rounds 5",
-    ),
     line(
         "temporaries of `lstm_lm` 2x512 at length 1,024, beside flax's",
-        "{0[ours_temporary_mb]:,.0f} MB, {0[flax_temporary_mb]:,.0f} MB",
-        "recurrent-step --length 1024 --rounds 3",
+        "{0[temporary_mb]:,.0f} MB, {1[temporary_mb]:,.0f} MB",
+        *(Case(LONG, {"framework": framework}) for framework in ("flaxzoo", "flax")),
     ),
     line("characters/s, batch 1, beside PyTorch's: 2x512; 1x128", SPEEDS, "sampling", f"sampling {SMALL}"),
-    line(
-        "a step of `nanogpt`, 4x128, batch 12, length 64, over the faster of PyTorch's, eager and compiled",
-        RATIO,
-        "decoder-step --rounds 30",
-    ),
-    line(
-        "the same, 6x384, batch 16, length 256", RATIO, f"decoder-step {LARGE} --batch-size 16 --length 256"
-    ),
     line(
         "temporaries of a step, 4x128, batch 1, from 1,024 to 4,096 tokens: in blocks; the whole matrix",
         "{0[temporary_mb]:,.0f} to {1[temporary_mb]:,.0f} MB; {2[temporary_mb]:,.0f} to {3[temporary_mb]:,.0f} MB",
@@ -213,8 +214,13 @@ LINES: tuple[Line, ...] = (
 
 def cases(name: str) -> list[str]:
     """The commands of a benchmark's cases, each once."""
-    found = dict.fromkeys(case.command for entry in LINES for case in entry.cases)
-    return [command for command in found if shlex.split(command)[0] == name]
+    found = [f"{kind} {flags}" for _, flags, also in STEPS for kind in kinds(also)]
+    found += [case.command for entry in LINES for case in entry.cases]
+    return [command for command in dict.fromkeys(found) if shlex.split(command)[0] == name]
+
+
+def kinds(forward: bool) -> tuple[str, ...]:
+    return ("train-step", "forward") if forward else ("train-step",)
 
 
 @functools.cache
@@ -248,9 +254,34 @@ def _number(text: str) -> float | str:
         return text
 
 
+def steps() -> tuple[list[str], list[Any]]:
+    """The table of steps and forward passes, and the rows that it quotes."""
+    peers, used = ("torch", "torch compile", "flax"), []
+    lines = [
+        "| a step, a forward pass | ms | compiled in | temporaries | PyTorch | compiled | Flax's layers | others |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for what, flags, also in STEPS:
+        for kind in kinds(also):
+            names = (OURS, *peers, "transformers", "keras")
+            rows = {name: newest(Case(f"{kind} {flags}", {"framework": name})) for name in names}
+            ours = rows.pop(OURS)
+            if ours is None:
+                continue
+            ratios = {name: RATIO.format(row) for name, row in rows.items() if row is not None}
+            cells = [what if kind == "train-step" else "forward", f"{ours['ms']:,.1f}"]
+            cells += [f"{ours['compile_seconds']:.1f} s", f"{ours['temporary_mb']:,.0f} MB"]
+            cells += [ratios.pop(name, "") for name in peers]
+            cells.append("; ".join(f"{name} {ratio}" for name, ratio in ratios.items()))
+            lines.append(f"| {' | '.join(cells)} |")
+            used += [ours, *(row for row in rows.values() if row is not None)]
+    return ([*lines, ""] if used else []), used
+
+
 def markdown() -> str:
-    """The table, and where and with what it was measured."""
-    lines, used = ["| what | figure | command |", "|---|---|---|"], []
+    """The tables, and where and with what they were measured."""
+    lines, used = steps()
+    lines += ["| what | figure | command |", "|---|---|---|"]
     for what, figures, all_cases in LINES:
         rows = [newest(case) for case in all_cases]
         if all(rows):

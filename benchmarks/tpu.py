@@ -104,7 +104,7 @@ def run(config: TpuConfig) -> list[dict[str, Any]]:
         settings.check()
         inputs, example = stand_in(settings, **SIZES[name])
         ours = zoo.create_model(settings.model.name, **{**settings.model.args, **inputs.model_args()})
-        models = {"flaxzoo": ours, "flax.linen": flax_model(name, ours) if config.peer else None}
+        models = {"flaxzoo": ours, "flax.linen": flax_model(ours) if config.peer else None}
         counts: dict[str, int] = {}
         for framework, model in models.items():
             if model is None:

@@ -12,9 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import zoo
 from benchmarks import tpu
 from benchmarks.__main__ import main
-from benchmarks.flax_layers import flax_model
+from benchmarks.flax_layers import attentive_params, flax_model
 from benchmarks.hlo import group_size, sizes, traffic
-from benchmarks.recurrent import RecurrentStepConfig, linen_params
 from zoo.registry import abstract_variables, count_parameters
 
 # As libtpu writes it: no trip count beside the loop, on-chip memory S(1), one all-gather that fusions go on with.
@@ -164,7 +163,7 @@ def test_models_of_flaxs_layers_have_our_parameters_and_shapes(recipe):
     else:
         ours = zoo.create_model("gpt2_medium", num_heads=2, max_length=16, scan_layers=True, **fields)
     tokens = jax.ShapeDtypeStruct((3, 16), jnp.int32)
-    theirs = flax_model(recipe, ours)
+    theirs = flax_model(ours)
     variables = [abstract_variables(model, tokens) for model in (ours, theirs)]
     assert count_parameters(variables[0]) == count_parameters(variables[1])
     assert jax.eval_shape(lambda v, x: theirs.apply(v, x, train=True), variables[1], tokens).shape == (3, 16, 11)
@@ -174,18 +173,12 @@ def test_a_translator_of_flaxs_layers_says_what_ours_does():
     """From the same weights: gates apart in flax's cells, the attention's query and vector its layers."""
     sizes = {"embedding_size": 6, "hidden_size": 8, "attention_size": 7, "maxout_size": 5}
     ours = zoo.create_model("seq2seq_gru_attention", vocab_size=12, source_vocab_size=9, dropout_rate=0.3, **sizes)
-    theirs = flax_model("multi30k-gru", ours)
+    theirs = flax_model(ours)
     rng = np.random.default_rng(0)
     tokens, source, lengths = rng.integers(0, 12, (3, 6)), rng.integers(0, 9, (3, 5)), np.array([5, 2, 3])
     p = ours.init(jax.random.key(0), tokens)["params"]
     p = jax.tree.map(lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape).astype(leaf.dtype), p)
-    layers = (p["encoder"]["layer0"], p["encoder"]["layer0_reverse"], p["decoder"]["layer0"])
-    cells = {"params": {**p, "layers": {f"layer{i}": layer for i, layer in enumerate(layers)}}}
-    forward, backward, cell = list(linen_params(RecurrentStepConfig("gru", 3), cells).values())[2:]
-    decoder = {"cell": cell, "query": {"kernel": p["alignment"]["query_kernel"]}}
-    decoder["vector"] = {"kernel": p["alignment"]["vector"][:, None]}
-    same = {name: p[name] for name in ("embedding", "source_embedding", "begin", "maxout", "head")}
-    params = {**same, "forward": forward, "backward": backward, "decoder": decoder, "key": p["alignment"]["key"]}
+    params = attentive_params(p)
     a, b = (
         model.apply({"params": params}, tokens, source=source, source_lengths=lengths)
         for model, params in ((ours, p), (theirs, params))
@@ -197,7 +190,7 @@ def test_a_translator_of_flaxs_layers_says_what_ours_does():
 def test_a_resnet_of_flaxs_layers_has_our_parameters():
     ours = zoo.create_model("resnet50")
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    counts = {count_parameters(abstract_variables(m, image)) for m in (ours, flax_model("imagenet-resnet50", ours))}
+    counts = {count_parameters(abstract_variables(m, image)) for m in (ours, flax_model(ours))}
     assert len(counts) == 1
 
 

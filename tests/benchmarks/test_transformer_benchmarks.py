@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import zoo
-from benchmarks import compiling, decoder, decoding, shakespeare
+from benchmarks import compiling, decoding, shakespeare, step_peers
 from benchmarks.__main__ import main
 from zoo import ZooError
 from zoo.inputs.text import TextInputs
@@ -114,11 +114,11 @@ def tiny_gpt():
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
     variables = jax.tree.map(lambda leaf: 8 * leaf, variables)
     tokens = np.random.default_rng(0).integers(0, 11, 64 * 140 + 30).astype(np.uint16)
-    return fields, zoo.Run(model, variables, TextInputs("char", "abcdefghijk", 64)), tokens
+    return zoo.Run(model, variables, TextInputs("char", "abcdefghijk", 64)), tokens
 
 
 def test_loss_is_of_all_whole_windows():
-    _, run, tokens = tiny_gpt()
+    run, tokens = tiny_gpt()
     windows = np.stack([tokens[i : i + 65] for i in range(0, 64 * 140, 64)]).astype(np.int32)
     logits = run.model.apply(run.variables, windows[:, :-1])
     told = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), windows[:, 1:, None], axis=-1)
@@ -128,8 +128,8 @@ def test_loss_is_of_all_whole_windows():
 @pytest.mark.parity
 def test_both_measure_the_same_loss():
     torch = pytest.importorskip("torch", reason="the peer needs torch: pip install '.[benchmarks]'")
-    fields, run, tokens = tiny_gpt()
-    peer = decoder.torch_model(decoder.DecoderStepConfig(length=64, **fields), run.variables)
+    run, tokens = tiny_gpt()
+    peer = step_peers.torch_gpt(run.model, run.variables)
     theirs = importlib.import_module("benchmarks.shakespeare_torch").loss_of(peer, torch.from_numpy(tokens.astype(int)))
     assert shakespeare.loss_of(run, tokens) == pytest.approx(theirs, rel=1e-5)
 

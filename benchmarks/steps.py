@@ -1,0 +1,154 @@
+"""A training step, and a forward pass, of a model of any family beside its peers, in turn: one row for each of them.
+
+All begin from the same weights and have the same batch on the device: bytes or tokens. A step is forward, backward and
+the update; ours is the step of the training loop. A forward pass is evaluation's, to the logits. Of each peer the
+parameters must be as many as ours and the loss at step 0 the same. The ratio is our seconds over the peer's, round by
+round; of a peer with several memory layouts the fastest is timed.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from tyro.conf import Positional
+
+import zoo
+from benchmarks.contestants import Contestant, Update, of_jax
+from benchmarks.problems import Problem, make_problem
+from benchmarks.step_peers import PEERS
+from benchmarks.timer import RESULTS, append_row, circumstances, in_turn
+from train.config import Arguments, Config, OptimizerConfig, at_least
+from train.optimizer import make_optimizer
+from train.sharding import make_layout
+from train.step import init_state, make_train_step
+from zoo.errors import ZooError, unknown
+from zoo.registry import count_parameters
+
+OURS = "flaxzoo"
+TRIAL = 3  # rounds that choose a layout
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardConfig:
+    """Times a forward pass of any model beside PyTorch's, eager and compiled, transformers', flax's and Keras's."""
+
+    model: Positional[str] = "simple_cnn"  # a registered model: python -m zoo list
+    args: Arguments = dataclasses.field(default_factory=dict)  # fields of the model, e.g. stem=cifar dtype=bfloat16
+    batch_size: int = 64  # examples
+    size: int | None = None  # side of an image in pixels, or tokens a row; default: the model's
+    peers: tuple[str, ...] = tuple(PEERS)  # which are timed beside ours, where they are installed and have such a model
+    rounds: int = 20  # turns of each
+    seed: int = 0  # of weights and data
+    output: str = str(RESULTS / "forward.csv")  # the CSV to append to
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStepConfig(ForwardConfig):
+    """Times a training step of any model beside PyTorch's, eager and compiled, transformers', flax's and Keras's."""
+
+    optimizer: Literal["adam", "sgd"] = "adam"  # plain, at a constant rate
+    learning_rate: float = 1e-3  # that rate
+    output: str = str(RESULTS / "step.csv")  # the CSV to append to
+
+
+def run(config: ForwardConfig) -> list[dict[str, Any]]:
+    """Measures, prints and appends a row for ours and each peer; returns them. ZooError where a peer does not compute
+    the same, and for a value out of range."""
+    at_least("rounds", config.rounds, 1)
+    for name in config.peers:
+        if name not in PEERS:
+            raise unknown("peer", name, PEERS)
+    jax.config.update("jax_enable_compilation_cache", False)  # seconds to compile, not to look up
+    problem = make_problem(config.model, config.args, config.batch_size, config.size, config.seed)
+    update = Update(config.optimizer, config.learning_rate) if isinstance(config, TrainStepConfig) else None
+    ours, flops = our_contestant(problem, update, config.seed)
+    contestants = {OURS: ours}
+    for name in config.peers:
+        try:
+            found = list(PEERS[name](problem, update))
+        except (ImportError, ZooError, RuntimeError) as error:  # RuntimeError: torch has no compiler
+            print(f"{name} is left out: {str(error).splitlines()[0]}", flush=True)
+            continue
+        for peer in found:
+            check_same(ours, peer, name, problem.model.dtype)
+        contestants[name] = fastest(found)
+    contest = in_turn({name: contestant.work for name, contestant in contestants.items()}, config.rounds)
+
+    row: dict[str, Any] = {name: getattr(config, name) for name in ("model", "args", "batch_size", "size")}
+    row |= {name: getattr(config, name, "") for name in ("optimizer", "learning_rate")}
+    same = {**contest.machine(), "rounds": config.rounds, "seed": config.seed, **circumstances()}
+    kind = "forward" if update is None else "a training step"
+    print(f"{config.model} batch {config.batch_size}, {kind}; {contest.remark()}")
+    rows = []
+    for name, one in contestants.items():
+        own = row | {"framework": name, "layout": one.layout, "parameters": one.parameters, "flops": flops}
+        p10, median, p90 = (1e3 * seconds for seconds in contest.percentiles(name))
+        own |= {"ms": median, "ms_p10": p10, "ms_p90": p90}
+        low, ratio, high = contest.ratio(OURS, name) if name != OURS else ("", "", "")
+        own |= {"ratio": ratio, "ratio_p10": low, "ratio_p90": high}
+        own |= {"compile_seconds": max(one.first_seconds - median / 1e3, 0.0)}
+        own |= {"temporary_mb": one.temporary_bytes / 2**20, **same}
+        print(described(own), flush=True)
+        append_row(pathlib.Path(config.output), own)
+        rows.append(own)
+    return rows
+
+
+def our_contestant(problem: Problem, update: Update | None, seed: int) -> tuple[Contestant, int]:
+    """Ours and its FLOPs, which are those of the model and its gradient: nothing else multiplies matrices."""
+    parameters = count_parameters(problem.variables)
+    if update is not None:
+        step, pure, state, batch = prepared(problem, update, seed)
+        found = of_jax(step, state, (batch,), problem, parameters, lambda sums: float(sums["loss"] / sums["count"]))
+        return found, zoo.count_flops(pure, state, batch)
+
+    def forward(variables: Any, batch: Any) -> Any:
+        return problem.task.evaluate(problem.model, variables, problem.inputs, None, batch)[0]
+
+    batch = jax.device_put(problem.batch)
+    flops = zoo.count_flops(forward, problem.variables, batch)
+    return of_jax(jax.jit(forward), problem.variables, (batch,), problem, parameters), flops
+
+
+def prepared(problem: Problem, update: Update, seed: int) -> tuple[Any, Any, Any, Any]:
+    """The loop's step, compiled when first called and as it is, and its state and batch on the device."""
+    rows, optimizer_config = len(problem.batch["row"]), OptimizerConfig(*update, schedule="constant")
+    settings = Config("", 1, rows, seed=seed, task=problem.task, optimizer=optimizer_config)
+    optimizer, layout = make_optimizer(optimizer_config, 1), make_layout("jit", rows, 1)
+    carry = problem.task.initial_carry(problem.model, rows)
+    state = layout.put_state(init_state(problem.variables, optimizer, ema=False, carry=carry))
+    pure = make_train_step(settings, problem.model, problem.inputs, optimizer)
+    return layout.compile_train(pure, state), pure, state, layout.put_batch(problem.batch)
+
+
+def check_same(ours: Contestant, peer: Contestant, name: str, dtype: Any = np.float32) -> None:
+    """ZooError unless both have as many parameters and the same loss at step 0: to 1e-4, and where ours computes in
+    half precision to 1e-2."""
+    if ours.parameters != peer.parameters:
+        raise ZooError(f"not the same model: ours has {ours.parameters:,} parameters, {name}'s {peer.parameters:,}")
+    tolerance = 1e-4 if np.dtype(dtype) == np.float32 else 1e-2
+    if not abs(ours.loss - peer.loss) <= tolerance * abs(peer.loss):
+        raise ZooError(f"not the same arithmetic: the loss at step 0 is {ours.loss:.6f}, {name}'s {peer.loss:.6f}")
+
+
+def fastest(contestants: Iterable[Contestant]) -> Contestant:
+    """The one whose median over a few rounds is the least."""
+    by_layout = {one.layout: one for one in contestants}
+    if len(by_layout) == 1:
+        return next(iter(by_layout.values()))
+    trial = in_turn({layout: one.work for layout, one in by_layout.items()}, TRIAL)
+    return by_layout[min(by_layout, key=lambda layout: trial.percentiles(layout)[1])]
+
+
+def described(row: dict[str, Any]) -> str:
+    """A row for a person."""
+    said = f"    {row['framework'] + ' ' + row['layout']:<22} {row['ms']:9.2f} ms"
+    said += f", {row['flops'] / row['ms'] / 1e6:4.0f} GFLOP/s, compiled in {row['compile_seconds']:.1f} s"
+    if row["temporary_mb"] == row["temporary_mb"]:
+        said += f", {row['temporary_mb']:,.0f} MB of temporaries"
+    if row["ratio"] != "":
+        said += f"; ratio {row['ratio']:.3f} ({row['ratio_p10']:.3f} to {row['ratio_p90']:.3f})"
+    return said

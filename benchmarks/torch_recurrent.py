@@ -1,0 +1,40 @@
+"""PyTorch's module of a recurrent language model, with our weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.errors import ZooError
+from zoo.weights import recurrent
+
+
+class TorchLM(nn.Module):
+    """Tokens [B, T] to logits [B, T, vocabulary]."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        kinds: dict[str, Callable] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+        width = model.embedding_size or model.hidden_size
+        self.embedding = nn.Embedding(model.vocab_size, width)
+        self.layers = kinds[model.cell](width, model.hidden_size, model.num_layers, batch_first=True)
+        self.head = nn.Linear(model.hidden_size, model.vocab_size)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.step(tokens, None)[0]
+
+    def step(self, tokens: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        """Logits and the state after them."""
+        outputs, state = self.layers(self.embedding(tokens), state)
+        return self.head(outputs), state
+
+
+def torch_model(model: Any, variables: Any) -> TorchLM:
+    """The peer of a `RecurrentLM`; ZooError where there is none."""
+    if type(model).__name__ != "RecurrentLM" or model.tied:
+        raise ZooError(f"{type(model).__name__} has no PyTorch peer with these fields; lstm_lm has one")
+    peer = TorchLM(model)
+    weights = recurrent.to_file(variables)
+    peer.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()}, strict=True)
+    return peer
