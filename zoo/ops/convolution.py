@@ -107,7 +107,7 @@ def gradients(
 ) -> tuple[jax.Array, jax.Array]:
     """The gradients by x and kernel, of the output's `gradient` [B, H', W', out], as is fastest on a CPU."""
     if not _suits_winograd(x, kernel, strides, pads):
-        by_x, _ = gradients_native(strides, pads, x, kernel, gradient)
+        by_x = _native_by_x(strides, pads, x, kernel, gradient)
     elif max(x.shape[1:3]) <= SMALL_MAP:
         return winograd_gradients(x, kernel, gradient)
     else:
@@ -119,9 +119,14 @@ def gradients_native(
     strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The same as XLA has them."""
-    (by_x,) = jax.linear_transpose(lambda x: _native(strides, pads, x, kernel), x)(gradient)
     (by_kernel,) = jax.linear_transpose(lambda kernel: _native(strides, pads, x, kernel), kernel)(gradient)
-    return by_x, by_kernel
+    return _native_by_x(strides, pads, x, kernel, gradient), by_kernel
+
+
+def _native_by_x(
+    strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Array, gradient: jax.Array
+) -> jax.Array:
+    return jax.linear_transpose(lambda x: _native(strides, pads, x, kernel), x)(gradient)[0]
 
 
 def _native(strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Array) -> jax.Array:
