@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -140,3 +141,22 @@ def test_auto_is_left_to_jax():
     assert parse_distributed("auto") == {}
     found = parse_distributed("coordinator=10.0.0.1:8476,num=4,id=3")
     assert found == {"coordinator_address": "10.0.0.1:8476", "num_processes": 4, "process_id": 3}
+
+
+@pytest.mark.slow
+def test_a_process_that_is_preempted_takes_all_along_after_a_save(alone, tmp_path):
+    """SIGTERM to one of two: both leave at the same step, which is saved, within the 30 s that clouds grant."""
+    workdir = tmp_path / "run"
+    args = ["cnn", "--workdir", workdir, *TINY]
+    started, end = start_all(2, *args), time.monotonic() + TIMEOUT
+    while not any((workdir / "checkpoints").glob("[0-9]*")):
+        assert all(process.poll() is None for process in started), [p.communicate() for p in started]
+        assert time.monotonic() < end
+        time.sleep(0.002)
+    started[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=30)[0] for process in started]
+    assert [process.returncode for process in started] == [143, 143], "\n".join(said)
+    step = int(said[0].split("stopped by SIGTERM at step ")[1].split(";")[0])
+    assert (workdir / "checkpoints" / str(step)).is_dir()
+    finish_all(2, *args, "--resume")
+    assert_same_run(workdir, alone)
