@@ -7,11 +7,9 @@ from typing import Any
 
 from benchmarks.contestants import Update
 from benchmarks.problems import make_problem
-from benchmarks.steps import prepared
+from benchmarks.steps import TrainStepConfig, prepared
 from benchmarks.timer import RESULTS, append_row, circumstances, matmul_gflops
 from train.config import at_least
-
-LEARNING_RATE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +103,7 @@ def _compiled(config: Any, length: int, **fields: Any) -> tuple[float, float, in
     sizes = {name: getattr(config, name) for name in ("vocab_size", "hidden_size", "num_heads")}
     args = {"max_length": length, **sizes, **fields}
     problem = make_problem("nanogpt", args, config.batch_size, length, config.seed)
-    step, _, state, batch = prepared(problem, Update("adam", LEARNING_RATE), config.seed)
+    step, _, state, batch = prepared(problem, Update("adam", TrainStepConfig.learning_rate), config.seed)
     start = time.perf_counter()
     lowered = step.lower(state, batch)
     traced = time.perf_counter()

@@ -268,13 +268,17 @@ def steps() -> tuple[list[str], list[Any]]:
             ours = rows.pop(OURS)
             if ours is None:
                 continue
-            ratios = {name: RATIO.format(row) for name, row in rows.items() if row is not None}
+            run = ours["date"], ours["command"]  # a ratio belongs beside the seconds that it was made of
+            found = {
+                name: row for name, row in rows.items() if row is not None and (row["date"], row["command"]) == run
+            }
+            ratios = {name: RATIO.format(row) for name, row in found.items()}
             cells = [what if kind == "train-step" else "forward", f"{ours['ms']:,.1f}"]
             cells += [f"{ours['compile_seconds']:.1f} s", f"{ours['temporary_mb']:,.0f} MB"]
             cells += [ratios.pop(name, "") for name in peers]
             cells.append("; ".join(f"{name} {ratio}" for name, ratio in ratios.items()))
             lines.append(f"| {' | '.join(cells)} |")
-            used += [ours, *(row for row in rows.values() if row is not None)]
+            used += [ours, *found.values()]
     return ([*lines, ""] if used else []), used
 
 
