@@ -141,7 +141,7 @@ def run_pipeline(config: PipelineConfig) -> dict[str, Any]:
     if isinstance(dataset.train, ArraySplit):
         works |= _loader(dataset.train, settings.batch_size)
     row = {"recipe": config.recipe, "data": dataset.name, "batch_size": settings.batch_size, "load_seconds": loaded}
-    row["batch_mb"] = sum(array.nbytes for array in first.values()) / 2**20
+    row["batch_mb"] = sum(array.nbytes for array in first.values()) / 1e6
     for name in ("ours", "torch"):
         row |= {f"{name}_{column}": "" for column in ("batches_per_s", "p10", "p90")}
     return finish(config, row, works, 1, "batches")
@@ -169,7 +169,7 @@ def drawn(name: str, args: dict[str, Any]) -> tuple[Any, Any, tuple[int, ...]]:
 
 
 def size_mb(tree: Any) -> float:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 2**20
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6
 
 
 def run_weights(config: WeightsConfig) -> dict[str, Any]:

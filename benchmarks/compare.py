@@ -5,16 +5,17 @@ import dataclasses
 import functools
 import pathlib
 import statistics
-from typing import Any
 
 from tyro.conf import Positional
 
 from benchmarks import suite
+from benchmarks.timer import PACKAGES
 from zoo.errors import ZooError
 
 # what tells the rows of one command apart, beside the settings of the benchmarks
-TELLING = ("framework", "attention", "num_layers", "scan_layers", "phase")
-UNMEASURED = ("parameters", "flops", "training_flops", "rounds", "seed", "busy_others", "target", "peer")
+TELLING = ("framework", "attention", "num_layers", "scan_layers", "way", "length")
+HOW = {*suite.HOW, "output"} - {"seed"}  # a recipe's figures are of its seed
+UNMEASURED = ("parameters", "flops", "training_flops", "rounds", "busy_others", "hugetlb", "commit", "python", "libtpu")
 Row = dict[str, str]
 
 
@@ -71,8 +72,11 @@ def apart(a: Row, b: Row, column: str) -> str:
 
 def read(path: pathlib.Path) -> dict[tuple, Row]:
     """The newest row of each case, by what identifies it; ZooError for what is no file of results."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error):
+        rows = []
     if not rows or "command" not in rows[0]:
         raise ZooError(f"{str(path)!r} is no file of results: it has no rows with a column 'command'")
     names = [name for name in rows[0] if name in identifying()]
@@ -83,7 +87,7 @@ def read(path: pathlib.Path) -> dict[tuple, Row]:
 def identifying() -> frozenset[str]:
     """The columns that say what was measured, not how it came out."""
     fields = {field.name for _, (config, _) in suite.benchmarks().items() for field in dataclasses.fields(config)}
-    return frozenset({*fields, *TELLING} - {*suite.HOW, "output"})
+    return frozenset({*fields, *TELLING} - HOW)
 
 
 def measured(row: Row) -> list[str]:
@@ -92,10 +96,10 @@ def measured(row: Row) -> list[str]:
         name
         for name in row
         if name not in identifying()
-        and not name.startswith(("gflops", *UNMEASURED))
+        and not name.startswith("gflops")
+        and name not in (*UNMEASURED, *PACKAGES)
         and not any(part in name for part in ("_p10", "_p90"))
         and number(row[name]) is not None
-        and name not in ("python", "jax", "flax", "torch", "commit")
     ]
 
 
@@ -160,8 +164,10 @@ def plot(config: PlotConfig) -> pathlib.Path:
         axis.grid(axis="x", alpha=0.3)
     axes[0][0].set_yticks(range(len(keys)), [names[key] for key in keys], fontsize=8)
     axes[0][0].set_ylim(-0.6, len(keys) - 0.2)
-    newest: Any = rows[keys[0]]
-    figure.suptitle(f"{path.stem}: {newest['machine']}, JAX {newest['jax']}, {newest['date']}", fontsize=9)
+    places = sorted({f"{row['machine']}, JAX {row['jax']}" for row in rows.values()})
+    dates = sorted(row["date"].split(" ")[0] for row in rows.values())
+    days = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    figure.suptitle(f"{path.stem}, {days}: {'; '.join(places)}", fontsize=9)
     picture = path.with_suffix(".png")
     figure.savefig(picture, dpi=120)
     plt.close(figure)

@@ -53,7 +53,7 @@ def run(config: CompileConfig) -> list[dict[str, Any]]:
             before, others = matmul_gflops(), {"num_layers": depth, "scan_layers": scan}
             trace, compiling, memory = _compiled(config, config.length, **others)
             row: dict[str, Any] = {**others, **_sizes(config), "length": config.length}
-            row |= {"trace_seconds": trace, "compile_seconds": compiling, "temporary_mb": memory / 2**20}
+            row |= {"trace_seconds": trace, "compile_seconds": compiling, "temporary_mb": memory / 1e6}
             row |= {"gflops_before": before, "gflops_after": matmul_gflops(), "seed": config.seed, **circumstances()}
             print(
                 f"GPT {depth}x{config.hidden_size} {'scanned' if scan else 'looped'}: traced in {trace:.1f} s, "
@@ -74,7 +74,7 @@ def run_memory(config: MemoryConfig) -> list[dict[str, Any]]:
         fields = {"attention": attention, "num_layers": config.num_layers}
         found = [_compiled(config, length, **fields)[2] for length in sorted(config.lengths)]
         for length, memory in zip(sorted(config.lengths), found, strict=True):
-            row = {**fields, **_sizes(config), "length": length, "temporary_mb": memory / 2**20}
+            row = {**fields, **_sizes(config), "length": length, "temporary_mb": memory / 1e6}
             row |= {"growth": memory / found[0], "gflops": rate, "seed": config.seed, **circumstances()}
             append_row(pathlib.Path(config.output), row)
             rows.append(row)

@@ -21,23 +21,34 @@ class Contestant(NamedTuple):
     """What is timed: a call that ends with the loss of a step, or with the logits."""
 
     work: Callable[[], Any]
-    loss: float  # of the first call, at step 0
+    losses: tuple[float, ...]  # of the first two calls: at step 0, and after one update
     parameters: int
-    first_seconds: float  # of the first call: compiling and one run
-    temporary_bytes: float = float("nan")  # of the compiled program; where it does not say, nan
+    compile_seconds: float | None  # of tracing and compiling; None where nothing is compiled
+    temporary_bytes: int | None = None  # of the compiled program; None where the compiler does not say
     layout: str = ""  # of images in memory
 
 
-def contestant(work: Callable[[], Any], problem: Problem, parameters: int, **fields: Any) -> Contestant:
-    """`work` after its first call."""
-    result, seconds = first_call(work)
-    return Contestant(work, mean_loss(result, problem.targets), parameters, seconds, **fields)
+def contestant(
+    work: Callable[[], Any],
+    problem: Problem,
+    parameters: int,
+    between: Callable[[], None] = lambda: None,
+    **fields: Any,
+) -> Contestant:
+    """`work` after two calls. Seconds to compile, where `fields` do not say, are those that the first took more."""
+    first, slow = first_call(work)
+    between()
+    second, fast = first_call(work)
+    losses = mean_loss(first, problem.targets), mean_loss(second, problem.targets)
+    return Contestant(work, losses, parameters, **{"compile_seconds": max(slow - fast, 0.0), **fields})
 
 
 def mean_loss(result: Any, targets: np.ndarray) -> float:
     """A loss as it is; of logits [..., V] the cross-entropy of those `targets` [...] that are not -1."""
-    if not np.ndim(result):
-        return float(result)
+    if isinstance(result, float):
+        return result
+    if hasattr(result, "cpu"):  # PyTorch's
+        result = result.float().cpu()
     logits, told = np.asarray(result, np.float64), targets >= 0
     logits, right = logits[told], targets[told]
     most = logits.max(-1)
@@ -45,19 +56,29 @@ def mean_loss(result: Any, targets: np.ndarray) -> float:
 
 
 def of_jax(
-    program: Any, state: Any, args: tuple, problem: Problem, parameters: int, read: Callable[[Any], Any] | None = None
+    program: Any,
+    state: Any,
+    args: tuple,
+    problem: Problem,
+    parameters: int,
+    read: Callable[[Any], float] | None = None,
+    again: Callable[[Any], Any] = lambda state: state,
 ) -> Contestant:
     """Of a jitted step (state, *args) -> (state, what `read` finds the loss in), or without `read` of a forward pass
-    (state, *args) -> logits."""
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (state, *args))
+    (state, *args) -> logits. It is compiled here, once, ahead of its first call; its second begins from what `again`
+    makes of the first's state."""
+    compiled, seconds = first_call(lambda: program.lower(state, *args).compile())
+    temporary = compiled.memory_analysis().temp_size_in_bytes or None
 
     def work() -> Any:
         nonlocal state
         if read is None:
-            return jax.block_until_ready(program(state, *args))
-        state, result = jax.block_until_ready(program(state, *args))
+            return jax.block_until_ready(compiled(state, *args))
+        state, result = jax.block_until_ready(compiled(state, *args))
         return read(result)
 
-    found = contestant(work, problem, parameters)
-    memory: Any = program.lower(*abstract).compile().memory_analysis()
-    return found._replace(temporary_bytes=memory.temp_size_in_bytes)
+    def between() -> None:
+        nonlocal state
+        state = again(state)
+
+    return contestant(work, problem, parameters, between, compile_seconds=seconds, temporary_bytes=temporary)

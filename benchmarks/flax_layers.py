@@ -237,14 +237,15 @@ class LinenLM(nn.Module):
     vocab_size: int
     hidden_size: int
     num_layers: int
+    dtype: Any
 
     @nn.compact
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         cells = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell, "rnn": nn.SimpleCell}
-        x = nn.Embed(self.vocab_size, self.hidden_size, name="embedding")(tokens)
+        x = nn.Embed(self.vocab_size, self.hidden_size, self.dtype, name="embedding")(tokens)
         for i in range(self.num_layers):
-            x = nn.RNN(cells[self.cell](self.hidden_size, name=f"layer{i}"))(x)
-        return nn.Dense(self.vocab_size, name="head")(x)
+            x = nn.RNN(cells[self.cell](self.hidden_size, dtype=self.dtype, name=f"layer{i}"))(x)
+        return nn.Dense(self.vocab_size, dtype=self.dtype, name="head")(x)
 
 
 # The class of ours: the model of flax's layers, which has the fields of the same names, and what ours must be for it.

@@ -29,6 +29,11 @@ class Problem(NamedTuple):
     batch: dict[str, np.ndarray]
     targets: np.ndarray  # what the logits [..., V] are to tell, int32 [...]; -1 where nothing
 
+    @property
+    def dtype(self) -> str:
+        """What the model computes in."""
+        return np.dtype(self.model.dtype).name
+
 
 def make_problem(name: str, args: dict[str, Any], batch_size: int, size: int | None, seed: int) -> Problem:
     """`size` is the side of an image in pixels or the tokens of a row, by default the model's own.

@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import shutil
-import statistics
 import time
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from tyro.conf import Positional
 
 import zoo
-from benchmarks.timer import RESULTS, append_row, circumstances, matmul_gflops
+from benchmarks.timer import RESULTS, append_row, circumstances, matmul_gflops, nominal_minutes
 from train import folder
 from train.__main__ import load_recipe, use_compilation_cache
 from train.config import Config
@@ -25,7 +24,6 @@ from zoo.weights import torchvision
 
 KINDS = ("loss", "accuracy", "bits_per_character")  # of metrics
 DECODED = ("exact_match", "error_rate", "bleu", "chrf")  # of what the exported weights say
-NOMINAL_GFLOPS = 150.0  # the matrix-product rate at which a nominal minute is a wall minute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +120,7 @@ def _row(
     row |= {before + kind: metrics.get(kind, "") for before, metrics in measured.items() for kind in KINDS}
     row |= {before + kind: measured[before].get(kind, "") for before in ("", "validation_") for kind in DECODED}
     row |= {"training_flops": flops, "seconds": round(seconds, 1)}
-    row["nominal_minutes"] = seconds / 60 * statistics.median(rates) / NOMINAL_GFLOPS
+    row["nominal_minutes"] = nominal_minutes(seconds, rates)
     row |= dict(zip(("gflops_before", "gflops_halfway", "gflops_after"), rates, strict=True))
     return {**row, **circumstances()}
 

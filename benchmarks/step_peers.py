@@ -1,9 +1,12 @@
 """The peers of a training step and of a forward pass: for a problem, each makes its contestants from our weights.
 
 One is a function (problem, update) -> contestants, one for each memory layout; without an update they are forward
-passes. ImportError where the peer is not installed, ZooError where it has no such model.
+passes. ModuleNotFoundError where the peer is not installed, ZooError where it has no such model. Where ours computes in
+bfloat16, from parameters in float32, PyTorch does by autocast and flax's layers by their `dtype`; Keras does not.
 """
 
+import contextlib
+import functools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,7 +21,7 @@ import zoo
 from benchmarks.contestants import Contestant, Update, contestant, of_jax
 from benchmarks.flax_layers import carried, flax_model
 from benchmarks.problems import Problem
-from benchmarks.timer import cores
+from benchmarks.timer import synchronized, torch_device
 from train.tasks.language_model import LanguageModel
 from zoo.errors import ZooError
 from zoo.inputs.image import ImageInputs
@@ -40,9 +43,16 @@ def eager(problem: Problem, update: Update | None) -> Iterator[Contestant]:
 
 
 def compiled(problem: Problem, update: Update | None) -> Iterator[Contestant]:
+    """ZooError where torch.compile finds no compiler."""
     import torch
 
-    return (_torch(peer, problem, update, torch.compile) for peer in torch_peers(problem))
+    for peer in torch_peers(problem):
+        try:
+            yield _torch(peer, problem, update, torch.compile)
+        except RuntimeError as error:
+            if not any(name in str(error) for name in ("InvalidCxxCompiler", "TritonMissing")):
+                raise
+            raise ZooError(str(error).splitlines()[0]) from None
 
 
 def transformers(problem: Problem, update: Update | None) -> Iterator[Contestant]:
@@ -55,34 +65,36 @@ def _torch(
     """A peer's contestant, of which `compiling` makes the forward pass and the loss."""
     import torch
 
-    torch.set_num_threads(cores())
-    module, parameters = peer.module.train(update is not None), torch_parameters(peer.module)
+    device = torch_device()
+    module, parameters = peer.module.to(device).train(update is not None), torch_parameters(peer.module)
+    args = [tensor.to(device) for tensor in peer.args]
+    half = torch.autocast(device, torch.bfloat16) if problem.dtype == "bfloat16" else contextlib.nullcontext()
     if update is None:
         forward = compiling(peer.forward)
 
-        def infer() -> Any:
-            with torch.inference_mode():
-                return forward(*peer.args)
+        def work() -> Any:
+            with torch.inference_mode(), half:
+                return synchronized(forward(*args))
+    else:
+        targets = torch.from_numpy(problem.targets.astype(np.int64)).flatten().to(device)
+        classes = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        optimizer = classes[update.optimizer](trained, lr=update.learning_rate, fused=True)
 
-        return contestant(infer, problem, parameters, layout=peer.layout)
+        @compiling
+        def loss_of(*args: Any) -> Any:
+            return torch.nn.functional.cross_entropy(peer.forward(*args).flatten(0, -2), targets, ignore_index=-1)
 
-    targets = torch.from_numpy(problem.targets.astype(np.int64)).flatten()
-    classes = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = classes[update.optimizer](trained, lr=update.learning_rate)
+        def work() -> Any:
+            optimizer.zero_grad(set_to_none=True)
+            with half:
+                loss = loss_of(*args)
+            loss.backward()
+            optimizer.step()
+            return synchronized(loss).item()
 
-    @compiling
-    def loss_of(*args: Any) -> Any:
-        return torch.nn.functional.cross_entropy(peer.forward(*args).flatten(0, -2), targets, ignore_index=-1)
-
-    def step() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(*peer.args)
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return contestant(step, problem, parameters, layout=peer.layout)
+    found = contestant(work, problem, parameters, layout=peer.layout)
+    return found if compiling is torch.compile else found._replace(compile_seconds=None)
 
 
 def torch_parameters(module: Any) -> int:
@@ -218,7 +230,8 @@ def flax(problem: Problem, update: Update | None) -> Iterator[Contestant]:
         def loss_of(params: Any) -> Any:
             logits, changed = apply(params, rest, batch, train=True, mutable=list(rest))
             told = targets >= 0
-            losses: Any = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(told, targets, 0))
+            labels, logits = jnp.where(told, targets, 0), logits.astype(jnp.float32)
+            losses: Any = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return (losses * told).sum() / told.sum(), changed
 
         params, rest, opt_state = state
@@ -234,6 +247,8 @@ def keras(problem: Problem, update: Update | None) -> Iterator[Contestant]:
     """Keras on JAX, by the stateless step of its guide to custom loops; one model, `simple_cnn`."""
     if problem.name != "simple_cnn":
         raise ZooError(f"of Keras simple_cnn alone is timed, not {problem.name}")
+    if problem.dtype != "float32":
+        raise ZooError(f"of Keras float32 alone is timed, not {problem.dtype}")
     os.environ["KERAS_BACKEND"] = "jax"
     import keras
 
@@ -245,8 +260,8 @@ def keras(problem: Problem, update: Update | None) -> Iterator[Contestant]:
         forward = jax.jit(lambda state, image: model.stateless_call(*state, image, training=False)[0])
         yield of_jax(forward, (trainable, rest), (image,), problem, parameters)
         return
-    classes = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}
-    optimizer = classes[update.optimizer](update.learning_rate)
+    adam = functools.partial(keras.optimizers.Adam, epsilon=1e-8)  # as the others have it
+    optimizer = {"adam": adam, "sgd": keras.optimizers.SGD}[update.optimizer](update.learning_rate)
     optimizer.build(model.trainable_variables)
     loss_function = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 

@@ -89,12 +89,14 @@ def run(config: RunConfig) -> None:
     known = [name for name in benchmarks() if cases(name)]
     chosen: dict[str, None] = {}
     for pattern in config.names or ("",):
-        found = fnmatch.filter(known, pattern)
-        if not found:
+        matching = fnmatch.filter(known, pattern)
+        if not matching:
             raise unknown("benchmark with cases", pattern, known)
-        chosen |= dict.fromkeys(found)
+        chosen |= dict.fromkeys(matching)
+    found = [command for name in chosen for command in cases(name)]
     failed = []
-    for command in [command for name in chosen for command in cases(name)]:
+    print(f"{len(found)} commands", flush=True)
+    for command in found:
         print(f"python -m benchmarks {command}", flush=True)
         if not config.dry:
             done = subprocess.run([sys.executable, "-m", "benchmarks", *shlex.split(command)], check=False)

@@ -1,15 +1,17 @@
-"""README's tables of figures, and the cases that `python -m benchmarks run` measures: both are made of STEPS and LINES.
+"""README's tables of figures, and the cases that `python -m benchmarks run` measures: of STEPS, LINES and TPUS.
 
-A case is what follows `python -m benchmarks`. Its figures are those of the newest row, in the file that its benchmark
-appends to, whose columns have the case's settings; a line whose cases have no row yet is not in the table.
+A case is what follows `python -m benchmarks`. Its figures are those of a row, in the file that its benchmark appends
+to, whose columns have the case's settings: the newest, but first of those with all that is quoted and of at least the
+case's rounds. Where a case has no row, the tables say "not measured".
 """
 
 import csv
 import dataclasses
 import functools
 import pathlib
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -48,17 +50,23 @@ STEPS: tuple[tuple[str, str, bool], ...] = (
     ("`nanogpt` 6x384, batch 16, length 256", "nanogpt --batch-size 16", True),
     ("`smollm2_135m`, batch 1, length 64", "smollm2_135m --batch-size 1 --size 64", True),
     (
-        "`multi30k-gru`'s model, batch 64, length 24",
+        "`multi30k-gru`'s model without dropout, batch 64, length 24",
         f"seq2seq_gru_attention --args {ATTENTIVE} --size 24",
         True,
     ),
-    ("`multi30k-transformer`'s model, batch 64, length 24", f"transformer_base --args {PIECES} --size 24", True),
+    (
+        "`multi30k-transformer`'s, without dropout, batch 64, length 24",
+        f"transformer_base --args {PIECES} --size 24",
+        True,
+    ),
 )
 RATIO = "{0[ratio]:.2f} ({0[ratio_p10]:.2f} to {0[ratio_p90]:.2f})"
-SPEEDS = "{0[ours_tokens_per_s]:,.0f}, {0[torch_tokens_per_s]:,.0f}; {1[ours_tokens_per_s]:,.0f}, "
+SPEEDS = "{0[ours_tokens_per_s]:,.0f} against {0[torch_tokens_per_s]:,.0f}; {1[ours_tokens_per_s]:,.0f} against "
 SPEEDS += "{1[torch_tokens_per_s]:,.0f}"
-CHIPS = "{0[peak_mb]:,.0f} MB, {0[roofline_ms]:.4g} ms by {0[bound]}, {0[largest_batch]:,.0f}; "
-CHIPS += "{1[peak_mb]:,.0f} MB, {1[roofline_ms]:.4g} ms by {1[bound]}"
+MISSING = "not measured"
+LONGEST = 60  # characters of a command that stands in a table; a longer one stands below it
+PEERS = {"torch": "PyTorch's", "torch compile": "`torch.compile`'s", "flax": "Flax's layers'"}  # with a column each
+OTHERS = ("transformers", "keras")
 PODS = tuple(
     f"tpu --topology {pod} --recipe gpt2-medium imagenet-resnet50 --no-peer --no-largest"
     for pod in ("v5e:4x4 --mesh data=4,fsdp=4", "v5p:2x2x2 --mesh data=2,fsdp=4")
@@ -98,9 +106,12 @@ LINES: tuple[Line, ...] = (
             "{0[ours_batches_per_s]:,.0f}; {0[torch_batches_per_s]:,.0f}",
             f"pipeline {recipe}",
         )
-        for what, recipe in (("images", "cifar10"), ("pairs", "seq2seq"))
+        for what, recipe in (("images", "cifar10"),)
     ),
-    line("batches/s of text", "{0[ours_batches_per_s]:,.0f}", "pipeline lstm"),
+    line(
+        "batches/s of pairs; of text", "{0[ours_batches_per_s]:,.0f}; {1[ours_batches_per_s]:,.0f}",
+        "pipeline seq2seq", "pipeline lstm",
+    ),
     *(
         line(
             f"MB/s of `{name}`'s weights loaded and checked; of the file read alone",
@@ -117,7 +128,7 @@ LINES: tuple[Line, ...] = (
     ),
     line(
         "temporaries of `lstm_lm` 2x512 at length 1,024, beside flax's",
-        "{0[temporary_mb]:,.0f} MB, {1[temporary_mb]:,.0f} MB",
+        "{0[temporary_mb]:,.0f} MB against {1[temporary_mb]:,.0f} MB",
         *(Case(LONG, {"framework": framework}) for framework in ("flaxzoo", "flax")),
     ),
     line("characters/s, batch 1, beside PyTorch's: 2x512; 1x128", SPEEDS, "sampling", f"sampling {SMALL}"),
@@ -152,28 +163,9 @@ LINES: tuple[Line, ...] = (
             for scan in ("False", "True") for depth in ("12", "48")
         ),
     ),
-    *(
-        line(
-            f"`{recipe}` compiled for eight TPU v5e: memory a chip, least time a step, largest batch for 16 GB; flax's",
-            CHIPS,
-            *(
-                Case("tpu", {"recipe": recipe, "framework": framework, "mesh": "data=8"})
-                for framework in ("flaxzoo", "flax.linen")
-            ),
-        )
-        for recipe in ("imagenet-resnet50", "lstm", "multi30k-gru", "gpt2-medium")
-    ),
-    *(
-        line(
-            f"MB a chip of `{recipe}`, batch {batch}, on sixteen v5e of 16 GB; on eight v5p of 95 GB",
-            "{0[peak_mb]:,.0f}; {1[peak_mb]:,.0f}",
-            *(Case(command, {"recipe": recipe}) for command in PODS),
-        )
-        for recipe, batch in (("gpt2-medium", "512"), ("imagenet-resnet50", "1,024"))
-    ),
     line(
         "tokens/s of `smollm2_135m`, greedy, beside `transformers`: batch 1; 16",
-        "; ".join(f"{{{i}[ours_tokens_per_s]:.0f}}, {{{i}[peer_tokens_per_s]:.0f}}" for i in range(2)),
+        "; ".join(f"{{{i}[ours_tokens_per_s]:.0f}} against {{{i}[peer_tokens_per_s]:.0f}}" for i in range(2)),
         "decoding", "decoding --batch-size 16",
     ),
     line(
@@ -183,8 +175,10 @@ LINES: tuple[Line, ...] = (
     ),
     *(
         line(
-            f"sentences/s of `{recipe}`, batch 64, beside PyTorch's: greedy; beam 5",
-            "; ".join(f"{{{i}[ours_sentences_per_s]:.0f}}, {{{i}[torch_sentences_per_s]:.0f}}" for i in range(2)),
+            f"sentences/s of `{recipe}`, random ones of 8 to 24 tokens, 32 said, beside PyTorch's: greedy; beam 5",
+            "; ".join(
+                f"{{{i}[ours_sentences_per_s]:.0f}} against {{{i}[torch_sentences_per_s]:.0f}}" for i in range(2)
+            ),
             *(Case(f"translating --recipe {recipe}", {"beams": beams}) for beams in ("1", "5")),
         )
         for recipe in ("multi30k-gru", "multi30k-transformer")
@@ -210,12 +204,21 @@ LINES: tuple[Line, ...] = (
         Case(FREE, {"steps": "1210"}), Case(FREE, {"steps": "2250"}),
     ),
 )  # fmt: skip
+# A recipe compiled for chips that are not there, and its case.
+TPUS: tuple[tuple[str, Case], ...] = (
+    *(
+        (r, Case("tpu", {"recipe": r, "mesh": "data=8"}))
+        for r in ("imagenet-resnet50", "lstm", "multi30k-gru", "gpt2-medium")
+    ),
+    *((r, Case(c, {"recipe": r})) for r in ("gpt2-medium", "imagenet-resnet50") for c in PODS),
+)
 
 
 def cases(name: str) -> list[str]:
     """The commands of a benchmark's cases, each once."""
     found = [f"{kind} {flags}" for _, flags, also in STEPS for kind in kinds(also)]
     found += [case.command for entry in LINES for case in entry.cases]
+    found += [case.command for _, case in TPUS]
     return [command for command in dict.fromkeys(found) if shlex.split(command)[0] == name]
 
 
@@ -224,75 +227,127 @@ def kinds(forward: bool) -> tuple[str, ...]:
 
 
 @functools.cache
-def settings(command: str) -> tuple[pathlib.Path, dict[str, str]]:
-    """The file that a command appends to, and its settings as that file's columns have them, but for those that say
-    how often and with what seed it measures."""
+def settings(command: str) -> tuple[pathlib.Path, dict[str, str], int]:
+    """The file that a command appends to; its settings as that file's columns have them, but for those that say how
+    often and with what seed it measures; and how often that is."""
     import tyro
 
     name, *flags = shlex.split(command)
     config: Any = tyro.cli(suite.benchmarks()[name].config, args=flags, prog=name)
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    path = pathlib.Path(values.pop("output"))
-    return path, {k: cell(v) for k, v in values.items() if k not in suite.HOW and not isinstance(v, tuple)}
+    path, rounds = pathlib.Path(values.pop("output")), values.get("rounds", 0)
+    return path, {k: cell(v) for k, v in values.items() if k not in suite.HOW and not isinstance(v, tuple)}, rounds
 
 
-def newest(case: Case) -> dict[str, Any] | None:
-    """The case's newest row, numbers as such; None where there is none."""
-    path, wanted = settings(case.command)
+def newest(case: Case, quoted: Iterable[str] = ()) -> dict[str, Any] | None:
+    """The case's row, numbers as such; None where there is none. `quoted` are the columns that it should have."""
+    path, wanted, rounds = settings(case.command)
     if not path.is_file():
         return None
     wanted = {**wanted, **case.where}
     with path.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if all(row[k] == v for k, v in wanted.items() if k in row)]
-    return None if not rows else {name: _number(text) for name, text in rows[-1].items()}
+    if not rows:
+        return None
+
+    def worth(row: dict[str, str]) -> tuple[bool, bool]:
+        return all(row[name] for name in quoted), int(row.get("rounds") or rounds) >= rounds
+
+    return {name: _number(text) for name, text in max(rows[::-1], key=worth).items()}
+
+
+class Missing(str):
+    """A figure that a row does not have."""
+
+    def __format__(self, spec: str) -> str:
+        return "-"
 
 
 def _number(text: str) -> float | str:
     try:
-        return float(text)
+        return float(text) if float(text) == float(text) else Missing()
     except ValueError:
-        return text
+        return text or Missing()
 
 
-def steps() -> tuple[list[str], list[Any]]:
-    """The table of steps and forward passes, and the rows that it quotes."""
-    peers, used = ("torch", "torch compile", "flax"), []
-    lines = [
-        "| a step, a forward pass | ms | compiled in | temporaries | PyTorch | compiled | Flax's layers | others |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|---|")
+def steps() -> tuple[list[str], list[Any], list[str]]:
+    """The table of steps and forward passes, the rows that it quotes, and the commands that are not measured."""
+    titles = ["a step, a forward pass", "ours, ms", "rounds", "compiled in", "temporaries"]
+    titles += [f"ours / {of}" for of in PEERS.values()] + ["ours / others'"]
+    lines, used, missing = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"], [], []
     for what, flags, also in STEPS:
         for kind in kinds(also):
-            names = (OURS, *peers, "transformers", "keras")
-            rows = {name: newest(Case(f"{kind} {flags}", {"framework": name})) for name in names}
-            ours = rows.pop(OURS)
+            case = Case(f"{kind} {flags}", {"framework": OURS})
+            ours = newest(case)
+            label = what if kind == "train-step" else "forward"
             if ours is None:
+                lines.append(f"| {label} | {MISSING}" + " |" * (len(titles) - 1))
+                missing.append(case.command)
                 continue
-            run = ours["date"], ours["command"]  # a ratio belongs beside the seconds that it was made of
+            run = {name: str(ours[name]) for name in ("date", "command")}  # a ratio belongs beside its seconds
             found = {
-                name: row for name, row in rows.items() if row is not None and (row["date"], row["command"]) == run
+                name: row
+                for name in (*PEERS, *OTHERS)
+                if (row := newest(case._replace(where={"framework": name, **run}))) is not None
             }
-            ratios = {name: RATIO.format(row) for name, row in found.items()}
-            cells = [what if kind == "train-step" else "forward", f"{ours['ms']:,.1f}"]
-            cells += [f"{ours['compile_seconds']:.1f} s", f"{ours['temporary_mb']:,.0f} MB"]
-            cells += [ratios.pop(name, "") for name in peers]
-            cells.append("; ".join(f"{name} {ratio}" for name, ratio in ratios.items()))
+            cells = [label, "{ms:,.1f}", "{rounds:.0f}", "{compile_seconds:.1f} s", "{temporary_mb:,.0f} MB"]
+            cells = [cell.format(**ours) for cell in cells]
+            cells += [RATIO.format(found[name]) if name in found else "" for name in PEERS]
+            cells.append("; ".join(f"{name} {RATIO.format(found[name])}" for name in OTHERS if name in found))
             lines.append(f"| {' | '.join(cells)} |")
             used += [ours, *found.values()]
-    return ([*lines, ""] if used else []), used
+    return lines, used, missing
+
+
+def figures() -> tuple[list[str], list[Any], list[str]]:
+    """The same of LINES; long commands stand below."""
+    lines, used, missing = ["| what | figure | command |", "|---|---|---|"], [], []
+    notes: dict[str, int] = {}
+    for what, text, all_cases in LINES:
+        quoted = [
+            {name for at, name in re.findall(r"\{(\d+)\[(\w+)", text) if int(at) == i} for i in range(len(all_cases))
+        ]
+        rows = [newest(case, columns) for case, columns in zip(all_cases, quoted, strict=True)]
+        commands = list(dict.fromkeys(case.command for case in all_cases))
+        shown = [
+            f"`{command}`" if len(command) <= LONGEST else f"({notes.setdefault(command, len(notes) + 1)})"
+            for command in commands
+        ]
+        missing += [case.command for case, row in zip(all_cases, rows, strict=True) if row is None]
+        lines.append(f"| {what} | {text.format(*rows) if all(rows) else MISSING} | {', '.join(shown)} |")
+        used += [row for row in rows if row is not None and all(rows)]
+    return [*lines, "", *(f"{n}. `{command}`" for command, n in notes.items())], used, missing
+
+
+def tpus() -> tuple[list[str], list[Any], list[str]]:
+    """The same of TPUS."""
+    titles = ["compiled for TPUs by `tpu`", "chips, mesh", "MB a chip", "least ms a step, by", "largest batch"]
+    titles += ["Flax's layers: MB a chip", "least ms a step, by"]
+    lines, used, missing = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"], [], []
+    for recipe, case in TPUS:
+        ours, theirs = (
+            newest(case._replace(where={**case.where, "framework": framework}), ("largest_batch",))
+            for framework in (OURS, "flax.linen")
+        )
+        if ours is None:
+            lines.append(f"| `{recipe}` | {MISSING}" + " |" * (len(titles) - 1))
+            missing.append(case.command)
+            continue
+        cells = [f"`{recipe}`, batch {ours['batch_size']:,.0f}", f"{ours['topology']}, `{ours['mesh']}`"]
+        for row in filter(None, (ours, theirs)):
+            cells.append(f"{row['peak_mb']:,.0f}" + ("" if row["fits"] == "True" else ", more than it has"))
+            cells.append(f"{row['roofline_ms']:.4g}, {row['bound']}")
+            cells += [f"{row['largest_batch']:,.0f}"] if row is ours else []
+            used.append(row)
+        lines.append(f"| {' | '.join(cells)}" + " |" * (1 + len(titles) - len(cells)))
+    return lines, used, missing
 
 
 def markdown() -> str:
     """The tables, and where and with what they were measured."""
-    lines, used = steps()
-    lines += ["| what | figure | command |", "|---|---|---|"]
-    for what, figures, all_cases in LINES:
-        rows = [newest(case) for case in all_cases]
-        if all(rows):
-            commands = ", ".join(f"`{command}`" for command in dict.fromkeys(case.command for case in all_cases))
-            lines.append(f"| {what} | {figures.format(*rows)} | {commands} |")
-            used += rows
-    return "\n".join([*lines, "", *_places(used)])
+    parts = steps(), figures(), tpus()
+    used = [row for _, rows, _ in parts for row in rows]
+    return "\n".join(line for lines, _, _ in parts for line in (*lines, "")) + "\n".join(["", *_places(used)])
 
 
 def _places(rows: list[Any]) -> list[str]:
@@ -318,9 +373,11 @@ class ReadmeConfig:
 
 
 def write(config: ReadmeConfig) -> None:
-    """Replaces what lies between the marks; ZooError where they are not there."""
+    """Replaces what lies between the marks, and prints what is not measured; ZooError where they are not there."""
     path = pathlib.Path(config.path)
     path.write_text(replaced(path.read_text(), config.path))
+    for command in dict.fromkeys(command for part in (steps(), figures(), tpus()) for command in part[2]):
+        print(f"{MISSING}: python -m benchmarks {command}")
 
 
 def replaced(text: str, name: str = "README.md") -> str:

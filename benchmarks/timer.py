@@ -1,4 +1,4 @@
-"""Timing in turn, A B A B, on a machine whose speed swings: medians, ratios pair by pair, and how fast it was."""
+"""Timing in turn, A B B A, on a machine whose speed swings: medians, ratios pair by pair, and how fast it was."""
 
 import csv
 import dataclasses
@@ -9,10 +9,12 @@ import os
 import pathlib
 import platform
 import shlex
+import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +23,10 @@ import numpy as np
 from zoo.errors import ZooError
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "keras")  # whose versions a row has
+ROLLUP = pathlib.Path("/proc/self/smaps_rollup")  # Linux's account of this process's memory
+SWING = 1.2  # of the machine's speed within a measurement, above which it is worth a word
+NOMINAL_GFLOPS = 150.0  # the matrix-product rate at which a nominal minute is a wall minute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +53,16 @@ class Contest:
 
     def remark(self) -> str:
         """The same for a person, with a word where the machine was not quiet."""
-        busy = f"; others kept {self.busy_others:.1f} cores busy, so do not trust it" if self.busy_others > 0.1 else ""
-        return f"{self.gflops[0]:.0f}, {self.gflops[1]:.0f}, {self.gflops[2]:.0f} GFLOP/s of matrix product" + busy
+        said = f"{self.gflops[0]:.0f}, {self.gflops[1]:.0f}, {self.gflops[2]:.0f} GFLOP/s of matrix product"
+        if self.busy_others > 0.1:
+            said += f"; others kept {self.busy_others:.1f} cores busy, so do not trust it"
+        if max(self.gflops) > SWING * min(self.gflops):
+            said += "; the machine's speed swung by more than a fifth, so trust the ratios alone"
+        return said
 
 
 def in_turn(contestants: Mapping[str, Callable[[], Any]], rounds: int, least: float = 0.2) -> Contest:
-    """Times callables in turn, each round all of them, a block of calls each.
+    """Times callables in turn, each round all of them, a block of calls each; every other round in reverse.
 
     A callable does its work to the end (it blocks until the result is there). The calls that warm up, and those that
     find how many make a block of at least `least` seconds, are not counted. ZooError for fewer than one round.
@@ -65,8 +75,8 @@ def in_turn(contestants: Mapping[str, Callable[[], Any]], rounds: int, least: fl
     for i in range(rounds):
         if i == rounds // 2:
             rates.append(matmul_gflops())
-        for name, work in contestants.items():
-            seconds[name].append(_block(work, calls[name]) / calls[name])
+        for name in list(contestants)[:: -1 if i % 2 else 1]:
+            seconds[name].append(_block(contestants[name], calls[name]) / calls[name])
     busy = (_seconds_of_others() - others) / (time.perf_counter() - start)
     before, halfway, after = *rates, matmul_gflops()
     return Contest(seconds, (before, halfway, after), float(np.maximum(busy, 0)))
@@ -106,6 +116,33 @@ def _product() -> Callable[[jax.Array], jax.Array]:
     return jax.jit(lambda a: a @ a)
 
 
+def nominal_minutes(seconds: float, rates: Sequence[float]) -> float:
+    """Minutes that `seconds` would be on a machine of NOMINAL_GFLOPS, by the median of this one's rates meanwhile."""
+    return seconds / 60 * statistics.median(rates) / NOMINAL_GFLOPS
+
+
+def large_pages_mb(work: Callable[[], Any]) -> float | None:
+    """The most memory that lay in large pages during a call of `work`; None where the system does not say."""
+    found, over = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            lines = ROLLUP.read_text().splitlines()
+            found.extend(int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith("AnonHugePages"))
+            over.wait(0.002)
+
+    if not ROLLUP.is_file():
+        return None
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        over.set()
+        watcher.join()
+    return max(found)
+
+
 def first_call(work: Callable[[], Any]) -> tuple[Any, float]:
     """A first call's result and its seconds: what compiling costs, with one run."""
     start = time.perf_counter()
@@ -119,7 +156,7 @@ def circumstances() -> dict[str, str]:
         "machine": f"{_processor()}, {cores()} cores, {platform.system()}, {jax.devices()[0].device_kind}",
         "python": platform.python_version(),
     }
-    for package in ("jax", "flax", "torch"):
+    for package in PACKAGES:
         try:
             row[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -161,7 +198,9 @@ def cell(value: Any) -> str:
     """A value as a row has it; fields of a model as `name=value`."""
     if isinstance(value, Mapping):
         return " ".join(f"{key}={item}" for key, item in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}" if value == value else ""  # nan: there is none
+    return "" if value is None else str(value)
 
 
 def percentiles_of(values: Any) -> tuple[float, float, float]:
@@ -184,14 +223,41 @@ def peak_bytes(memory: Any) -> int:
 
 
 def torch_or_none() -> Any:
-    """PyTorch, on the cores of this process; None, and a line that says so, where it is not installed."""
+    """PyTorch, ready to be timed; None, and a line that says so, where it is not installed or not on JAX's device."""
     try:
         import torch
-    except ImportError:
-        print("torch is not installed: it is left out (pip install '.[benchmarks]')")
+
+        torch_device()
+    except (ModuleNotFoundError, ZooError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != "torch":
+            raise
+        print(f"torch is left out: {error} (pip install '.[benchmarks]')")
         return None
-    torch.set_num_threads(cores())
     return torch
+
+
+def torch_device() -> str:
+    """Where PyTorch runs beside JAX, "cpu" or "cuda"; with a thread for each core of this process, and on a GPU with
+    TF32 for products of float32, as JAX has it by default. ZooError where JAX has an accelerator and PyTorch none."""
+    import torch
+
+    torch.set_num_threads(cores())
+    platform = jax.default_backend()
+    if platform == "cpu":
+        return "cpu"
+    if platform != "gpu" or not torch.cuda.is_available():
+        raise ZooError(f"JAX runs on a {platform.upper()}, for which this PyTorch is not built")
+    torch.set_float32_matmul_precision("high")
+    return "cuda"
+
+
+def synchronized(result: Any) -> Any:
+    """What PyTorch computes, when it is there: on a GPU a call returns before its work is done."""
+    if result.is_cuda:
+        import torch
+
+        torch.cuda.synchronize()
+    return result
 
 
 def cores() -> int:

@@ -73,7 +73,7 @@ def run(config: TranslatingConfig) -> list[dict[str, Any]]:
             row |= {f"{name}_p10": config.sentences / slow, f"{name}_p90": config.sentences / fast}
         speedup = contest.ratio("torch", "ours") if theirs is not None else (np.nan,) * 3
         row["speedup_p10"], row["speedup"], row["speedup_p90"] = speedup
-        row |= {"equal": equal, "compile_seconds": first - contest.percentiles("ours")[1]}
+        row |= {"equal": equal, "warmup_seconds": first - contest.percentiles("ours")[1]}
         row |= {**contest.machine(), "rounds": config.rounds, "seed": config.seed, **circumstances()}
         print(
             f"{config.run or config.recipe}, {f'beam {beams}' if beams > 1 else 'greedy'}: ours "

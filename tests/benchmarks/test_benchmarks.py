@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from benchmarks import timer
 from benchmarks.__main__ import main
 from benchmarks.timer import Contest, append_row, in_turn, matmul_gflops
 from zoo import ZooError
@@ -16,7 +17,7 @@ def test_contestants_take_turns():
     order = []
     contest = in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=4, least=0.0)
     assert order[:4] == ["a", "a", "b", "b"]  # one call to warm up, one that finds how many make a block
-    assert "".join(order[4:]) == "abababab"
+    assert "".join(order[4:]) == "abbaabba"
     assert {name: len(seconds) for name, seconds in contest.seconds.items()} == {"a": 4, "b": 4}
 
 
@@ -38,6 +39,21 @@ def test_percentiles_and_ratios_pair_by_pair():
 
 def test_the_matrix_product_rate_is_a_rate():
     assert 1 < matmul_gflops(n=256, seconds=0.05) < 1e6
+
+
+def test_a_machine_that_swings_is_told():
+    assert Contest({}, (300.0, 310.0, 350.0), 0.0).remark() == "300, 310, 350 GFLOP/s of matrix product"
+    assert "swung by more than a fifth" in Contest({}, (300.0, 310.0, 361.0), 0.0).remark()
+
+
+def test_large_pages_are_counted_while_it_runs():
+    if not timer.ROLLUP.is_file():
+        pytest.skip("the system does not say")
+    assert timer.large_pages_mb(lambda: time.sleep(0.01)) >= 0
+
+
+def test_a_nominal_minute_is_a_minute_of_a_nominal_machine():
+    assert timer.nominal_minutes(60.0, (150.0, 300.0, 600.0)) == 2.0
 
 
 def test_rows_are_appended_under_one_header(tmp_path):

@@ -32,16 +32,20 @@ CASES = {  # the model, its fields, the size, and which peers have one such
 }
 
 
+TORCHES = ("torch", "transformers")
+
+
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch):
     monkeypatch.setattr(steps, "in_turn", functools.partial(timer.in_turn, least=0.0))
     monkeypatch.setattr(timer, "matmul_gflops", lambda: 1.0)
-    monkeypatch.setattr(step_peers, "cores", lambda: 1)  # other tests have the rest
+    monkeypatch.setattr(timer, "cores", lambda: 1)  # other tests have the rest
 
 
 def measured(tmp_path, config, case, peers, **fields):
     name, args, size, _ = CASES[case]
-    return steps.run(config(name, args, 2, size, peers, rounds=1, output=str(tmp_path / "x.csv"), **fields))
+    output = str(tmp_path / ("x.csv" if config is steps.TrainStepConfig else "forward.csv"))
+    return steps.run(config(name, args, 2, size, peers, rounds=1, output=output, **fields))
 
 
 @pytest.mark.parity
@@ -65,6 +69,28 @@ def test_each_family_beside_its_peers(config, case, tmp_path):
         assert row["ratio"] == pytest.approx(rows[0]["ms"] / row["ms"])
     assert rows[0]["flops"] > 0
     assert rows[0]["temporary_mb"] > 0
+    assert [row["compile_seconds"] is None for row in rows] == [row["framework"] in TORCHES for row in rows]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", ["CNN", "LSTM", "GPT"])
+def test_peers_compute_in_bfloat16_as_ours(case, tmp_path, monkeypatch, capsys):
+    torch = pytest.importorskip("torch", reason="the peers need torch: pip install '.[benchmarks]'")
+    monkeypatch.setitem(CASES, case, (CASES[case][0], {**CASES[case][1], "dtype": "bfloat16"}, *CASES[case][2:]))
+    asked = []
+    autocast = torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda *args: asked.append(args) or autocast(*args))
+    rows = measured(tmp_path, steps.TrainStepConfig, case, ("torch", "flax", "keras"))
+    assert [row["framework"] for row in rows] == ["flaxzoo", "torch", "flax"]
+    assert set(asked) == {("cpu", torch.bfloat16)}
+    assert "keras is left out: of Keras" in capsys.readouterr().out
+
+
+def test_half_precision_parameters_are_timed_alone(tmp_path, monkeypatch, capsys):
+    fields = {**CNN, "dtype": "bfloat16", "param_dtype": "bfloat16"}
+    monkeypatch.setitem(CASES, "CNN", ("simple_cnn", fields, 8, ()))
+    assert len(measured(tmp_path, steps.TrainStepConfig, "CNN", ("flax",))) == 1
+    assert "flax is left out: with parameters in bfloat16, computing in bfloat16, ours" in capsys.readouterr().out
 
 
 @pytest.mark.parity
@@ -85,22 +111,25 @@ def test_compiled_beside_ours(case, tmp_path):
     assert rows[1]["compile_seconds"] > 1
 
 
-def test_steps_and_forward_passes_have_one_format(tmp_path):
-    trained = measured(tmp_path, steps.TrainStepConfig, "CNN", ("flax",), optimizer="sgd")
-    rows = trained + measured(tmp_path, steps.ForwardConfig, "CNN", ("flax",))
-    assert [(row["framework"], row["optimizer"]) for row in rows] == [
-        ("flaxzoo", "sgd"), ("flax", "sgd"), ("flaxzoo", ""), ("flax", ""),
+def test_rows_of_a_step_and_of_a_forward_pass(tmp_path):
+    rows = measured(tmp_path, steps.TrainStepConfig, "CNN", ("flax",), optimizer="sgd")
+    assert [(row["framework"], row["optimizer"], row["flops"] != "") for row in rows] == [
+        ("flaxzoo", "sgd", True), ("flax", "sgd", False),
     ]  # fmt: skip
     with (tmp_path / "x.csv").open() as file:
         read = list(csv.DictReader(file))
-    assert list(read[0]) == [*rows[0]] == [*rows[-1]]
+    assert list(read[0]) == [*rows[0]] == [*rows[1]]
     assert (read[0]["args"], read[0]["size"], read[0]["ratio"]) == (
         "widths=(4, 8) hidden_size=8 num_classes=3",
         "8",
         "",
     )
-    assert len(compare.read(tmp_path / "x.csv")) == 4
+    assert read[0]["hugetlb"] in ("True", "False")
+    assert float(read[0]["large_pages_mb"] or 0) >= 0
+    assert len(compare.read(tmp_path / "x.csv")) == 2
     assert compare.plot(compare.PlotConfig(str(tmp_path / "x.csv"))).is_file()
+    forward = measured(tmp_path, steps.ForwardConfig, "CNN", ())[0]
+    assert [name for name in rows[0] if name not in ("optimizer", "learning_rate")] == [*forward]
 
 
 def test_a_step_is_three_times_the_forward_pass(tmp_path):
@@ -109,15 +138,23 @@ def test_a_step_is_three_times_the_forward_pass(tmp_path):
 
 
 def test_a_peer_that_computes_something_else_is_refused(tmp_path, monkeypatch):
-    ours = contestants.Contestant(lambda: 0.0, 2.3, 10, 0.0)
-    steps.check_same(ours, ours._replace(loss=2.3 + 1e-4), "torch")
+    ours = contestants.Contestant(lambda: 0.0, (2.3, 2.2), 10, 0.0)
+    steps.check_same(ours, ours._replace(losses=(2.3 + 1e-4, 2.2 + 1e-3)), "torch")
     with pytest.raises(ZooError, match=r"the loss at step 0 is 2\.300000, torch's 2\.301000"):
-        steps.check_same(ours, ours._replace(loss=2.301), "torch")
-    steps.check_same(ours, ours._replace(loss=2.301), "torch", "bfloat16")
+        steps.check_same(ours, ours._replace(losses=(2.301, 2.2)), "torch")
+    with pytest.raises(ZooError, match=r"the loss after an update is 2\.200000, torch's 2\.210000"):
+        steps.check_same(ours, ours._replace(losses=(2.3, 2.21)), "torch")
+    steps.check_same(ours, ours._replace(losses=(2.301, 2.21)), "torch", "bfloat16")
     with pytest.raises(ZooError, match="loss at step 0 is nan"):
-        steps.check_same(ours._replace(loss=float("nan")), ours, "torch")
+        steps.check_same(ours._replace(losses=(float("nan"), 2.2)), ours, "torch")
     with pytest.raises(ZooError, match="ours has 10 parameters, torch's 11"):
         steps.check_same(ours, ours._replace(parameters=11), "torch")
+
+    problem = make_problem("simple_cnn", CNN, 2, 8, 0)
+    ours, _ = steps.our_contestant(problem, contestants.Update("adam", 1e-3), 0)
+    (slower,) = step_peers.flax(problem, contestants.Update("adam", 5e-4))
+    with pytest.raises(ZooError, match="not the same arithmetic: the loss after an update"):
+        steps.check_same(ours, slower, "flax")
 
     carried = step_peers.carried
 
@@ -129,7 +166,7 @@ def test_a_peer_that_computes_something_else_is_refused(tmp_path, monkeypatch):
     for kind in (steps.ForwardConfig, steps.TrainStepConfig):
         with pytest.raises(ZooError, match="not the same arithmetic"):
             measured(tmp_path, kind, "CNN", ("flax",))
-    assert not (tmp_path / "x.csv").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_peer_is_left_out_and_said_so(tmp_path, monkeypatch, capsys):
@@ -141,6 +178,44 @@ def test_a_missing_peer_is_left_out_and_said_so(tmp_path, monkeypatch, capsys):
     said = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
     assert [line.split(" is left out: ")[0] for line in said] == ["torch", "torch compile", "transformers", "keras"]
     assert "import of torch halted" in said[0]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), ModuleNotFoundError("a bug", name="benchmarks.no")])
+def test_a_broken_peer_is_no_missing_one(error, tmp_path, monkeypatch):
+    def broken(*_):
+        raise error
+
+    monkeypatch.setitem(step_peers.PEERS, "flax", broken)
+    with pytest.raises(type(error), match="a bug"):
+        measured(tmp_path, steps.ForwardConfig, "CNN", ("flax",))
+
+
+@pytest.mark.slow  # the first use of torch.compile
+@pytest.mark.parity
+def test_without_a_compiler_torch_compile_is_left_out(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch", reason="the peer needs torch: pip install '.[benchmarks]'")
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", (None, "/nowhere"))
+    assert len(measured(tmp_path, steps.ForwardConfig, "CNN", ("torch compile",))) == 1
+    assert "torch compile is left out: InvalidCxxCompiler: No working C++ compiler" in capsys.readouterr().out
+
+
+def test_torch_runs_where_jax_does(monkeypatch, capsys):
+    torch = pytest.importorskip("torch", reason="the peer needs torch: pip install '.[benchmarks]'")
+    assert timer.torch_device() == "cpu"
+    assert timer.torch_or_none() is torch
+    monkeypatch.setattr(timer.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ZooError, match="JAX runs on a GPU, for which this PyTorch is not built"):
+        timer.torch_device()
+    assert timer.torch_or_none() is None
+    assert "torch is left out: JAX runs on a GPU" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    before = torch.get_float32_matmul_precision()
+    assert timer.torch_device() == "cuda"
+    assert torch.get_float32_matmul_precision() == "high"
+    torch.set_float32_matmul_precision(before)
 
 
 def test_targets_of_padding_count_nothing():
@@ -160,6 +235,10 @@ def test_targets_of_padding_count_nothing():
     [
         (["train-step", "resnet_8"], "error: unknown model 'resnet_8'"),
         (["train-step", "simple_cnn", "--peers", "tourch"], "error: unknown peer 'tourch'; did you mean torch"),
+        (
+            ["train-step", "efficientnet_b0", "--size", "32", "--args", "dropout_rate=0.1"],
+            "error: steps are timed without dropout, and efficientnet_b0 has some: --args dropout_rate=0.0 drop_path",
+        ),
         (["forward", "lstm_classifier"], "error: lstm_classifier is no classifier of images, language model or"),
         (["forward", "--batch-size", "0"], "error: batch-size must be at least 1, not 0"),
         (["forward", "--size", "0"], "error: size must be at least 1, not 0"),

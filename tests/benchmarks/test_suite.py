@@ -1,7 +1,9 @@
 """README's table is what the results say; cases, comparisons and pictures are made of the same rows."""
 
+import csv
 import shutil
 
+import jax
 import pytest
 
 from benchmarks import compare, suite, table
@@ -18,12 +20,12 @@ def test_readme_says_what_the_results_say():
 def test_every_case_is_a_command_that_parses():
     for name in suite.benchmarks():
         for command in table.cases(name):
-            path, settings = table.settings(command)
+            path, settings, _ = table.settings(command)
             assert path.parent == RESULTS
             assert settings
 
 
-def test_the_newest_row_of_the_same_settings(tmp_path, monkeypatch):
+def test_the_newest_row_of_the_same_settings(tmp_path, monkeypatch, capsys):
     output = str(tmp_path / "x.csv")
     row = {"recipe": "cnn", "steps": 300, "ratio": 0.5, "gflops": 1.0, "machine": "m"}
     row |= dict.fromkeys(("python", "jax", "flax", "torch"), "")
@@ -33,14 +35,46 @@ def test_the_newest_row_of_the_same_settings(tmp_path, monkeypatch):
     assert table.newest(case)["ratio"] == 0.75
     assert table.newest(case._replace(where={"steps": "9"}))["ratio"] == 8
     assert table.newest(table.Case(f"loop --recipe lstm --output {output}")) is None
-    monkeypatch.setattr(table, "STEPS", ())
-    none = table.line("none", "", f"loop --recipe lstm --output {output}")
-    monkeypatch.setattr(table, "LINES", [table.line("a ratio", "{0[ratio]:.2f}", case), none])
-    assert table.markdown().splitlines()[2:] == [
-        f"| a ratio | 0.75 | `{case.command}` |",
-        "",
-        "- m, 1 to 1 GFLOP/s of float32 matrix product; Python , JAX , Flax ",
+    append_row(tmp_path / "x.csv", {**row, "ratio": "", "gflops": 2.0})
+    assert table.newest(case)["ratio"] == ""  # the newest
+    assert table.newest(case, ["ratio"])["ratio"] == 0.75  # the newest that has what is quoted
+    monkeypatch.setattr(table, "LONGEST", len(case.command))
+    steps = ("a step", "simple_cnn --batch-size 77", True)
+    lstm = f"loop --recipe lstm --rounds 3 --output {output}"
+    none = table.line("none", "{0[ratio]:.2f}", lstm)
+    empty = table.line("empty", "{0[ratio]:.2f}, {0[steps]:.0f}", case._replace(where={"gflops": "2"}))
+    for name, value in (
+        ("STEPS", [steps]),
+        ("LINES", [table.line("a ratio", "{0[ratio]:.2f}", case), none, empty]),
+        ("TPUS", ()),
+    ):
+        monkeypatch.setattr(table, name, value)
+    (tmp_path / "x.md").write_text(f"{table.BEGIN}{table.END}")
+    table.write(table.ReadmeConfig(str(tmp_path / "x.md")))
+    said = (tmp_path / "x.md").read_text().splitlines()
+    assert [line for line in said if "not measured" in line] == [
+        "| a step | not measured | | | | | | | |",
+        "| forward | not measured | | | | | | | |",
+        "| none | not measured | (1) |",
     ]
+    assert f"| a ratio | 0.75 | `{case.command}` |" in said
+    assert f"| empty | -, 300 | `{case.command}` |" in said
+    assert f"1. `{lstm}`" in said
+    assert "- m, 1 to 2 GFLOP/s of float32 matrix product; Python -, JAX -, Flax -" in said
+    assert capsys.readouterr().out.splitlines() == [
+        "not measured: python -m benchmarks train-step simple_cnn --batch-size 77",
+        "not measured: python -m benchmarks forward simple_cnn --batch-size 77",
+        f"not measured: python -m benchmarks {lstm}",
+    ]
+
+
+def test_a_row_of_enough_rounds_is_quoted(tmp_path):
+    row = {"recipe": "cnn", "steps": 300}
+    for ratio, rounds in ((0.5, 10), (0.9, 2)):
+        append_row(tmp_path / "x.csv", {**row, "ratio": ratio, "rounds": rounds})
+    command = f"loop --recipe cnn --output {tmp_path / 'x.csv'}"
+    assert table.newest(table.Case(command))["ratio"] == 0.5
+    assert table.newest(table.Case(command + " --rounds 2"))["ratio"] == 0.9
 
 
 def test_a_file_without_marks_is_left_alone(tmp_path, capsys):
@@ -53,6 +87,7 @@ def test_a_file_without_marks_is_left_alone(tmp_path, capsys):
 def test_run_goes_through_the_cases(capsys):
     assert main(["run", "loop", "decodin?", "--dry"]) == 0
     said = capsys.readouterr().out.splitlines()
+    assert said.pop(0) == "4 commands"
     assert said == [f"python -m benchmarks {command}" for name in ("loop", "decoding") for command in table.cases(name)]
     assert len(said) == 4
 
@@ -97,8 +132,19 @@ def test_a_picture_beside_the_file(name, tmp_path):
 
 
 def test_every_file_of_results_has_cases_and_figures():
+    telling = {  # what a person would say tells the cases of a file apart
+        "compile": ("num_layers", "scan_layers"), "decoding": ("batch_size",), "loop": ("recipe",),
+        "memory": ("attention", "length"), "quality": ("recipe", "framework", "seed"), "savings": ("way",),
+        "sampling": ("num_layers", "hidden_size"), "shakespeare": ("framework", "recipe", "steps", "flags"),
+        "tpu": ("recipe", "framework", "topology", "mesh"),
+    }  # fmt: skip
     for path in RESULTS.glob("*.csv"):
         rows = compare.read(path)
+        if path.stem in telling:
+            with path.open() as file:
+                every = {tuple(row[name] for name in telling[path.stem]) for row in csv.DictReader(file)}
+            assert len(rows) == len(every), path
+        assert compare.labels(rows)
         assert all(compare.measured(row) for row in rows.values())
         assert all("--output" not in row["command"] for row in rows.values())
 
@@ -110,8 +156,27 @@ def test_every_file_of_results_has_cases_and_figures():
         (["run"], "error: unknown benchmark with cases ''; there are"),
         (["compare", "a.csv", "b.csv"], "error: [Errno 2] No such file or directory: 'a.csv'"),
         (["plot", "pyproject.toml"], "error: 'pyproject.toml' is no file of results"),
+        (["plot", "x.png"], "error: 'x.png' is no file of results"),
     ],
 )
-def test_mistakes_get_one_line(args, message, capsys):
+def test_mistakes_get_one_line(args, message, capsys, tmp_path, monkeypatch):
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x00\xff")
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    monkeypatch.chdir(tmp_path)
     assert main(args) == 2
     assert capsys.readouterr().err.startswith(message)
+
+
+def test_what_the_peer_does_is_a_figure():
+    row = next(iter(compare.read(RESULTS / "decoding.csv").values()))
+    assert "peer_tokens_per_s" in compare.measured(row)
+    assert not {"rounds", "seed", "parameters", "torch"} & {*compare.measured(row)}
+
+
+def test_compilers_are_timed_without_the_cache(monkeypatch):
+    before = jax.config.jax_enable_compilation_cache
+    for args, cached in ((["train-step", "simple_cn"], False), (["quality", "simple_cn"], True)):
+        jax.config.update("jax_enable_compilation_cache", True)
+        assert main(args) == 2
+        assert jax.config.jax_enable_compilation_cache == cached
+    jax.config.update("jax_enable_compilation_cache", before)
