@@ -49,7 +49,7 @@ def run(config: QualityConfig) -> list[dict[str, Any]]:
     shutil.rmtree(workdir, ignore_errors=True)
     settings = dataclasses.replace(load_recipe(config.recipe).config(), workdir=str(workdir), seed=config.seed)
     rates, phases = [matmul_gflops()], Phases()
-    settings, path = folder.take(settings)
+    settings, path, _ = folder.take(settings)
     with phases("data"):
         dataset = load_dataset(settings.data, zoo.model_info(settings.model.name).input_shape)
     with phases("setup"):

@@ -17,6 +17,7 @@ import zoo
 from train.alignments import sample_pairs
 from train.config import Config, differences, from_json, to_json
 from train.data import Dataset
+from train.journal import footprint
 from train.report import write_text
 from train.tasks.language_model import LanguageModel
 from train.tasks.translation import Translation
@@ -44,9 +45,11 @@ MAY_CHANGE = (
     "optimizer.nonfinite",
 )
 
+JOURNAL = ("train.log", "status.json")  # all that a run leaves which is killed before it has written its settings
 
-def take(config: Config) -> tuple[Config, pathlib.Path]:
-    """The settings to run with and the run folder: the folder's own settings where a run is taken up again.
+
+def take(config: Config) -> tuple[Config, pathlib.Path, tuple]:
+    """The settings to run with, the run folder and its footprint: the folder's settings where a run is taken up again.
 
     ZooError for a folder that is not empty without `resume`, that is no run's, or whose settings differ.
     """
@@ -58,8 +61,9 @@ def take(config: Config) -> tuple[Config, pathlib.Path]:
     workdir = pathlib.Path(config.workdir).expanduser().absolute()
     if workdir.exists() and not workdir.is_dir():
         raise ZooError(f"workdir {config.workdir!r} is a file")
-    if not workdir.exists() or not any(path.name[0] != "." for path in workdir.iterdir()):
-        return _with_decay_steps(config, config), workdir
+    found = footprint(workdir)
+    if not workdir.exists() or all(path.name[0] == "." or path.name in JOURNAL for path in workdir.iterdir()):
+        return _with_decay_steps(config, config), workdir, found
     if not config.resume:
         raise ZooError(f"workdir {config.workdir!r} is not empty: --resume goes on there, --workdir DIR elsewhere")
     stored = from_json(read_config(workdir).get("config"))
@@ -74,7 +78,7 @@ def take(config: Config) -> tuple[Config, pathlib.Path]:
     end = config.optimizer.decay_steps
     if config.optimizer.schedule != "constant" and end and config.steps > max(end, stored.steps):
         warnings.warn(f"the learning rate is 0 after step {end}, where its schedule ends", stacklevel=2)
-    return config, workdir
+    return config, workdir, found
 
 
 def _with_decay_steps(config: Config, source: Config) -> Config:

@@ -38,13 +38,13 @@ class Journal:
     """A run's voice, and a thread that looks after it; of several processes the first one writes, and all are watched.
 
     `stall` is after how many seconds without a step, an evaluated batch or a new activity the main thread's stack is
-    shown; the run is left alone.
+    shown; the run is left alone. `found` is the folder's `footprint` that the run goes by, if any.
     """
 
-    def __init__(self, workdir: pathlib.Path, steps: int, stall: float, phases: Phases):
+    def __init__(self, workdir: pathlib.Path, steps: int, stall: float, phases: Phases, found: tuple | None = None):
         self.workdir, self.stall, self.phases, self.process = workdir, stall, phases, jax.process_index()
         self.about: dict[str, Any] = {"step": 0, "steps": steps, "steps_per_second": None, "detail": ""}
-        self._log = _locked(workdir) if self.process == 0 else None
+        self._log = _locked(workdir, found) if self.process == 0 else None
         self._live = sys.stdout.isatty() and self.process == 0
         self._beaten = self._passed = time.perf_counter()
         self._warned, warnings.showwarning = warnings.showwarning, self._warn
@@ -143,8 +143,16 @@ class Journal:
             write_text(self.workdir / "status.json", json.dumps(about) + "\n")
 
 
-def _locked(workdir: pathlib.Path) -> Any:
-    """train.log, open and locked; ZooError where another run has it. Where the disk knows no locks, unlocked."""
+def footprint(workdir: pathlib.Path) -> tuple:
+    """What a run goes by before it has the folder for itself: settings and checkpoints."""
+    path = workdir / "config.json"
+    settings = path.read_bytes() if path.is_file() else None
+    return settings, sorted(step.name for step in workdir.glob("checkpoints/*"))
+
+
+def _locked(workdir: pathlib.Path, found: tuple | None) -> Any:
+    """train.log, open and locked; ZooError where another run has it, or had it since the footprint `found` was taken.
+    Where the disk knows no locks, unlocked."""
     workdir.mkdir(parents=True, exist_ok=True)
     log = (workdir / "train.log").open("a")
     try:
@@ -154,6 +162,9 @@ def _locked(workdir: pathlib.Path) -> Any:
         raise ZooError(f"another run is at work in {str(workdir)!r}; stop it first, or name another workdir") from None
     except OSError:
         warnings.warn(f"{str(workdir)!r} lies where files cannot be locked: start no second run in it", stacklevel=2)
+    if found is not None and footprint(workdir) != found:
+        log.close()
+        raise ZooError(f"another run was at work in {str(workdir)!r} while this one began; start this one again")
     return log
 
 

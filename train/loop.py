@@ -1,10 +1,12 @@
 """The order of a run, from its settings to its result; nothing is computed here."""
 
+import contextlib
 import json
 import math
 import pathlib
 import signal
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -25,7 +27,7 @@ from train.mesh import check_model
 from train.optimizer import check_patterns, make_optimizer
 from train.report import Phases, Report, Trace, draw_curves, write_text
 from train.sharding import Layout, make_layout
-from train.step import TrainState, init_state, make_eval_step, make_train_step
+from train.step import TrainState, finite, init_state, make_eval_step, make_train_step
 from zoo import huggingface
 from zoo.errors import ZooError
 from zoo.inputs.image import ImageInputs
@@ -33,6 +35,8 @@ from zoo.run import Run, pretrained_file
 from zoo.weights import load_weights
 
 CALIBRATION_IMAGES = 5000  # what a model's `calibrate` sees, where it has one
+MOST_SKIPPED = 100  # steps in a row that were not finite, after which a run that skips them ends
+STOPPED = "stopped, and the checkpoints before it kept; a lower optimizer.learning-rate, an optimizer.clip-norm"
 
 
 def run(config: Config, seconds_before: float = 0.0) -> dict[str, Any]:
@@ -43,22 +47,25 @@ def run(config: Config, seconds_before: float = 0.0) -> dict[str, Any]:
     """
     phases = Phases(seconds_before)
     processes.start(config.distributed)
-    config, workdir = folder.take(config)
+    config, workdir, found = folder.take(config)
     with phases("data"):
         shape = zoo.model_info(config.model.name).input_shape
         dataset = load_dataset(config.data, shape, folder.stored_vocabulary(workdir))
-    with Stop() as stop:
+    with Stop() as stop, memory_errors():
         with phases("setup"):
-            trainer = Trainer(config, workdir, dataset, phases)
+            trainer = Trainer(config, workdir, dataset, phases, found)
         with trainer:
             trainer.train(stop)
             return trainer.finish(stop)
 
 
 class Trainer:
-    """A run's parts, put together: `with Trainer(...) as trainer: trainer.train(Stop())`."""
+    """A run's parts, put together: `with Trainer(...) as trainer: trainer.train(Stop())`.
 
-    def __init__(self, config: Config, workdir: pathlib.Path, dataset: Dataset, phases: Phases):
+    `found` is what the settings were held against (`folder.take`); ZooError where another run has changed it since.
+    """
+
+    def __init__(self, config: Config, workdir: pathlib.Path, dataset: Dataset, phases: Phases, found: Any = None):
         self.config, self.workdir, self.dataset, self.phases = config, workdir, dataset, phases
         self.layout = layout = make_layout(config.parallel, config.batch_size, config.optimizer.accumulate, config.mesh)
         model_args, model = make_model(config, dataset)
@@ -70,38 +77,35 @@ class Trainer:
         resumes = ever_saved(workdir)
         state = jax.eval_shape(begin) if resumes else begin(config.model.weights)
         processes.meet("run folder read")
-        self.journal = Journal(workdir, config.steps, config.log.stall, phases)  # from here on nothing is a mistake
-        try:
+        with contextlib.ExitStack() as opened:  # each is closed, whatever the others raise; from here on no mistakes
+            self.journal = Journal(workdir, config.steps, config.log.stall, phases, found)
+            opened.push(lambda _, error, __: self.journal.close(error))
             if processes.first():
                 folder.describe(config, workdir, model_args, dataset)
             self.checkpoints = Checkpoints(workdir, config.keep)
+            opened.callback(self.checkpoints.close)
             if resumes:
                 clock, size = Clock(0), f"{megabytes(state):,.1f} MB"
                 self.journal.beat(detail=f"restoring {size}")
                 state, meta = self.checkpoints.restore(layout.template(state))
                 self.journal.say(f"resumed at step {meta['step']}: {size} in {clock.seconds():.1f} s")
                 self.journal.beat(step=meta["step"], detail="")
-        except BaseException as error:
-            self.journal.close(error)
-            raise
-        self.state, self.step = layout.restored(state) if resumes else layout.put_state(state), meta["step"]
-        self.interval = Interval(layout, self.step, meta["interval"])
-        self.model, axis = layout.adapt(model), layout.axis_name
-        train_step = make_train_step(config, self.model, dataset.inputs, optimizer, axis)
-        self.train_step = layout.compile_train(train_step, self.state)
-        self.eval_step = layout.compile_eval(make_eval_step(config, self.model, dataset.inputs, axis))
-        self.unevaluated = meta.get("unevaluated", False)
-        self.report = Report(workdir, config, self.step, self.unevaluated)
+            self.state, self.step = layout.restored(state) if resumes else layout.put_state(state), meta["step"]
+            self.interval = Interval(layout, self.step, meta["interval"])
+            self.model, axis = layout.adapt(model), layout.axis_name
+            train_step = make_train_step(config, self.model, dataset.inputs, optimizer, axis)
+            self.train_step = layout.compile_train(train_step, self.state)
+            self.eval_step = layout.compile_eval(make_eval_step(config, self.model, dataset.inputs, axis))
+            self.unevaluated = meta.get("unevaluated", False)
+            self.report = Report(workdir, config, self.step, self.unevaluated)
+            opened.callback(self.report.close)
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> "Trainer":
         return self
 
-    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
-        self.report.close()
-        try:
-            self.checkpoints.close()
-        finally:
-            self.journal.close(error)
+    def __exit__(self, *error: Any) -> None:
+        self._opened.__exit__(*error)
 
     def train(self, stop: Stop, until: int | None = None) -> None:
         """Steps to `until` (the last by default), or until a signal, after which SystemExit.
@@ -139,18 +143,37 @@ class Trainer:
             if logs or evaluates or leaves:
                 with self.phases("train"):
                     interval.read()
+                    stuck = interval.skipped_all(MOST_SKIPPED)
+                    saves = evaluates or leaves or stuck
+                    if saves:
+                        self._check_finite()
                 if logs:
                     self._log(clock.steps_per_second(self.step))
-                if evaluates or leaves:
+                if saves:
                     self._evaluate_and_save(evaluates, stop)
+                if stuck:
+                    self._give_up()
                 if stop.signal:
                     self._leave(stop.signal)
                 clock = Clock(self.step)
 
+    def _check_finite(self) -> None:
+        """ZooError for a state not worth saving, as after an update that is not finite, of a gradient that is."""
+        if not finite((self.state.variables(), self.state.ema)):
+            raise ZooError(f"the parameters are not finite at step {self.step}: {STOPPED} may help")
+
+    def _give_up(self) -> None:
+        with self.phases("checkpoint"):
+            self.checkpoints.wait()
+        raise ZooError(
+            f"nothing was finite in the last {self.interval.steps} steps: stopped at step {self.step}, and saved; a "
+            "lower optimizer.learning-rate or an optimizer.clip-norm may help"
+        )
+
     def _log(self, steps_per_second: float) -> None:
         task, sums, steps = self.config.task, self.interval.sums, self.interval.steps
         skipped = sums.get("skipped", 0.0)
-        if skipped == steps:
+        if self.interval.skipped_all():
             self.journal.say(f"step {self.step}: nothing was finite in the last {steps} steps, which were skipped")
             return  # they are counted where a later step makes a line
         metrics = {**task.metrics(sums), "grad_norm": sums["grad_norm"] / (steps - skipped)}
@@ -249,6 +272,21 @@ class Trainer:
         self.journal.say(words)
 
 
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turns a memory's end, a device's or the host's, into a line that says what takes less."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        line = (str(error).strip().splitlines() or ["out of memory"])[0][:200]
+        raise ZooError(
+            f"the memory does not suffice ({line}); a lower batch-size takes less, or a higher optimizer.accumulate, "
+            "remat=full in a Transformer's model.args, --mesh fsdp=N on several devices"
+        ) from None
+
+
 class BrokenOff(Exception):
     """An evaluation that a signal ended."""
 
@@ -274,12 +312,14 @@ class Interval:
             self.steps += 1
             for name, value in metrics.items():
                 if not math.isfinite(value):
-                    raise ZooError(
-                        f"{name} is {float(value)} at step {self.step}: stopped, and the checkpoints before it kept; "
-                        "a lower optimizer.learning-rate, an optimizer.clip-norm or optimizer.nonfinite skip may help"
-                    )
+                    where = f"{name} is {float(value)} at step {self.step}"
+                    raise ZooError(f"{where}: {STOPPED} or optimizer.nonfinite skip may help")
                 self.sums[name] = self.sums.get(name, 0.0) + float(value)
         self._unread.clear()
+
+    def skipped_all(self, least: int = 1) -> bool:
+        """Whether there were `least` steps, and all were skipped."""
+        return self.steps >= least and self.sums.get("skipped", 0.0) == self.steps
 
     def clear(self) -> None:
         self.steps, self.sums = 0, {}
@@ -349,6 +389,11 @@ def initial_state(
             images = dataset.train.read(np.arange(min(CALIBRATION_IMAGES, dataset.train.size)))["image"]
             variables = model.calibrate(variables, dataset.inputs.normalize(images))
     check_patterns(config.optimizer, variables["params"])
+    if any(leaf.dtype == np.float16 for leaf in jax.tree.leaves(variables["params"])):
+        raise ZooError(
+            "parameters in float16 lose small updates, and an optimizer's squares are 0 in it: leave param_dtype "
+            "float32; model.args dtype=float16 with optimizer.loss-scale computes in float16"
+        )
     carry = config.task.initial_carry(model, config.batch_size)
     return init_state(variables, optimizer, config.optimizer.ema is not None, carry, config.optimizer.loss_scale)
 

@@ -51,9 +51,10 @@ class Report:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        for written in (self._file, self._events):
-            if written is not None:
-                written.close()
+        with contextlib.ExitStack() as closing:  # each, though the other finds the disk full
+            for written in (self._file, self._events):
+                if written is not None:
+                    closing.callback(written.close)
 
 
 class Phases:

@@ -33,9 +33,10 @@ class LossScale(NamedTuple):
     since: jax.Array  # finite steps at it, int32
 
     def after(self, finite: jax.Array) -> "LossScale":
-        """Half of it where something overflowed, twice as much after `GROWS_AFTER` finite steps."""
+        """Half of it, down to 1, where something overflowed; twice as much after `GROWS_AFTER` finite steps."""
         grows = self.since + 1 >= GROWS_AFTER
-        factor = jnp.where(finite, self.factor * jnp.where(grows, 2.0, 1.0), self.factor / 2)
+        smaller = jnp.maximum(self.factor / 2, jnp.minimum(self.factor, 1.0))
+        factor = jnp.where(finite, self.factor * jnp.where(grows, 2.0, 1.0), smaller)
         return LossScale(factor, jnp.where(finite & ~grows, self.since + 1, 0))
 
 
@@ -134,7 +135,7 @@ def make_train_step(
         if axis_name is not None:
             gradients, sums = jax.lax.psum((gradients, sums), axis_name)
         count = sums["count"] if state.scale is None else sums["count"] * state.scale.factor
-        gradients = jax.tree.map(lambda g: g / count.astype(g.dtype), gradients)
+        gradients = jax.tree.map(lambda g: divided(g, count), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         changed = {"params": params, "collections": collections, "opt_state": opt_state, "carry": carry}
@@ -142,9 +143,23 @@ def make_train_step(
         if config.optimizer.ema is not None:
             new = dataclasses.replace(new, ema=averaged(config.optimizer.ema, state, new.variables()))
         metrics = {**sums, "grad_norm": optax.tree.norm(gradients)}
-        return (new, metrics) if config.optimizer.nonfinite == "stop" else skipped_unless_finite(state, new, metrics)
+        if config.optimizer.nonfinite == "stop":
+            return new, metrics
+        return skipped_unless_finite(state, new, {**metrics, "update_norm": optax.tree.norm(updates)})
 
     return train_step
+
+
+@jax.jit
+def finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree of arrays is."""
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def divided(gradient: jax.Array, count: jax.Array) -> jax.Array:
+    """The quotient in the gradient's dtype, taken in float32: float16 ends at 65,504, bfloat16 rounds counts."""
+    wide = jnp.promote_types(gradient.dtype, jnp.float32)
+    return (gradient.astype(wide) / count.astype(wide)).astype(gradient.dtype)
 
 
 def skipped_unless_finite(state: TrainState, new: TrainState, metrics: Sums) -> tuple[TrainState, Sums]:

@@ -54,6 +54,33 @@ def test_a_second_run_in_a_folder_is_refused_and_changes_nothing(tmp_path):
     assert train.run(tiny(workdir, steps=10, resume=True))["steps"] == 10
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_another_one_overtook_while_it_began_is_refused_and_changes_nothing(resume, tmp_path, monkeypatch):
+    """The other takes up or begins the same run, and ends, while this one loads its data."""
+    workdir = tmp_path / "run"
+    if resume:
+        train.run(tiny(workdir, steps=10))
+    load, before = train.loop.load_dataset, {}
+
+    def overtaken(*args):
+        monkeypatch.undo()
+        train.run(tiny(workdir, steps=20, resume=resume))
+        before.update({path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()})
+        return load(*args)
+
+    monkeypatch.setattr(train.loop, "load_dataset", overtaken)
+    with pytest.raises(ZooError, match=r"another run was at work in .* while this one began; start this one again"):
+        train.run(tiny(workdir, steps=30, resume=resume))
+    assert before == {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    assert not lives(workdir)
+
+
+def test_a_run_that_was_killed_before_it_had_written_its_settings_begins_anew(tmp_path):
+    (tmp_path / "train.log").touch()
+    (tmp_path / "status.json").write_text("{}")
+    assert train.run(tiny(tmp_path, steps=10, resume=True))["steps"] == 10
+
+
 @pytest.mark.parametrize("process", [0, 1])
 def test_whoever_stalls_says_where(process, quick_beats, tmp_path, capfd, monkeypatch):
     """Each of two processes for itself: the first one into the log as well."""

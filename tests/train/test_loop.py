@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import subprocess
 
 import jax
@@ -13,6 +14,12 @@ import train
 import zoo
 from runs import TINY, command, environment, finish
 from train import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig
+from train.data import load_dataset
+from train.interrupt import Stop
+from train.journal import lives
+from train.loop import Trainer
+from train.report import Phases
+from train.sharding import Layout
 from zoo import ZooError
 
 
@@ -207,6 +214,46 @@ def test_a_full_disk_while_saving_leaves_the_checkpoints_intact(tmp_path):
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in (workdir / "checkpoints").glob("[0-9]*[0-9]")) == before
     zoo.load(workdir)
+
+
+def test_records_that_find_the_disk_full_lose_no_save_that_is_under_way(tmp_path):
+    """Closing a file writes again what could not be written."""
+    workdir, config = tmp_path / "run", tiny(tmp_path / "run")
+    dataset = load_dataset(config.data, (8, 8, 1))
+
+    def trained():
+        with Stop() as stop, Trainer(config, workdir, dataset, Phases()) as trainer, open("/dev/full", "w") as full:
+            trainer.train(stop, until=10)
+            trainer.report._file = full
+            trainer.train(stop, until=15)
+
+    with pytest.raises(OSError, match="No space left"):
+        trained()
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["10"]
+    assert json.loads((workdir / "status.json").read_text())["activity"].startswith("ended by OSError: [Errno 28]")
+    assert not lives(workdir)
+
+
+def test_a_run_that_cannot_begin_gives_its_folder_free(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "metrics.jsonl").unlink()
+    (workdir / "metrics.jsonl").mkdir()
+    with pytest.raises(OSError, match="Is a directory"):
+        train.run(tiny(workdir, resume=True, steps=40))
+    assert not lives(workdir)
+
+
+def test_a_batch_that_takes_more_than_all_memory_is_told_of_in_a_line(tmp_path):
+    with pytest.raises(ZooError, match=r"the memory does not suffice \(.* PiB .*\); a lower batch-size takes less"):
+        train.run(tiny(tmp_path / "run", batch_size=2**50))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_step_that_takes_more_than_the_devices_memory_is_told_of_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(Layout, "compile_train", lambda *_: lambda *_: (jax.numpy.zeros(2**50), {}))
+    with pytest.raises(ZooError, match=r"the memory does not suffice \(RESOURCE_EXHAUSTED: Out of memory allocating"):
+        train.run(tiny(tmp_path / "run"))
 
 
 def test_a_trace_is_written_where_it_was_asked_for(tmp_path):

@@ -69,6 +69,42 @@ def test_steps_that_are_all_skipped_are_told_of_and_counted_later(bad_batches, t
     assert "step 9: nothing was finite in the last 2 steps, which were skipped" in capsys.readouterr().out
 
 
+def test_a_run_that_skips_all_for_long_ends_and_is_saved(monkeypatch, tmp_path):
+    monkeypatch.setattr(train.loop, "MOST_SKIPPED", 10)
+    read = Batches.__call__
+
+    def bad_from_3_on(self, k):
+        batch = read(self, k)
+        return {**batch, "weight": batch["weight"] * np.float32("nan" if k >= 3 else 1)}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "__call__", bad_from_3_on)
+        with pytest.raises(train.loop.ZooError, match="nothing was finite in the last 10 steps: stopped at step 15"):
+            train.run(skipping(tmp_path / "run", eval_every=1000))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["15"]
+    train.run(skipping(tmp_path / "run", eval_every=1000, resume=True))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert {row["step"]: row["skipped"] for row in rows if "skipped" in row} == {5: 2.0, 20: 10.0}
+
+
+LEAPING = train.OptimizerConfig("sgd", 1e38, schedule="constant", rates={"*": 1e3})  # an update beyond float32
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+    """Loss and gradient of the step are; the checkpoint before it stays the newest."""
+    config = tiny(tmp_path / "run", steps=2, optimizer=dataclasses.replace(LEAPING, warmup_steps=1), eval_every=1)
+    with pytest.raises(train.loop.ZooError, match="the parameters are not finite at step 2: stopped, and"):
+        train.run(config)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["1"]
+
+
+def test_an_update_that_is_not_finite_is_skipped(tmp_path):
+    """None of 4 steps is made, of which each had a finite loss and gradient."""
+    train.run(skipping(tmp_path / "run", steps=4, optimizer=LEAPING, eval_every=4, log=train.LogConfig(every=1)))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert [row["split"] for row in rows] == ["validation"]
+
+
 def test_a_run_that_stopped_goes_on_by_skipping(bad_batches, tmp_path):
     workdir = tmp_path / "run"
     with pytest.raises(train.loop.ZooError, match="is nan at step 8: stopped"):

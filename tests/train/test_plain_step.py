@@ -42,7 +42,7 @@ def compiled(optimizer=None, **fields):
     model = zoo.create_model("nanogpt", **GPT, **fields)
     config = Config("", 10, BATCH, data=TextConfig(), task=LanguageModel(), optimizer=optimizer)
     transformation, layout = make_optimizer(optimizer, 10), make_layout("jit", BATCH, optimizer.accumulate)
-    given = variables()
+    given = jax.tree.map(lambda leaf: leaf.astype(fields.get("param_dtype", leaf.dtype)), variables())
     if fields.get("scan_layers"):
         like = jax.eval_shape(model.init, jax.random.key(0), batch()["tokens"])["params"]
         given = {"params": zoo.transformer.layers.stacked(given["params"], like)}
@@ -99,6 +99,22 @@ def test_half_precision_computes_the_same_to_its_rounding(dtype, optimizer, tole
     np.testing.assert_allclose(ours[1]["loss"], plain[1]["loss"], rtol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_gradients_of_half_precision_parameters_are_divided_by_the_whole_count(dtype):
+    """128 tokens times a scale of 2^10: float16 ends before 2^16. Each operation rounds to 2^-8 in bfloat16."""
+    layout, state, step = compiled("scaled", param_dtype=dtype)
+    state = dataclasses.replace(state, scale=LossScale(np.float32(2.0**10), state.scale.since))
+    _, metrics = step(layout.put_state(state), layout.put_batch(batch()))
+    np.testing.assert_allclose(metrics["grad_norm"], run(n=1)[1]["grad_norm"], rtol=2**-5)
+
+
+def test_runs_whose_parameters_are_float16_are_refused(tmp_path):
+    model = ModelConfig("simple_cnn", {"widths": (4,), "param_dtype": "float16"})
+    with pytest.raises(zoo.ZooError, match="in float16 lose small updates"):
+        train.run(Config(str(tmp_path / "run"), 1, 16, model=model))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_scaled_loss_changes_nothing_in_float32():
     ours = run("scaled")
     assert_close(run()[0], ours[0])
@@ -120,6 +136,14 @@ def test_the_scale_grows_after_so_many_finite_steps():
     assert (float(once.factor), int(once.since)) == (8.0, GROWS_AFTER - 1)
     assert (float(twice.factor), int(twice.since)) == (16.0, 0)
     assert (float(twice.after(False).factor), int(twice.after(False).since)) == (8.0, 0)
+
+
+@pytest.mark.parametrize(("factor", "end"), [(4.0, 1.0), (1.0, 1.0), (0.5, 0.5)])
+def test_the_scale_ends_at_1_and_never_at_0(factor, end):
+    scale = LossScale(jnp.float32(factor), jnp.int32(0))
+    for _ in range(5):
+        scale = scale.after(False)
+    assert float(scale.factor) == end
 
 
 def test_a_scaled_run_is_taken_up_again_with_its_scale(tmp_path):

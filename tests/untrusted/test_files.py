@@ -122,6 +122,22 @@ def test_a_head_that_would_take_all_memory_is_not_drawn(weights):
         zoo.load_weights("lenet5", path, num_classes=10**9)
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_weights_of_many_more_bytes_than_the_model_has_are_refused_before_they_are_read(sharded, tmp_path):
+    """Few bytes on disk, since all are zero."""
+    before, size = peak_megabytes(), 2**30
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(joined({"params/a": one("F32", [size // 4], 0, size)}, b""))
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size + size)
+    if sharded:
+        path = tmp_path / "model.safetensors.index.json"
+        path.write_text(json.dumps({"weight_map": {"params/a": "model.safetensors"}}))
+    with pytest.raises(ZooError, match=r"has 1,073,741,\d+ bytes, more than 268,\d+,\d+, which are plenty for this"):
+        zoo.load_weights(MODEL, path, (32, 32, 1))
+    assert peak_megabytes() - before < 100
+
+
 @given(data=st.data())
 def test_a_changed_index_loads_or_is_refused(weights, data):
     content, folder = weights

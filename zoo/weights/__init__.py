@@ -38,7 +38,9 @@ def load_weights(
     module, example = _module_and_example(model, input_shape, overrides)
     template = abstract_variables(module, example)
     plain = jax.eval_shape(unstacked, template)  # as files have it: scanned stacks layer by layer
-    tensors = read_sharded(path) if str(path).endswith(".index.json") else read_safetensors(path)
+    size = sum(math.prod(leaf.shape) * max(leaf.dtype.itemsize, 4) for leaf in jax.tree.leaves(template))
+    read = read_sharded if str(path).endswith(".index.json") else read_safetensors
+    tensors = read(path, 2 * size + MOST_MADE)
     layout: Any = native if native.is_native(tensors) else huggingface.layout_of(plain) or torchvision
     try:
         if isinstance(layout, Layout):
@@ -100,22 +102,24 @@ def save_native(variables: Variables, path: str | os.PathLike, overwrite: bool =
     write_safetensors(native.to_file(unstacked(variables)), path, overwrite)
 
 
-def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Every tensor of a `.safetensors` file by name; ZooError where it is none or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.flax import load_file
+def read_safetensors(path: str | os.PathLike, most: int | None = None) -> dict[str, np.ndarray]:
+    """Every tensor of a `.safetensors` file by name; ZooError where it is none, is damaged or has over `most` bytes."""
+    from safetensors import SafetensorError, safe_open
 
     if not pathlib.Path(path).is_file():
         raise ZooError(f"no weights file {str(path)!r}")
+    _refuse_larger([pathlib.Path(path)], most, path)
     try:
-        return {name: np.asarray(tensor) for name, tensor in load_file(path).items()}
+        with safe_open(path, "numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:  # the last, of a dtype
         hint = "; convert it first: python -m zoo convert x.pth x.safetensors" if _is_torch_file(path) else ""
         raise ZooError(f"{str(path)!r} is not a readable .safetensors file: {error}{hint}") from None
 
 
-def read_sharded(index: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Every tensor of a `.safetensors.index.json`, from the files beside it that it names; ZooError where one lacks."""
+def read_sharded(index: str | os.PathLike, most: int | None = None) -> dict[str, np.ndarray]:
+    """Every tensor of a `.safetensors.index.json`, from the files beside it that it names; ZooError where one lacks, or
+    all have over `most` bytes."""
     index = pathlib.Path(index)
     if not index.is_file():
         raise ZooError(f"no weights index {str(index)!r}")
@@ -128,6 +132,7 @@ def read_sharded(index: str | os.PathLike) -> dict[str, np.ndarray]:
     for shard in sorted(set(places.values())):
         if shard in ("", ".", "..") or re.search(r"[/\\\0]", shard):
             raise ZooError(f"{str(index)!r} names {shard!r}; a shard must be a file beside the index")
+    _refuse_larger([index.parent / shard for shard in set(places.values())], most, index)
     tensors: dict[str, np.ndarray] = {}
     for shard in sorted(set(places.values())):
         found = read_safetensors(index.parent / shard)
@@ -223,6 +228,13 @@ def _bounded(leaves: Any, what: str) -> None:
     for leaf in jax.tree.leaves(leaves):
         if (size := math.prod(leaf.shape) * leaf.dtype.itemsize) > MOST_MADE:
             raise ZooError(f"{what} would take {size:,} bytes, more than {MOST_MADE:,}")
+
+
+def _refuse_larger(files: list[pathlib.Path], most: int | None, path: str | os.PathLike) -> None:
+    """A file of many bytes takes few on a disk where they are all zero, and all of them in memory."""
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    if most is not None and size > most:
+        raise ZooError(f"{str(path)!r} has {size:,} bytes, more than {most:,}, which are plenty for this model")
 
 
 def _initial_head(module: nn.Module, example: jax.ShapeDtypeStruct, head: str) -> dict[tuple[str, ...], Any]:
