@@ -2,10 +2,12 @@
 
 XLA runs the gradient of a windowed maximum (select-and-scatter) on one element at a time there; as a maximum over
 strided slices, forward and backward are plain elementwise work: 25 times faster for 2x2 windows over [64, 32, 32, 32].
-Other platforms keep the window reduction.
+What is not differentiated stays the window reduction, with which a forward pass of `simple_cnn` takes half of the time;
+so does everything on other platforms.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,7 +22,7 @@ def max_pool(x: jax.Array, window: int, strides: int, padding: int = 0) -> jax.A
     """
     return lax.platform_dependent(
         x,
-        cpu=lambda x: max_pool_slices(x, window, strides, padding),
+        cpu=lambda x: max_pool_on_cpu(x, window, strides, padding),
         default=lambda x: max_pool_windows(x, window, strides, padding),
     )
 
@@ -29,6 +31,17 @@ def max_pool_windows(x: jax.Array, window: int, strides: int, padding: int = 0) 
     """The plain form, one `reduce_window`."""
     pad = (padding, padding)
     return nn.max_pool(x, (window, window), (strides, strides), (pad, pad))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
+def max_pool_on_cpu(x: jax.Array, window: int, strides: int, padding: int) -> jax.Array:
+    """By windows; by slices where it is differentiated."""
+    return max_pool_windows(x, window, strides, padding)
+
+
+@max_pool_on_cpu.defjvp
+def _by_slices(window: int, strides: int, padding: int, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    return jax.jvp(lambda x: max_pool_slices(x, window, strides, padding), primals, tangents)
 
 
 def max_pool_slices(x: jax.Array, window: int, strides: int, padding: int = 0) -> jax.Array:
