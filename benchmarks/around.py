@@ -1,6 +1,7 @@
 """What a run spends outside of its steps: starting, reading batches, loading weights, saving and restoring."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ import numpy as np
 from tyro.conf import Positional
 
 import zoo
-from benchmarks.timer import RESULTS, append_row, circumstances, in_turn, percentiles_of, torch_or_none
+from benchmarks.timer import RESULTS, append_row, circumstances, fastest, in_turn, percentiles_of, torch_or_none
 from train.__main__ import load_recipe
 from train.checkpoint import Checkpoints
 from train.config import Arguments, OptimizerConfig, at_least
@@ -54,6 +55,7 @@ class PipelineConfig:
     """Times the batches of a recipe's training data, beside PyTorch's DataLoader over the same arrays."""
 
     recipe: Positional[str] = "cifar10"  # a recipe: python -m train list
+    workers: tuple[int, ...] = (0, 2)  # processes of the DataLoader, of which the fastest is timed
     rounds: int = 10  # turns of each
     output: str = str(RESULTS / "pipeline.csv")  # the CSV to append to
 
@@ -139,7 +141,7 @@ def run_pipeline(config: PipelineConfig) -> dict[str, Any]:
     first = next(coming)
     works: dict[str, Callable[[], Any]] = {"ours": lambda: next(coming)}
     if isinstance(dataset.train, ArraySplit):
-        works |= _loader(dataset.train, settings.batch_size)
+        works |= _loader(config, dataset.train, settings.batch_size)
     row = {"recipe": config.recipe, "data": dataset.name, "batch_size": settings.batch_size, "load_seconds": loaded}
     row["batch_mb"] = sum(array.nbytes for array in first.values()) / 1e6
     for name in ("ours", "torch"):
@@ -147,17 +149,28 @@ def run_pipeline(config: PipelineConfig) -> dict[str, Any]:
     return finish(config, row, works, 1, "batches")
 
 
-def _loader(split: ArraySplit, batch_size: int) -> dict[str, Callable[[], Any]]:
-    """PyTorch's, in this process; {} without torch."""
+def _loader(config: PipelineConfig, split: ArraySplit, batch_size: int) -> dict[str, Callable[[], Any]]:
+    """PyTorch's, by its fastest number of processes; {} without torch, ZooError where its batches are not as ours."""
     torch = torch_or_none()
     if torch is None:
         return {}
-    from torch.utils.data import DataLoader, TensorDataset
+    from torch.utils.data import DataLoader
 
-    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in split.arrays.values()]
-    loader: Any = DataLoader(TensorDataset(*tensors), batch_size, shuffle=True, drop_last=True)
-    batches = itertools.chain.from_iterable(itertools.repeat(loader))
-    return {"torch": lambda: next(batches)}
+    from benchmarks.torch_rows import Rows, as_it_is
+
+    rows: Any = Rows({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in split.arrays.items()})
+    options: dict[str, Any] = {"shuffle": True, "drop_last": True, "collate_fn": as_it_is}
+    ours = {name: (array.shape, str(array.dtype)) for name, array in split.read(np.arange(batch_size)).items()}
+    works: dict[str, Callable[[], Any]] = {}
+    for workers in config.workers:
+        more: dict[str, Any] = {"multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
+        loader: Any = DataLoader(rows, batch_size, num_workers=workers, **options, **more)
+        batches = itertools.chain.from_iterable(itertools.repeat(loader))
+        theirs = {name: (tuple(leaf.shape), str(leaf.numpy().dtype)) for name, leaf in next(batches).items()}
+        if theirs != ours:
+            raise ZooError(f"not the same batches: ours are {ours}, PyTorch's {theirs}")
+        works[str(workers)] = functools.partial(next, batches)
+    return {"torch": works[fastest(works)]}
 
 
 def drawn(name: str, args: dict[str, Any]) -> tuple[Any, Any, tuple[int, ...]]:

@@ -6,7 +6,6 @@ static, is the faster here. The first tokens of both must agree; weights are ran
 
 import dataclasses
 import pathlib
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,16 @@ import numpy as np
 
 import zoo
 from benchmarks.step_peers import transformers_model
-from benchmarks.timer import RESULTS, append_row, circumstances, cores, first_call, in_turn
+from benchmarks.timer import (
+    RESULTS,
+    append_row,
+    circumstances,
+    fastest,
+    first_call,
+    in_turn,
+    torch_device,
+    torch_or_none,
+)
 from train.config import Arguments, at_least
 from zoo.decode import Sampling, sample
 from zoo.errors import ZooError
@@ -46,6 +54,7 @@ def run(config: DecodingConfig) -> dict[str, Any]:
     the time; ZooError where the peer says other tokens."""
     for name in ("batch_size", "prompt", "length", "rounds"):
         at_least(name.replace("_", "-"), getattr(config, name), 1)
+    at_least("seed", config.seed, 0)
     model, variables, prompts = prepared(config)
     ours = our_decoding(config, model, variables, prompts)
     said, first = first_call(ours)
@@ -101,33 +110,32 @@ def our_decoding(config: DecodingConfig, model: Any, variables: Any, prompts: np
 def peer_decoding(
     config: DecodingConfig, model: Any, variables: Any, prompts: np.ndarray, said: np.ndarray
 ) -> dict[str, Callable[[], Any]]:
-    """The faster of transformers' ways, by name; {} without it."""
-    try:
-        import torch
-
-        peer = transformers_model(model, variables).eval()
-    except ImportError as error:
-        print(f"{error.name} is not installed: transformers is left out (pip install '.[benchmarks]')")
+    """The faster of transformers' ways, by name; {} without it, or where it has no such model."""
+    torch = torch_or_none()
+    if torch is None:
         return {}
-    torch.set_num_threads(cores())
-    tokens = torch.from_numpy(prompts.astype(np.int64))
+    try:
+        device = torch_device()
+        peer = transformers_model(model, variables).eval().to(device)
+    except (ModuleNotFoundError, ZooError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != "transformers":
+            raise
+        print(f"transformers is left out: {error}")
+        return {}
+    tokens = torch.from_numpy(prompts.astype(np.int64)).to(device)
     options: dict[str, Any] = {"max_new_tokens": config.length, "min_new_tokens": config.length, "do_sample": False}
     options |= {"attention_mask": torch.ones_like(tokens), "pad_token_id": 0, "eos_token_id": None}
 
     def work(cache: str) -> Callable[[], Any]:
         @torch.inference_mode()
         def generate() -> np.ndarray:
-            return peer.generate(tokens, cache_implementation=cache, **options)[:, config.prompt :].numpy()
+            return peer.generate(tokens, cache_implementation=cache, **options)[:, config.prompt :].cpu().numpy()
 
         return generate
 
-    seconds = {}
-    for cache in CACHES:
-        theirs = work(cache)()[:, :CHECKED]
-        if not np.array_equal(theirs, said[:, :CHECKED]):
-            raise ZooError(f"transformers says {theirs[0].tolist()} first, ours {said[0, :CHECKED].tolist()}")
-        start = time.perf_counter()
-        work(cache)()
-        seconds[cache] = time.perf_counter() - start
-    best = min(seconds, key=lambda cache: seconds[cache])
-    return {f"transformers, {best} cache": work(best)}
+    works = {f"transformers, {cache} cache": work(cache) for cache in CACHES}
+    for theirs in works.values():
+        if not np.array_equal(first := theirs()[:, :CHECKED], said[:, :CHECKED]):
+            raise ZooError(f"transformers says {first[0].tolist()} first, ours {said[0, :CHECKED].tolist()}")
+    best = fastest(works)
+    return {best: works[best]}

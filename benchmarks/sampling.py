@@ -2,15 +2,21 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 import zoo
-from benchmarks.timer import RESULTS, append_row, circumstances, cores, in_turn
+from benchmarks.timer import RESULTS, append_row, circumstances, in_turn, synchronized, torch_device, torch_or_none
 from train.config import at_least
+from zoo.decode import sample
+from zoo.errors import ZooError
 from zoo.ops.recurrence import Cell
+
+CHECKED = 32  # tokens whose logits must be the same
+TOLERANCE = 1e-3  # of the largest: a GPU multiplies float32 in less
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,35 +37,23 @@ def run(config: SamplingConfig) -> dict[str, Any]:
     """Measures, prints and appends one row; returns it."""
     for name in ("num_layers", "hidden_size", "vocab_size", "length", "rounds"):
         at_least(name.replace("_", "-"), getattr(config, name), 1)
-    import torch
-
-    from benchmarks.torch_recurrent import torch_model
-    from zoo.decode import sample
-
+    at_least("seed", config.seed, 0)
     names = ("vocab_size", "hidden_size", "num_layers")
     model = zoo.create_model(f"{config.cell}_lm", **{name: getattr(config, name) for name in names})
     variables = jax.jit(model.init)(jax.random.key(config.seed), np.zeros((1, 2), np.int32))
-    peer = torch_model(model, variables).eval()
-    torch.set_num_threads(cores())
-    generator = torch.Generator().manual_seed(config.seed)
 
     def ours() -> None:
         for _ in sample(model, variables, np.zeros((1, 1), np.int32), config.length, seed=config.seed):
             pass
 
-    @torch.inference_mode()
-    def theirs() -> None:
-        token, state = torch.zeros((1, 1), dtype=torch.int64), None
-        for _ in range(config.length):
-            logits, state = peer.step(token, state)
-            token = torch.multinomial(torch.softmax(logits[:, 0], dim=-1), 1, generator=generator)
-
-    contest = in_turn({"ours": ours, "torch": theirs}, config.rounds)
-    row = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("output", "rounds", "seed")}
-    for name in contest.seconds:
-        fast, median, slow = (config.length / seconds for seconds in contest.percentiles(name))
-        row |= {f"{name}_tokens_per_s": median, f"{name}_p10": slow, f"{name}_p90": fast}
-    low, ratio, high = contest.ratio("torch", "ours")
+    works = {"ours": ours, **peer_sampling(config, model, variables)}
+    contest = in_turn(works, config.rounds)
+    row: dict[str, Any] = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("output", "rounds", "seed")}
+    for name in ("ours", "torch"):
+        fast, median, slow = contest.percentiles(name) if name in works else (np.nan,) * 3
+        row[f"{name}_tokens_per_s"] = config.length / median
+        row |= {f"{name}_p10": config.length / slow, f"{name}_p90": config.length / fast}
+    low, ratio, high = contest.ratio("torch", "ours") if "torch" in works else (np.nan,) * 3
     row |= {"speedup": ratio, "speedup_p10": low, "speedup_p90": high}
     row |= {**contest.machine(), "rounds": config.rounds, "seed": config.seed, **circumstances()}
     print(
@@ -69,3 +63,35 @@ def run(config: SamplingConfig) -> dict[str, Any]:
     )
     append_row(pathlib.Path(config.output), row)
     return row
+
+
+def peer_sampling(config: SamplingConfig, model: Any, variables: Any) -> dict[str, Callable[[], Any]]:
+    """PyTorch's loop; {} without it, ZooError where its logits are not ours."""
+    torch = torch_or_none()
+    if torch is None:
+        return {}
+    from benchmarks.torch_recurrent import torch_model
+
+    device = torch_device()
+    peer = torch_model(model, variables).eval().to(device)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    tokens = np.random.default_rng(config.seed).integers(0, config.vocab_size, (1, CHECKED))
+    with torch.inference_mode():
+        check_logits(model.apply(variables, tokens), peer(torch.from_numpy(tokens).to(device)).cpu().numpy())
+
+    @torch.inference_mode()
+    def theirs() -> None:
+        token, state = torch.zeros((1, 1), dtype=torch.int64, device=device), None
+        for _ in range(config.length):
+            logits, state = peer.step(token, state)
+            token = torch.multinomial(torch.softmax(logits[:, 0], dim=-1), 1, generator=generator)
+        synchronized(token)
+
+    return {"torch": theirs}
+
+
+def check_logits(ours: Any, theirs: np.ndarray) -> None:
+    """ZooError unless they are the same, to TOLERANCE of the largest."""
+    ours = np.asarray(ours)
+    if not np.abs(ours - theirs).max() <= TOLERANCE * np.abs(ours).max():
+        raise ZooError(f"not the same arithmetic: logits differ from PyTorch's by {np.abs(ours - theirs).max():.3g}")

@@ -11,7 +11,6 @@ takes more than the next.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import jax
@@ -22,7 +21,7 @@ import zoo
 from benchmarks.contestants import Contestant, Update, of_jax
 from benchmarks.problems import Problem, make_problem
 from benchmarks.step_peers import PEERS
-from benchmarks.timer import PACKAGES, RESULTS, append_row, circumstances, in_turn, large_pages_mb
+from benchmarks.timer import PACKAGES, RESULTS, append_row, circumstances, fastest, in_turn, large_pages_mb
 from train import memory
 from train.config import Arguments, Config, OptimizerConfig, at_least
 from train.optimizer import make_optimizer
@@ -32,7 +31,6 @@ from zoo.errors import ZooError, unknown
 from zoo.registry import count_parameters
 
 OURS = "flaxzoo"
-TRIAL = 3  # rounds that choose a layout
 TOLERANCES = {"at step 0": 1e-4, "after an update": 1e-3}  # of losses, relative: Adam magnifies what rounding leaves
 HALF_TOLERANCE = 1e-2
 
@@ -84,7 +82,8 @@ def run(config: ForwardConfig) -> list[dict[str, Any]]:
             continue
         for peer in found:
             check_same(ours, peer, name, problem.dtype)
-        contestants[name] = fastest(found)
+        by_layout = {one.layout: one for one in found}
+        contestants[name] = by_layout[fastest({layout: one.work for layout, one in by_layout.items()})]
     contest = in_turn({name: contestant.work for name, contestant in contestants.items()}, config.rounds)
 
     row: dict[str, Any] = {name: getattr(config, name) for name in ("model", "args", "batch_size", "size")}
@@ -169,15 +168,6 @@ def check_same(ours: Contestant, peer: Contestant, name: str, dtype: str = "floa
     for when, tolerance, mine, other in zip(TOLERANCES, TOLERANCES.values(), ours.losses, peer.losses, strict=True):
         if not abs(mine - other) <= (tolerance if exact else HALF_TOLERANCE) * abs(other):
             raise ZooError(f"not the same arithmetic: the loss {when} is {mine:.6f}, {name}'s {other:.6f}")
-
-
-def fastest(contestants: Iterable[Contestant]) -> Contestant:
-    """The one whose median over a few rounds is the least."""
-    by_layout = {one.layout: one for one in contestants}
-    if len(by_layout) == 1:
-        return next(iter(by_layout.values()))
-    trial = in_turn({layout: one.work for layout, one in by_layout.items()}, TRIAL)
-    return by_layout[min(by_layout, key=lambda layout: trial.percentiles(layout)[1])]
 
 
 def described(row: dict[str, Any]) -> str:

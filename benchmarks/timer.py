@@ -25,6 +25,7 @@ from zoo.errors import ZooError
 RESULTS = pathlib.Path(__file__).parent / "results"
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "keras")  # whose versions a row has
 ROLLUP = pathlib.Path("/proc/self/smaps_rollup")  # Linux's account of this process's memory
+TRIAL = 3  # rounds that choose the fastest of several ways
 SWING = 1.2  # of the machine's speed within a measurement, above which it is worth a word
 NOMINAL_GFLOPS = 150.0  # the matrix-product rate at which a nominal minute is a wall minute
 
@@ -80,6 +81,14 @@ def in_turn(contestants: Mapping[str, Callable[[], Any]], rounds: int, least: fl
     busy = (_seconds_of_others() - others) / (time.perf_counter() - start)
     before, halfway, after = *rates, matmul_gflops()
     return Contest(seconds, (before, halfway, after), float(np.maximum(busy, 0)))
+
+
+def fastest(works: Mapping[str, Callable[[], Any]]) -> str:
+    """The name of the one whose median over a few rounds is the least."""
+    if len(works) == 1:
+        return next(iter(works))
+    trial = in_turn(works, TRIAL)
+    return min(works, key=lambda name: trial.percentiles(name)[1])
 
 
 def _calls(work: Callable[[], Any], least: float) -> int:

@@ -42,10 +42,10 @@ class GRUAttention(nn.Module):
 
     def read(self, source: torch.Tensor, lengths: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         words, steps = self.source_embedding(source), source.shape[1]
-        packed = nn.utils.rnn.pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
+        packed = nn.utils.rnn.pack_padded_sequence(words, lengths.cpu(), batch_first=True, enforce_sorted=False)
         encoded, last = self.encoder(packed)
         values, _ = nn.utils.rnn.pad_packed_sequence(encoded, batch_first=True, total_length=steps)
-        padding = torch.arange(steps) >= lengths[:, None]
+        padding = torch.arange(steps, device=lengths.device) >= lengths[:, None]
         return [values, self.alignment.key(values), padding], [torch.tanh(self.begin(last[-1]))]
 
     def advance(self, word: torch.Tensor, state: torch.Tensor, memory: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -156,7 +156,7 @@ class Transformer(nn.Module):
         return table(tokens) * math.sqrt(self.width) + self.places[start : start + tokens.shape[1]]
 
     def read(self, source: torch.Tensor, lengths: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        padding = (torch.arange(source.shape[1]) >= lengths[:, None])[:, None, None]
+        padding = (torch.arange(source.shape[1], device=lengths.device) >= lengths[:, None])[:, None, None]
         x, _ = self.encoder(self.embed(self.source_embedding, source), padding)
         found = [product(x) for layer in self.source.values() for product in layer.children()]
         memory = [leaf.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for leaf in found]
@@ -197,8 +197,8 @@ def torch_model(model: Any, variables: Any) -> nn.Module:
 def greedy(peer: Any, source: torch.Tensor, lengths: torch.Tensor, first: int, end: int, most: int) -> torch.Tensor:
     """The most probable token after the other, [N, most], `end` after the last."""
     memory, state = peer.read(source, lengths)
-    said = torch.full((len(source), most), end)
-    token, done = torch.full((len(source),), first), torch.zeros(len(source), dtype=torch.bool)
+    said = source.new_full((len(source), most), end)
+    token, done = source.new_full((len(source),), first), torch.zeros_like(lengths, dtype=torch.bool)
     for n in range(most):
         logits, state = peer.step(token, state, memory)
         token = logits.argmax(-1).masked_fill(done, end)
@@ -215,14 +215,14 @@ def beam_search(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The best target of each row, [N, most], `end` after the last, and its score [N]; ranked and stopped as
     `zoo.decode.beam` says."""
-    rows, places = len(source), torch.arange(2 * beams)
+    rows, places = len(source), torch.arange(2 * beams, device=source.device)
     memory, state = ([leaf.repeat_interleave(beams, 0) for leaf in leaves] for leaves in peer.read(source, lengths))
-    scores = torch.full((rows, beams), -torch.inf)
+    scores = torch.full((rows, beams), -torch.inf, device=source.device)
     scores[:, 0] = 0
-    tokens, last = torch.full((rows, beams, most), end), torch.full((rows * beams,), first)
-    best, best_score = torch.full((rows, most), end), torch.full((rows,), -torch.inf)
-    ended, done = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.bool)
-    row = torch.arange(rows)[:, None]
+    tokens, last = source.new_full((rows, beams, most), end), source.new_full((rows * beams,), first)
+    best, best_score = source.new_full((rows, most), end), torch.full_like(scores[:, 0], -torch.inf)
+    ended, done = torch.zeros_like(lengths), torch.zeros_like(lengths, dtype=torch.bool)
+    row = torch.arange(rows, device=source.device)[:, None]
     for n in range(1, most + 1):
         logits, state = peer.step(last, state, memory)
         totals = (logits.log_softmax(-1) + scores.view(-1, 1)).view(rows, -1)

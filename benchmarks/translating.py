@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 import zoo
-from benchmarks.timer import RESULTS, append_row, circumstances, first_call, in_turn, torch_or_none
+from benchmarks.timer import RESULTS, append_row, circumstances, first_call, in_turn, torch_device, torch_or_none
 from train.__main__ import load_recipe
 from train.config import PairsConfig, at_least, from_json
 from train.data.pairs import load_pairs
@@ -51,6 +51,7 @@ def run(config: TranslatingConfig) -> list[dict[str, Any]]:
     """Measures, prints and appends a row for each size of beam; returns them. ZooError where the peer says others."""
     for name in ("sentences", "batch_size", "source_length", "length", "rounds"):
         at_least(name.replace("_", "-"), getattr(config, name), 1)
+    at_least("seed", config.seed, 0)
     at_least("the number of beams", len(config.beams), 1)
     at_least("beams", min(config.beams), 1)
     model, variables, batches = _of_run(config) if config.run else _of_recipe(config)
@@ -149,25 +150,24 @@ def our_decoding(config: TranslatingConfig, model: Any, variables: Any, batches:
 
 def peer_decoding(config: TranslatingConfig, model: Any, variables: Any, batches: list[Batch], beams: int) -> Any:
     """The same in PyTorch; None without it."""
-    torch = torch_or_none()
+    torch = torch_or_none() if config.peer else None
     if torch is None:
-        return None
-    if not config.peer:
         return None
     from benchmarks.torch_seq2seq import beam_search, greedy, torch_model
 
-    peer = torch_model(model, variables).eval()
+    device = torch_device()
+    peer = torch_model(model, variables).eval().to(device)
     batches = [(source[:, : lengths.max()], lengths) for source, lengths in batches]  # it compiles for no width
-    arrays: list[Any] = [[torch.from_numpy(array.astype(np.int64)) for array in batch] for batch in batches]
+    arrays: list[Any] = [[torch.from_numpy(array.astype(np.int64)).to(device) for array in batch] for batch in batches]
     options: dict[str, Any] = {"first": PairInputs.first, "end": PairInputs.end, "most": config.length}
 
     def work() -> Said:
         if beams == 1:
-            tokens = torch.cat([greedy(peer, *batch, **options) for batch in arrays]).numpy()
+            tokens = torch.cat([greedy(peer, *batch, **options) for batch in arrays]).cpu().numpy()
             return tokens, np.full(len(tokens), np.nan)
         more = {**options, "beams": beams, "penalty": PENALTY}
         found = [beam_search(peer, *batch, **more) for batch in arrays]
-        said, scores = (torch.cat(leaves).numpy() for leaves in zip(*found, strict=True))
+        said, scores = (torch.cat(leaves).cpu().numpy() for leaves in zip(*found, strict=True))
         return said, scores
 
     return work

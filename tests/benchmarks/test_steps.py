@@ -11,6 +11,7 @@ import pytest
 from benchmarks import compare, contestants, step_peers, steps, timer
 from benchmarks.__main__ import main
 from benchmarks.problems import make_problem
+from benchmarks.timer import in_turn
 from zoo import ZooError
 
 TINY = {"hidden_size": 8, "num_layers": 1}
@@ -37,7 +38,8 @@ TORCHES = ("torch", "transformers")
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch):
-    monkeypatch.setattr(steps, "in_turn", functools.partial(timer.in_turn, least=0.0))
+    for module in (steps, timer):
+        monkeypatch.setattr(module, "in_turn", functools.partial(in_turn, least=0.0))
     monkeypatch.setattr(timer, "matmul_gflops", lambda: 1.0)
     monkeypatch.setattr(timer, "cores", lambda: 1)  # other tests have the rest
 

@@ -156,6 +156,7 @@ def test_every_file_of_results_has_cases_and_figures():
         (["run"], "error: unknown benchmark with cases ''; there are"),
         (["compare", "a.csv", "b.csv"], "error: [Errno 2] No such file or directory: 'a.csv'"),
         (["plot", "pyproject.toml"], "error: 'pyproject.toml' is no file of results"),
+        (["quality", "list"], "error: unknown recipe 'list'; did you mean lstm"),
         (["plot", "x.png"], "error: 'x.png' is no file of results"),
     ],
 )

@@ -3,13 +3,14 @@
 import csv
 import functools
 import importlib
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 import zoo
-from benchmarks import compiling, decoding, shakespeare, step_peers
+from benchmarks import compiling, decoding, sampling, shakespeare, step_peers
 from benchmarks.__main__ import main
 from zoo import ZooError
 from zoo.inputs.text import TextInputs
@@ -41,6 +42,31 @@ def test_decoding_beside_transformers(tmp_path):
     row = decoding.run(decoding_config(tmp_path))
     assert row["peer"].startswith("transformers, ")
     assert 0 < row["speedup_p10"] <= row["speedup"] <= row["speedup_p90"]
+
+
+@pytest.mark.parity
+def test_a_model_that_transformers_has_not(tmp_path, capsys):
+    pytest.importorskip("torch", reason="the peer needs torch and transformers: pip install '.[benchmarks]'")
+    fields = {"hidden_size": 8, "num_layers": 1, "vocab_size": 11}
+    output = str(tmp_path / "x.csv")
+    row = decoding.run(decoding.DecodingConfig("lstm_lm", fields, 2, 3, 5, rounds=1, output=output))
+    assert row["peer"] == ""
+    assert "transformers is left out: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("peer", [False, pytest.param(True, marks=pytest.mark.parity)])
+def test_sampling_beside_torch_and_without(peer, tmp_path, monkeypatch):
+    if peer:
+        pytest.importorskip("torch", reason="the peer needs torch: pip install '.[benchmarks]'")
+    else:
+        monkeypatch.setitem(sys.modules, "torch", None)
+    sizes = {"num_layers": 1, "hidden_size": 8, "vocab_size": 11, "length": 5, "rounds": 1}
+    row = sampling.run(sampling.SamplingConfig("gru", **sizes, output=str(tmp_path / "x.csv")))
+    assert row["ours_tokens_per_s"] > 0
+    assert (row["torch_tokens_per_s"] > 0) == (row["speedup"] > 0) == peer
+    sampling.check_logits(np.ones(3), np.ones(3) + 1e-6)
+    with pytest.raises(ZooError, match="logits differ from PyTorch's"):
+        sampling.check_logits(np.ones(3), np.ones(3) + 0.1)
 
 
 @pytest.mark.parity
@@ -147,6 +173,8 @@ def test_the_peers_learning_rate_is_nanogpts():
     ("args", "message"),
     [
         (["decoding", "--length", "0"], "error: length must be at least 1, not 0"),
+        (["decoding", "--seed", "-1"], "error: seed must be at least 0, not -1"),
+        (["sampling", "--seed", "-1"], "error: seed must be at least 0, not -1"),
         (["compile", "--depths", "12", "0"], "error: depths must be at least 1, not 0"),
         (["shakespeare", "--steps", "9", "0"], "error: steps must be at least 1, not 0"),
         (["shakespeare", "--recipe", "cnn"], "error: cnn must read a text with validation and test splits; digits"),

@@ -106,6 +106,7 @@ def test_other_targets_are_refused():
     ("args", "message"),
     [
         (["translating", "--beams", "5", "0"], "error: beams must be at least 1, not 0"),
+        (["translating", "--seed", "-1"], "error: seed must be at least 0, not -1"),
         (["translating", "--recipe", "cnn"], "error: translating times recipes of pairs, such as multi30k-gru; cnn"),
         (["translating", "--run", "nowhere"], "error: 'nowhere' is not a run folder"),
     ],
