@@ -1,7 +1,9 @@
 """README's table is what the results say; cases, comparisons and pictures are made of the same rows."""
 
 import csv
+import re
 import shutil
+import statistics
 
 import jax
 import pytest
@@ -15,6 +17,45 @@ from zoo import ZooError
 def test_readme_says_what_the_results_say():
     text = table.README.read_text()
     assert table.replaced(text) == text, "run: python -m benchmarks readme"
+
+
+FIGURES = {  # what README says of a recipe, as quality.csv has it: means of the seeds' newest rows
+    "cnn": "{accuracy:.1f} %", "digits-finetune": "{accuracy:.1f} %", "mnist": "{accuracy:.2f} %",
+    "mnist-lenet": "{accuracy:.2f} %", "cifar10": "{accuracy:.1f} % (seed 0); last weights {last_accuracy:.1f} %",
+    "cifar10-airbench": "{accuracy:.1f} %", "cifar10-resnet20": "{accuracy:.1f} %",
+    "lstm": "{validation_loss:.3f} nats, {validation_bits_per_character:.2f} bits",
+    "transformer": "{validation_loss:.3f} nats, {validation_bits_per_character:.2f} bits",
+    "vit": "{accuracy:.1f} %; validation {validation_accuracy:.1f} %", "masked-lm": "{validation_loss:.3f} nats",
+    "bert-sst2": "{accuracy:.1f} %; validation {validation_accuracy:.1f} %", "lstm-classify": "{accuracy:.1f} %",
+    "seq2seq": "{exact_match:.2f} %", "multi30k-gru": "{bleu:.1f} BLEU", "multi30k-transformer": "{bleu:.1f} BLEU",
+    "cmudict-transformer": "{wrong:.1f} % of words wrong, {error_rate:.1f} % of phones",
+    "shakespeare-gpt": "{loss:.3f} nats; validation {validation_loss:.3f}",
+    "shakespeare-lstm": "{loss:.3f} nats; validation {validation_loss:.3f}",
+    "lstm-sentiment": "{accuracy:.1f} %; validation {validation_accuracy:.1f} %",
+}  # fmt: skip
+
+
+def test_figures_of_recipes_are_those_of_their_rows():
+    text = table.README.read_text()
+    by_command = re.search(r"those of ([^)]*) by the recipe's own command", text).group(1)
+    told = dict(re.findall(r"^\| `([\w-]+)` \| [^|]* \| ([^|]*\d[^|]*) \|", text.split("| recipe |")[1], re.MULTILINE))
+    assert {*FIGURES} <= {*told}
+    with (RESULTS / "quality.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["framework"] == "flaxzoo"]
+    for recipe, figures in FIGURES.items():
+        by_seed = {row["seed"]: row for row in rows if row["recipe"] == recipe}
+        if not by_seed:
+            assert f"`{recipe}`" in by_command
+            continue
+        values = {name: [row[name] for row in by_seed.values()] for name in rows[0]}
+        means = {name: statistics.mean(map(float, found)) for name, found in values.items() if number(found)}
+        percents = {name: 100 * mean for name, mean in means.items() if name.endswith(("accuracy", "match", "_rate"))}
+        means |= percents | ({"wrong": 100 - percents["exact_match"]} if "exact_match" in percents else {})
+        assert figures.format(**means) in told[recipe], recipe
+
+
+def number(found):
+    return all(compare.number(value) is not None for value in found)
 
 
 def test_every_case_is_a_command_that_parses():
