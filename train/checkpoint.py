@@ -88,7 +88,7 @@ class Checkpoints:
         """Gives a checkpoint on disk, which was saved before it was evaluated, its score."""
         if score is not None:
             self.scores[step] = score
-        path = self.folder / str(step) / "meta" / "metadata"  # where Orbax's JSON handler writes it
+        path = run_folder.meta_file(self.folder / str(step))
         if processes.first():
             write_text(path, json.dumps({**json.loads(path.read_text()), "score": score, "unevaluated": False}))
 

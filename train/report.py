@@ -12,7 +12,10 @@ import jax
 
 from train import processes
 from train.config import Config
+from zoo.files import MOST_BYTES
 from zoo.registry import fits
+
+MOST_LINE = 2**16  # bytes
 
 
 class Report:
@@ -105,21 +108,28 @@ def cut_back(path: pathlib.Path, step: int, unevaluated: bool) -> None:
     """Drops the lines of metrics.jsonl beyond `step`, those of its evaluation if that is to come, and half a line."""
     if not path.exists():
         return
-    kept = []
-    for line, row in read_rows(path):
-        if row["step"] < step or (row["step"] == step and not (unevaluated and row["split"] == "validation")):
-            kept.append(line + "\n")
-    write_text(path, "".join(kept))
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as kept:
+        for line, row in read_rows(path, last=None):
+            if row["step"] < step or (row["step"] == step and not (unevaluated and row["split"] == "validation")):
+                kept.write(line + "\n")
+    os.replace(temporary, path)
 
 
-def read_rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines of metrics.jsonl that are whole, and what they say: `step`, `split`, and numbers by name."""
-    for line in path.read_text("utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-            row = json.loads(line)
-            numbers = [value for name, value in row.items() if name != "split"]
-            if isinstance(row["step"], int) and isinstance(row["split"], str) and fits(numbers, list[float]):
-                yield line, row
+def read_rows(path: pathlib.Path, last: int | None = MOST_BYTES) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of metrics.jsonl that are whole, and what they say: `step`, `split`, and numbers by name.
+
+    Only of the file's `last` bytes, since whoever keeps the rows has them all in memory. None longer than MOST_LINE.
+    """
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - last, 0) if last else 0)
+        while content := file.readline(MOST_LINE):
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+                line = content.decode().rstrip("\n")
+                row = json.loads(line)
+                numbers = [value for name, value in row.items() if name != "split"]
+                if isinstance(row["step"], int) and isinstance(row["split"], str) and fits(numbers, list[float]):
+                    yield line, row
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

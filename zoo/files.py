@@ -4,12 +4,14 @@ import json
 import pathlib
 from typing import Any
 
-MOST_BYTES = 2**28
+MOST_BYTES = 2**26  # a tokenizer of 262,000 tokens has half of it
+MOST_VALUES = 2**22  # which take 100 bytes each in memory, though 3 in the file; that tokenizer has half of them
 MOST_LEVELS = 64
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """What a JSON file holds; ValueError where it is none, is larger than MOST_BYTES or nested beyond MOST_LEVELS."""
+    """What a JSON file holds; ValueError where it is none, is larger than MOST_BYTES, has more than MOST_VALUES or is
+    nested beyond MOST_LEVELS."""
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"it has {path.stat().st_size:,} bytes, more than {MOST_BYTES:,}")
     return parse_json(path.read_text("utf-8"))
@@ -17,6 +19,9 @@ def read_json(path: pathlib.Path) -> Any:
 
 def parse_json(text: str) -> Any:
     """The same of a text."""
+    values = sum(map(text.count, ",[{"))  # at least as many, those within strings among them
+    if values > MOST_VALUES:
+        raise ValueError(f"it has {values:,} values, more than {MOST_VALUES:,}")
     try:
         data = json.loads(text)
     except RecursionError:

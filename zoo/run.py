@@ -134,14 +134,15 @@ def step_folders(checkpoints: pathlib.Path) -> dict[int, pathlib.Path]:
     return {int(path.name): path for path in sorted(found) if _STEP.fullmatch(path.name) and path.is_dir()}
 
 
+def meta_file(checkpoint: pathlib.Path) -> pathlib.Path:
+    """Where Orbax's JSON handler writes the item `meta`; read without it, which knows no bounds."""
+    return checkpoint / "meta" / "metadata"
+
+
 def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
     """The item `meta`: `score` (higher is better, or None), `digests` by item and path."""
-    import orbax.checkpoint as ocp
-
-    quiet_orbax()
     try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            meta = reader.restore(checkpoint / "meta", args=ocp.args.JsonRestore())
+        meta = read_json(meta_file(checkpoint))
         if not isinstance(meta["digests"]["model"], dict) or not all(
             isinstance(d, dict) for d in meta["digests"].values()
         ):
@@ -149,7 +150,7 @@ def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
         if not isinstance(meta.get("score"), float | int | None):
             raise TypeError("its score is no number")
         return meta
-    except Exception as error:  # Orbax raises whatever its storage does
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BrokenCheckpoint(f"its meta is unreadable ({_line(error)})") from None
 
 

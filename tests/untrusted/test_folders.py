@@ -152,6 +152,39 @@ def test_values_nested_beyond_what_any_has_are_refused(where, export):
         zoo.load(folder)
 
 
+def test_json_that_takes_far_more_memory_than_its_file_is_refused_before_it_is_parsed(run_folder, tmp_path):
+    folder, before = tmp_path / "run", peak_megabytes()
+    shutil.copytree(run_folder, folder)
+    lists = "[" + "[]," * 6_000_000 + "[]]"
+    (folder / "checkpoints" / "20" / "meta" / "metadata").write_text(lists)
+    with pytest.raises(ZooError, match=r"its meta is unreadable \(it has 12,000,00\d values, more than 4,194,304"):
+        zoo.load(folder, step=20)
+    (folder / "config.json").write_text(lists)
+    with pytest.raises(ZooError, match=r"12,000,00\d values, more than"):
+        zoo.load(folder)
+    with (folder / "config.json").open("w") as file:
+        file.truncate(2**30)  # all zeros, of which none is on the disk
+    with pytest.raises(ZooError, match="it has 1,073,741,824 bytes, more than"):
+        zoo.load(folder)
+    assert peak_megabytes() - before < 150
+
+
+def test_records_of_any_length_take_little_memory(run_folder, tmp_path):
+    path, before = tmp_path / "metrics.jsonl", peak_megabytes()
+    shutil.copy(run_folder / "config.json", tmp_path)
+    rows = (run_folder / "metrics.jsonl").read_bytes()
+    with path.open("wb") as file:
+        file.write(rows)
+        file.truncate(2**28)  # zeros without an end of line
+        file.seek(0, 2)
+        file.write(b"\n" + rows)
+    assert "validation at step 20: loss" in status(tmp_path)
+    draw_curves(tmp_path, "accuracy")
+    cut_back(path, 20, False)
+    assert path.read_bytes() == 2 * rows
+    assert peak_megabytes() - before < 150
+
+
 SETTINGS = [
     Config("runs/x", 10, 4, model=ModelConfig("simple_cnn", {"widths": [4]}), optimizer=OptimizerConfig(ema=0.9)),
     Config("runs/x", 10, 4, model=ModelConfig("lstm_lm"), data=TextConfig(path="x"), task=LanguageModel()),
