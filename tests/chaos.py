@@ -9,8 +9,12 @@ report), a random while more, and then does to the process or to its folder what
     file limit                          RLIMIT_FSIZE: no file grows beyond a few kB
     read-only folder                    folders lose their write permission; root loses CAP_DAC_OVERRIDE beforehand
     second run                          SIGSTOP, while another run in the same folder must be refused; SIGCONT
-    clock                               Python's time.time goes back by days, files' times too; then SIGKILL
+    clock                               Python's time.time goes back by days, files' times too; then SIGKILL; the run is
+                                        taken up by a clock that is behind as well
     truncate, zero, remove, flip a bit  SIGKILL, and then one file of the newest checkpoint, where there is another
+
+Kinds and moments are dealt from one deck of all combinations, in which a seed says where to begin; recipe, occurrence
+and delay are drawn. One of the recipes runs on a mesh of eight virtual devices.
 
 Then the run is taken up with --resume. It must end with status 0, no attempt may show a traceback, and the last
 checkpoint's digests (parameters, optimizer, carried state), metrics.jsonl, result.json but for its seconds, and the
@@ -50,24 +54,40 @@ ROOT = pathlib.Path(__file__).parents[1]
 OFTEN = ["--steps", "120", "--eval-every", "10", "--log.every", "7", "--batch-size", "16", "--log.no-tensorboard"]
 RECIPES = {
     "cnn": ["cnn", "--model.args", "widths=(4,)", "hidden_size=16", *OFTEN],
-    "lstm": ["lstm", "--model.args", "hidden_size=16", "--data.path", str(ROOT / "LICENSE"), "--data.context", "8"],
-}
-RECIPES["lstm"] += OFTEN
+    "lstm": [
+        "lstm",
+        "--model.args",
+        "hidden_size=16",
+        "--data.path",
+        str(ROOT / "LICENSE"),
+        "--data.context",
+        "8",
+        *OFTEN,
+    ],
+    "mesh": ["cnn", "--model.args", "widths=(4,)", "hidden_size=1040", "--mesh", "data=2,fsdp=4", *OFTEN],
+}  # of the last one's first dense kernel each device has a part
 MOMENTS = {"start": 1, "setup": 1, "compile": 1, "train": 150, "evaluate": 12, "checkpoint": 12, "report": 1}  # times
 DAMAGES = ("truncate", "zero", "remove", "flip a bit")
 SIGNALS = ("kill", "terminate", "terminate twice")
 FAULTS = (*SIGNALS, "full disk", "file limit", "read-only folder", "second run", "clock", *DAMAGES)
 LIMIT = 600  # seconds that an attempt may take
+DRAWS = 20  # of a recipe, occurrence and delay for a combination whose moment did not come
+
+
+def combinations() -> list[tuple[str, str]]:
+    """Every kind of fault at every moment that it may fall on, shuffled, in the same order always."""
+    kinds_of = {"start": SIGNALS, "setup": SIGNALS, "compile": SIGNALS}
+    kinds_of["report"] = tuple(kind for kind in FAULTS if kind not in ("second run", *DAMAGES))
+    found = [(kind, moment) for moment in MOMENTS for kind in kinds_of.get(moment, FAULTS)]
+    random.Random(0).shuffle(found)
+    return found
 
 
 class Fault:
     """What happens to an attempt: `kind`, at the `occurrence`-th beginning of the phase `moment`, `delay` s later."""
 
-    def __init__(self, rng: random.Random):
-        self.kind = rng.choice(FAULTS)
-        moments = [m for m in MOMENTS if m not in ("start", "setup", "compile") or self.kind in SIGNALS]
-        moments = ["train", "evaluate", "checkpoint"] if self.kind in ("second run", *DAMAGES) else moments
-        self.moment = rng.choice(moments)
+    def __init__(self, kind: str, moment: str, rng: random.Random):
+        self.kind, self.moment = kind, moment
         self.occurrence = rng.randint(
             3 if self.kind in DAMAGES and MOMENTS[self.moment] > 1 else 1, MOMENTS[self.moment]
         )
@@ -107,8 +127,7 @@ class Fault:
             os.kill(os.getpid(), signal.SIGSTOP)
         else:
             if self.kind == "clock":
-                before = time.time
-                time.time = lambda: before() - self.days * 86400
+                self.set_clock_back()
                 for folder, _, names in os.walk(workdir):
                     for name in names:
                         with contextlib.suppress(FileNotFoundError):  # the run goes on, and clears away after itself
@@ -116,12 +135,17 @@ class Fault:
                 time.sleep(self.delay)
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def set_clock_back(self) -> None:
+        before = time.time
+        time.time = lambda: before() - self.days * 86400
+
 
 class Campaign:
     """Disturbed runs in a folder, a recipe's undisturbed one beside them."""
 
     def __init__(self, base: pathlib.Path, seed: int):
         self.base, self.rng, self.disk = base, random.Random(seed), base / "disk"
+        self.left_out: collections.Counter = collections.Counter()
         self.disk.mkdir()
         mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(self.disk)]
         self.mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
@@ -131,18 +155,22 @@ class Campaign:
             assert status == 0, output
             self.whole[name] = fingerprint(base / name / "run")
 
-    def disturbed_run(self, number: int) -> dict[str, str | float]:
-        """One run with one fault, taken up again; drawn anew where its moment never came."""
-        while True:
-            recipe, fault = self.rng.choice(list(RECIPES)), Fault(self.rng)
-            if fault.kind == "full disk" and not self.mounted:
-                continue
-            place = (self.disk if fault.kind == "full disk" else self.base) / str(number)
-            cache = place / "cache" if fault.moment == "compile" else self.base / "cache"
+    def disturbed_run(self, kind: str, moment: str) -> dict[str, str | float] | None:
+        """One run with one fault, taken up again; drawn anew where its moment never came, and None, which is counted,
+        where it does not come at all."""
+        if kind == "full disk" and not self.mounted:
+            self.left_out["full disk, since nothing can be mounted here"] += 1
+            return None
+        for _ in range(DRAWS):
+            recipe, fault = self.rng.choice(list(RECIPES)), Fault(kind, moment, self.rng)
+            place = (self.disk if kind == "full disk" else self.base) / "disturbed"
+            cache = place / "cache" if moment == "compile" else self.base / "cache"
             row = self._disturb(recipe, fault, place, cache)
             shutil.rmtree(place)
             if row is not None:
-                return {"recipe": recipe, "fault": fault.kind, "moment": fault.moment, **row}
+                return {"recipe": recipe, "fault": kind, "moment": moment, **row}
+        self.left_out[f"{kind} at {moment}, which never came"] += 1
+        return None
 
     def _disturb(self, recipe: str, fault: Fault, place: pathlib.Path, cache: pathlib.Path) -> dict | None:
         workdir, args = place / "run", RECIPES[recipe]
@@ -157,7 +185,7 @@ class Campaign:
             damage(fault.kind, workdir / "checkpoints" / str(steps[-1]), self.rng)
         (place / "ballast").unlink(missing_ok=True)
         chmod_folders(workdir, 0o755)
-        again, more = self.attempt(workdir, [*args, "--resume"], cache)
+        again, more = self.attempt(workdir, [*args, "--resume"], cache, fault, resumes=True)
         resumed = [line.split()[3].rstrip(":") for line in more.splitlines() if line.startswith("resumed at step")]
         outcome = "same"
         if again != 0:
@@ -171,11 +199,16 @@ class Campaign:
         ended = f"signal {-status}" if status < 0 else f"status {status}"
         return {"ended": ended, "seconds": took, "resumed": resumed[-1] if resumed else "anew", "outcome": outcome}
 
-    def attempt(self, workdir, args, cache, fault=None) -> tuple[int, str]:
-        """A process that trains; its exit status (a signal's number negative) and what it printed."""
+    def attempt(self, workdir, args, cache, fault=None, resumes=False) -> tuple[int, str]:
+        """A process that trains; its exit status (a signal's number negative) and what it printed.
+
+        The fault is one of this attempt, or, of one that `resumes`, of the attempt before it.
+        """
         workdir.parent.mkdir(parents=True, exist_ok=True)
         log = workdir.parent / "output"
-        child = fork([*args, "--workdir", str(workdir)], log, cache, fault)
+        behind = fault if resumes and fault.kind == "clock" else None
+        fault = None if resumes else fault
+        child = fork([*args, "--workdir", str(workdir)], log, cache, fault, behind)
         end, fired = time.monotonic() + LIMIT, log.with_name("fired")
         second_run = fault is not None and fault.kind == "second run"  # whatever else stops it lets it go on again
         ended = 0, 0
@@ -196,8 +229,11 @@ class Campaign:
         return os.waitstatus_to_exitcode(ended[1]), log.read_text()
 
 
-def fork(args: list[str], log: pathlib.Path, cache: pathlib.Path, fault: Fault | None) -> int:
-    """The number of a process that runs `python -m train` with these arguments, its output in `log`."""
+def fork(
+    args: list[str], log: pathlib.Path, cache: pathlib.Path, fault: Fault | None, behind: Fault | None = None
+) -> int:
+    """The number of a process that runs `python -m train` with these arguments, its output in `log`, its clock set back
+    as `behind` says."""
     sys.stdout.flush()
     if child := os.fork():
         return child
@@ -205,7 +241,11 @@ def fork(args: list[str], log: pathlib.Path, cache: pathlib.Path, fault: Fault |
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(output, stream)
-        os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+        devices = 8 if "--mesh" in args else 1
+        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+        if behind is not None:
+            behind.set_clock_back()
         if fault is not None:
             if fault.kind == "read-only folder":
                 drop_root_powers()
@@ -265,15 +305,17 @@ def fingerprint(workdir: pathlib.Path) -> tuple:
 
 def campaign(runs: int, seed: int, output: str | None) -> int:
     """Runs, prints and, with `output`, appends a row to a CSV for every kind of fault and moment; 1 if any was lost."""
-    rows = []
+    rows, deck = [], combinations()
     with tempfile.TemporaryDirectory() as folder:
         campaign = Campaign(pathlib.Path(folder), seed)
         try:
-            for number in range(runs):
-                row = campaign.disturbed_run(number)
+            for number in range(seed * runs, (seed + 1) * runs):
+                row = campaign.disturbed_run(*deck[number % len(deck)])
+                if row is None:
+                    continue
                 rows.append(row)
                 print(
-                    f"{number + 1}/{runs}  "
+                    f"{len(rows)}/{runs}  "
                     + "  ".join(
                         f"{name} {value:.4}" if isinstance(value, float) else value for name, value in row.items()
                     ),
@@ -283,7 +325,9 @@ def campaign(runs: int, seed: int, output: str | None) -> int:
             if campaign.mounted:
                 subprocess.run(["umount", str(campaign.disk)], check=True)
     same = sum(row["outcome"] == "same" for row in rows)
-    print(f"{same} of {runs} ended as if undisturbed (seed {seed})")
+    print(f"{same} of {len(rows)} ended as if undisturbed (seed {seed})")
+    for what, times in campaign.left_out.items():
+        print(f"left out, {times} times: {what}")
     if output:
         about = {**circumstances(), "command": f"python -m tests.chaos --runs {runs} --seed {seed}"}
         kinds = sorted({(row["recipe"], row["fault"], row["moment"]) for row in rows})
@@ -294,13 +338,13 @@ def campaign(runs: int, seed: int, output: str | None) -> int:
             longest = max(row["seconds"] for row in found)
             named = dict(zip(("recipe", "fault", "moment"), kind, strict=True))
             append_row(pathlib.Path(output), {**named, **counts, "longest_s": longest, "seed": seed, **about})
-    return int(same < runs)
+    return int(same < len(rows))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100, help="disturbed runs")
-    parser.add_argument("--seed", type=int, default=0, help="of the faults, moments and delays")
+    parser.add_argument("--seed", type=int, default=0, help="where in the deck to begin, and what to draw")
     parser.add_argument("--output", help="the CSV to append the table to; default: only print")
     options = parser.parse_args()
     sys.exit(campaign(options.runs, options.seed, options.output))

@@ -124,7 +124,7 @@ def read_rows(path: pathlib.Path, last: int | None = MOST_BYTES) -> Iterator[tup
     with path.open("rb") as file:
         file.seek(max(path.stat().st_size - last, 0) if last else 0)
         while content := file.readline(MOST_LINE):
-            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 line = content.decode().rstrip("\n")
                 row = json.loads(line)
                 numbers = [value for name, value in row.items() if name != "split"]

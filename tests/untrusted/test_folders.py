@@ -177,7 +177,7 @@ def test_records_of_any_length_take_little_memory(run_folder, tmp_path):
         file.write(rows)
         file.truncate(2**28)  # zeros without an end of line
         file.seek(0, 2)
-        file.write(b"\n" + rows)
+        file.write(b'\nnull\n[]\n"x"\n1\n' + rows)
     assert "validation at step 20: loss" in status(tmp_path)
     draw_curves(tmp_path, "accuracy")
     cut_back(path, 20, False)
