@@ -10,8 +10,9 @@ import dataclasses
 import json
 import pathlib
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, TypeVar
 
 import orbax.checkpoint as ocp
 
@@ -21,6 +22,8 @@ from train.step import TrainState
 from zoo import run as run_folder
 from zoo.errors import ZooError
 from zoo.registry import fits
+
+T = TypeVar("T")
 
 
 class _LatestAndBest:
@@ -54,13 +57,11 @@ class Checkpoints:
         self.folder = (workdir / "checkpoints").absolute()
         self.scores: dict[int, float] = {}
         for step, path in run_folder.step_folders(self.folder).items():
-            try:
-                score = run_folder.read_meta(path)["score"]
-            except run_folder.BrokenCheckpoint as error:
-                self._set_aside(step, str(error))
-                continue
-            if score is not None:
-                self.scores[step] = score
+            meta, why = _together(partial(run_folder.read_meta, path))
+            if meta is None:
+                self._set_aside(step, why)
+            elif meta["score"] is not None:
+                self.scores[step] = meta["score"]
         processes.meet("broken checkpoints set aside")
         policy = _LatestAndBest(keep, self.scores)
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
@@ -112,37 +113,56 @@ class Checkpoints:
             self._manager.reload()
         raise ZooError(f"every checkpoint in {str(self.folder)!r} is broken; start anew in another workdir")
 
-    def restore_best(self, last: TrainState, step: int) -> tuple[TrainState, int]:
-        """The state of the best score and its step; `last`, of `step`, where that is it or the best is broken."""
+    def restore_best(self, last: Any, ema: bool, step: int) -> tuple[Any, int]:
+        """The evaluated variables of the best score, averaged ones where `ema`, and their step; `last`, of `step`,
+        where those are they or the best are broken."""
         best = best_step(self.scores, self.steps())
         if best is None or best == step:
             return last, step
-        found, why = self._try(last, best)
+        item = "ema" if ema else "model"
+        found, why = self._read({item: last}, best)
         if found is not None:
-            return found[0], best
+            return found[0][item], best
         self._set_aside(best, why)
         return last, step
 
     def _try(self, template: TrainState, step: int) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
-        """A checkpoint, and why not: where one process cannot read it, none takes it."""
-        found, why = None, "another process cannot read it"
-        try:
-            found = self._read(template, step)
-        except run_folder.BrokenCheckpoint as error:
-            why = str(error)
-        return (None if processes.any_says(found is None) else found), why
-
-    def _read(self, template: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-        path = self.folder / str(step)
-        meta = run_folder.read_meta(path)
-        interval: Any = meta.get("interval")
-        counts = isinstance(interval, dict) and fits(interval.get("steps"), int)
-        if not (meta.get("step") == step and counts and fits(interval.get("sums"), dict[str, float])):
-            raise run_folder.BrokenCheckpoint("its meta is not of this step, or has no sums of metrics")
-        read = {name: run_folder.read_arrays(path, name, item, meta) for name, item in _items(template).items()}
+        """A checkpoint's state and meta, and why not."""
+        found, why = self._read(_items(template), step)
+        if found is None:
+            return None, why
+        read, meta = found
         collections = {name: value for name, value in read["model"].items() if name != "params"}
         parts = {"params": read["model"]["params"], "collections": collections, "ema": read.get("ema")}
-        return dataclasses.replace(template, **parts, **read["optimizer"]), meta
+        return (dataclasses.replace(template, **parts, **read["optimizer"]), meta), why
+
+    def _read(self, items: dict[str, Any], step: int) -> tuple[tuple[dict[str, Any], dict[str, Any]] | None, str]:
+        """Some items of a checkpoint, in the structure of templates, and its meta; and why not.
+
+        Each process reads what its devices hold; before all digest the arrays together, they ask whether all have them.
+        """
+        path = self.folder / str(step)
+
+        def read() -> tuple[dict[str, Any], dict[str, Any]]:
+            meta = run_folder.read_meta(path)
+            interval: Any = meta.get("interval")
+            counts = isinstance(interval, dict) and fits(interval.get("steps"), int)
+            if not (meta.get("step") == step and counts and fits(interval.get("sums"), dict[str, float])):
+                raise run_folder.BrokenCheckpoint("its meta is not of this step, or has no sums of metrics")
+            return {name: run_folder.restored(path, name, item, meta) for name, item in items.items()}, meta
+
+        found, why = _together(read)
+        if found is None:
+            return None, why
+        arrays, meta = found
+
+        def intact() -> bool:
+            for name in items:
+                run_folder.check_digests(name, arrays[name], meta)
+            return True
+
+        whole, why = _together(intact)
+        return (found if whole else None), why
 
     def close(self) -> None:
         """Waits for saves under way and ends Orbax's threads."""
@@ -169,6 +189,16 @@ class Checkpoints:
             intact = f"the checkpoint of step {steps[-1]} is intact" if steps else "there is no earlier checkpoint"
             line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise ZooError(f"could not save a checkpoint in {str(self.folder)!r} ({line}); {intact}") from None
+
+
+def _together(read: Callable[[], T]) -> tuple[T | None, str]:
+    """What this process reads, and why not: where one cannot read a checkpoint, none takes it. All must call."""
+    found, why = None, "another process cannot read it"
+    try:
+        found = read()
+    except run_folder.BrokenCheckpoint as error:
+        why = str(error)
+    return (None if processes.any_says(found is None) else found), why
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from zoo.errors import ZooError
 from zoo.inputs import Inputs, inputs_from_json
 from zoo.inputs.image import ImageInputs
 from zoo.inputs.text import TextInputs
-from zoo.run import read_config, step_folders
+from zoo.run import Run, read_config, step_folders
 from zoo.weights import save_native
 
 # What may differ from the folder's settings when a run is taken up again.
@@ -121,17 +121,16 @@ def stored_vocabulary(workdir: pathlib.Path) -> Inputs | None:
     return None if isinstance(inputs, ImageInputs) else inputs
 
 
-def closing_words(workdir: pathlib.Path, config: Config, dataset: Dataset) -> str:
+def closing_words(workdir: pathlib.Path, config: Config, dataset: Dataset, run: Run) -> str:
     """What a run ends with: how to use it, on the first held-out example; of what says texts, a sample too."""
     split = dataset.test or dataset.validation or dataset.train
     inputs = dataset.inputs
     if isinstance(config.task, LanguageModel) and isinstance(inputs, TextInputs):
-        run = zoo.load(workdir)
         prompt = inputs.decode(split.read(np.zeros(1, int))["tokens"][0])
         text = zoo.generate(run, prompt, length=300, temperature=0.8)
         return f"a sample:\n{text}\nuse it: python -m zoo generate {config.workdir}"
     if isinstance(config.task, Translation):
-        return sample_pairs(zoo.load(workdir), config, split, workdir)
+        return sample_pairs(run, config, split, workdir)
     example = split.read(np.arange(1))
     if isinstance(inputs, TextInputs):
         if "length" not in example:

@@ -1,5 +1,6 @@
-"""Being asked to leave: SIGTERM and SIGINT as a request that the loop reads; among several processes, a preemption."""
+"""Being asked to leave: SIGTERM and SIGINT as a request that the loop reads, in one process or in several."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -8,6 +9,8 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+
+from train import processes
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -18,17 +21,22 @@ class Stop:
     So does the first one while there is nothing to save (`idle`). A thread reads the signals, since Python runs no
     handler while its main thread compiles or waits for a device.
 
-    Several processes must stop at the same step. There SIGTERM is left to JAX's preemption service, and `reached` asks
-    it, as Orbax's `reached_preemption` does; SIGINT ends the process.
+    Several processes must stop at the same place. There the first signal that any of them gets is handed on to JAX's
+    preemption service, which Orbax's `reached_preemption` asks too; `stop.signal` is set when `reached` hears of it.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self.idle = True
+        self._asked: int | None = None  # the first signal that this process got
         self._before: dict[int, Any] = {}
+        self._preempted: Any = None  # what JAX's service does at SIGTERM
+        self._questions = 0
 
     def __enter__(self) -> "Stop":
-        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
+        if threading.current_thread() is threading.main_thread():
+            if jax.distributed.is_initialized():
+                self._preempted = _handler(signal.SIGTERM)
             self._before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
             reader, self._writer = os.pipe()
             os.set_blocking(self._writer, False)
@@ -43,19 +51,42 @@ class Stop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def reached(self, step: int) -> bool:
-        """Whether to leave after this step; every process must ask after every step."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-            self.signal = signal.SIGTERM
+    def reached(self) -> bool:
+        """Whether to leave. Several processes must ask at the same places, where each hears the same."""
+        if jax.distributed.is_initialized() and self.signal is None:
+            self._questions += 1
+            if multihost_utils.reached_preemption_sync_point(self._questions):
+                self.signal = self._asked or signal.SIGTERM
+        return self.signal is not None
+
+    def saved(self) -> bool:
+        """Says that all is saved: from here on a signal acts at once. Whether one has come before, to any process."""
+        self.idle = True
+        if processes.any_says(self._asked is not None):
+            self.signal = self._asked or signal.SIGTERM
         return self.signal is not None
 
     def _listen(self, reader: int) -> None:
         while byte := os.read(reader, 1):
-            if byte[0] not in SIGNALS:
+            number = byte[0]
+            if number not in SIGNALS:
                 continue
-            if self.signal is not None or self.idle:
+            if self._asked is not None or self.idle:
                 why = "nothing to save" if self.idle else "asked twice, nothing saved"
-                print(f"stopped by {signal.Signals(byte[0]).name}: {why}", file=sys.stderr, flush=True)
-                os._exit(128 + byte[0])
-            self.signal = byte[0]
+                print(f"stopped by {signal.Signals(number).name}: {why}", file=sys.stderr, flush=True)
+                os._exit(128 + number)
+            self._asked = number
+            if self._preempted is None:
+                self.signal = number
+            else:
+                self._preempted(signal.SIGTERM)
         os.close(reader)
+
+
+def _handler(number: int) -> Any:
+    """What C code has the process do at a signal, to be called; Python tells of its own handlers alone."""
+    libc = ctypes.CDLL(None)
+    libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+    address = libc.signal(number, None)
+    libc.signal(number, address)
+    return ctypes.CFUNCTYPE(None, ctypes.c_int)(address)

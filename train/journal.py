@@ -19,10 +19,12 @@ from typing import Any
 
 import jax
 
+from train import processes
 from train.report import Phases, write_text
 from zoo.errors import ZooError
 
 BEAT = 2.0  # seconds from one status.json to the next
+PATIENCE = 1.0  # seconds to wait for the lock, which `lives` takes for a moment
 PASSING = 30.0  # seconds from one line in the log to the next, of what is long under way
 ACTIVITIES = {
     "setup": "setting up",
@@ -38,15 +40,24 @@ class Journal:
     """A run's voice, and a thread that looks after it; of several processes the first one writes, and all are watched.
 
     `stall` is after how many seconds without a step, an evaluated batch or a new activity the main thread's stack is
-    shown; the run is left alone. `found` is the folder's `footprint` that the run goes by, if any.
+    shown; the run is left alone. Of several processes, which wait for one another, those that are behind are named:
+    each leaves in `.beats/` how far it is. `found` is the folder's `footprint` that the run goes by, if any.
     """
 
     def __init__(self, workdir: pathlib.Path, steps: int, stall: float, phases: Phases, found: tuple | None = None):
         self.workdir, self.stall, self.phases, self.process = workdir, stall, phases, jax.process_index()
         self.about: dict[str, Any] = {"step": 0, "steps": steps, "steps_per_second": None, "detail": ""}
-        self._log = _locked(workdir, found) if self.process == 0 else None
+        refused: Exception | None = None
+        try:
+            self._log = _locked(workdir, found) if self.process == 0 else None
+        except (ZooError, OSError) as error:
+            refused = error
+        if processes.any_says(refused is not None):
+            raise refused or ZooError(f"another run is at work in {str(workdir)!r}, or was while this one began")
         self._live = sys.stdout.isatty() and self.process == 0
         self._beaten = self._passed = time.perf_counter()
+        self._beats = 0  # the same in every process that is as far
+        self._folder = workdir / ".beats" if jax.process_count() > 1 else None
         self._warned, warnings.showwarning = warnings.showwarning, self._warn
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="journal", daemon=True)
@@ -77,6 +88,7 @@ class Journal:
         """Something was done just now; `about` is what status.json says from here on."""
         self.about |= about
         self._beaten = time.perf_counter()
+        self._beats += 1
 
     def passing(self, done: int, total: int) -> None:
         """How far an evaluation is."""
@@ -101,6 +113,10 @@ class Journal:
         self._write_status("finished" if error is None else f"ended by {type(error).__name__}: {error}")
         if self._log is not None:
             self._log.close()
+        if self._folder is not None:
+            with contextlib.suppress(OSError):  # the last one's goes with the folder
+                (self._folder / f"{self.process}").unlink()
+                self._folder.rmdir()
 
     def silence(self) -> float:
         """Seconds since anything was done."""
@@ -110,6 +126,7 @@ class Journal:
         shown = 0.0  # the silence that a stack was shown for; the next is shown after twice as long
         while True:
             self._write_status(self.activity())
+            self._write_beat()
             if self._closed.wait(BEAT):
                 return
             silence = self.silence()
@@ -126,9 +143,38 @@ class Journal:
         frame = sys._current_frames().get(threading.main_thread().ident or 0)
         stack = "".join(traceback.format_stack(frame)).rstrip() if frame else "(no frame)"
         where = f"process {self.process} of {jax.process_count()} on {socket.gethostname()}, {self.activity()}"
-        text = f"{where}: nothing done for {silence:.0f} s since step {self.about['step']}; it is at\n{stack}"
+        lines = [f"{where}: nothing done for {silence:.0f} s since step {self.about['step']}; it is at", stack]
+        text = "\n".join([*lines, *self._behind()])
         print(f"warning: {text}", file=sys.stderr, flush=True)
         self.note(text)
+
+    def _write_beat(self) -> None:
+        if self._folder is not None:
+            about = {"beats": self._beats, "where": f"on {socket.gethostname()}, step {self.about['step']}"}
+            with contextlib.suppress(OSError):  # a full disk: no reason to stop
+                self._folder.mkdir(exist_ok=True)
+                write_text(self._folder / f"{self.process}", json.dumps(about))
+
+    def _behind(self) -> list[str]:
+        """The processes that have done less than the others, and those that leave no word at all."""
+        if self._folder is None:
+            return []
+        self._write_beat()
+        found, times, lines = {}, {}, []
+        for process in range(jax.process_count()):
+            path = self._folder / f"{process}"
+            with contextlib.suppress(OSError, ValueError):
+                found[process], times[process] = json.loads(path.read_text()), path.stat().st_mtime
+        now = times.get(self.process, 0.0)  # by the clock of the disk, which is one for all
+        furthest = max((about["beats"] for about in found.values()), default=0)
+        for process in range(jax.process_count()):
+            if process not in found:
+                lines.append(f"process {process} has left no word")
+            elif (silence := now - times[process]) > 3 * BEAT:
+                lines.append(f"process {process} {found[process]['where']}, has left no word for {silence:.0f} s")
+            elif found[process]["beats"] < furthest:
+                lines.append(f"process {process} {found[process]['where']}, is behind")
+        return lines
 
     def _warn(self, message: Any, *args: Any, **kwargs: Any) -> None:
         self.note(f"warning: {message}")
@@ -154,18 +200,28 @@ def _locked(workdir: pathlib.Path, found: tuple | None) -> Any:
     """train.log, open and locked; ZooError where another run has it, or had it since the footprint `found` was taken.
     Where the disk knows no locks, unlocked."""
     workdir.mkdir(parents=True, exist_ok=True)
-    log = (workdir / "train.log").open("a")
+    log, end = (workdir / "train.log").open("a"), time.monotonic() + PATIENCE
     try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.close()
-        raise ZooError(f"another run is at work in {str(workdir)!r}; stop it first, or name another workdir") from None
+        while not _locks(log):
+            if time.monotonic() > end:
+                log.close()
+                raise ZooError(f"another run is at work in {str(workdir)!r}; stop it first, or name another workdir")
+            time.sleep(0.05)
     except OSError:
         warnings.warn(f"{str(workdir)!r} lies where files cannot be locked: start no second run in it", stacklevel=2)
     if found is not None and footprint(workdir) != found:
         log.close()
         raise ZooError(f"another run was at work in {str(workdir)!r} while this one began; start this one again")
     return log
+
+
+def _locks(log: Any) -> bool:
+    """Whether the lock is got."""
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def lives(workdir: pathlib.Path) -> bool:

@@ -31,6 +31,7 @@ from train.step import TrainState, finite, init_state, make_eval_step, make_trai
 from zoo import huggingface
 from zoo.errors import ZooError
 from zoo.inputs.image import ImageInputs
+from zoo.registry import abstract_variables
 from zoo.run import Run, pretrained_file
 from zoo.weights import load_weights
 
@@ -48,10 +49,10 @@ def run(config: Config, seconds_before: float = 0.0) -> dict[str, Any]:
     phases = Phases(seconds_before)
     processes.start(config.distributed)
     config, workdir, found = folder.take(config)
-    with phases("data"):
-        shape = zoo.model_info(config.model.name).input_shape
-        dataset = load_dataset(config.data, shape, folder.stored_vocabulary(workdir))
     with Stop() as stop, memory_errors():
+        with phases("data"):
+            shape = zoo.model_info(config.model.name).input_shape
+            dataset = load_dataset(config.data, shape, folder.stored_vocabulary(workdir))
         with phases("setup"):
             trainer = Trainer(config, workdir, dataset, phases, found)
         with trainer:
@@ -71,11 +72,14 @@ class Trainer:
         model_args, model = make_model(config, dataset)
         check_model(model, zoo.model_info(config.model.name).family, dataset.inputs.shape, layout.sizes)
         optimizer = make_optimizer(config.optimizer, config.steps)
-        begin = partial(initial_state, config, model, dataset, optimizer)
+        begin = partial(initial_state, config, model, optimizer)
         self.batches = train_batches(dataset.train, config.batch_size, config.seed, layout.rows(config.batch_size))
         meta: dict[str, Any] = {"step": 0, "interval": {"steps": 0, "sums": {}}}
         resumes = ever_saved(workdir)
-        state = jax.eval_shape(begin) if resumes else begin(config.model.weights)
+        if resumes:
+            state = jax.eval_shape(begin, abstract_variables(model, dataset.inputs.example()))
+        else:
+            state = layout.begin(begin, initial_variables(config, model, dataset, layout))
         processes.meet("run folder read")
         with contextlib.ExitStack() as opened:  # each is closed, whatever the others raise; from here on no mistakes
             self.journal = Journal(workdir, config.steps, config.log.stall, phases, found)
@@ -90,7 +94,7 @@ class Trainer:
                 state, meta = self.checkpoints.restore(layout.template(state))
                 self.journal.say(f"resumed at step {meta['step']}: {size} in {clock.seconds():.1f} s")
                 self.journal.beat(step=meta["step"], detail="")
-            self.state, self.step = layout.restored(state) if resumes else layout.put_state(state), meta["step"]
+            self.state, self.step = layout.restored(state) if resumes else state, meta["step"]
             self.interval = Interval(layout, self.step, meta["interval"])
             self.model, axis = layout.adapt(model), layout.axis_name
             train_step = make_train_step(config, self.model, dataset.inputs, optimizer, axis)
@@ -127,6 +131,7 @@ class Trainer:
             with self.phases("compile" if self.step == first else "train"):
                 self.state, metrics = self.train_step(self.state, batch)
                 self.step += 1
+                self.journal.beat(step=self.step)
                 stop.idle = False
                 batch = next(coming, None)
                 interval.add(metrics)
@@ -134,12 +139,11 @@ class Trainer:
                     jax.block_until_ready(metrics)
                     self.journal.say(f"compiled the step in {clock.seconds():.1f} s")
                     clock = Clock(self.step)
-            self.journal.beat(step=self.step)
             trace.after(self.step, metrics)
             last = self.step == config.steps
             logs = self.step % config.log.every == 0 or last
             evaluates = self.step % config.eval_every == 0 or last
-            leaves = stop.reached(self.step)
+            leaves = stop.reached()
             if logs or evaluates or leaves:
                 with self.phases("train"):
                     interval.read()
@@ -213,11 +217,11 @@ class Trainer:
     def evaluate(self, variables: Any, split: Split, stop: Stop | None = None) -> dict[str, float]:
         """The task's metrics of placed `variables` on a split, read in batches that the memory holds.
 
-        BrokenOff where `stop` has a signal before its end.
+        BrokenOff where `stop` hears of a signal before its end.
         """
 
         def passing(done: int, total: int) -> None:
-            if stop is not None and stop.signal:
+            if stop is not None and stop.reached():
                 raise BrokenOff
             self.journal.passing(done, total)
 
@@ -237,32 +241,34 @@ class Trainer:
         config, dataset = self.config, self.dataset
         with self.phases("checkpoint"):
             self.checkpoints.wait()
-            stop.idle = True  # all is saved: from here on a signal acts at once
-            if stop.signal:
+            if stop.saved() and stop.signal:
                 self._leave(stop.signal)
-            state, best = self.checkpoints.restore_best(self.layout.stored(self.state), self.step)
-        placed = self.layout.restored(state.eval_variables())
-        variables = self.layout.fetch(placed)
+            last, ema = self.layout.stored(self.state.eval_variables()), self.state.ema is not None
+            del self.state  # the best weights take the place of the optimizer's
+            variables, best = self.checkpoints.restore_best(last, ema, self.step)
+            placed = self.layout.restored(variables)
+            del last, variables
+        run = Run(self.model, self.layout.fetch(placed), dataset.inputs)
         metrics = {}
         for split, examples in (("validation", dataset.validation), ("test", dataset.test)):
             if examples is not None:
                 metrics[split] = self.evaluate(placed, examples)
                 with self.phases("evaluate"):
-                    metrics[split] |= decoded(config.task, Run(self.model, variables, dataset.inputs), examples)
+                    metrics[split] |= decoded(config.task, run, examples)
                 counted = f"{examples.size:,} {getattr(examples, 'unit', config.task.unit)}"
                 self.journal.say(f"best step {best}: {split} {_shown(metrics[split])} ({counted})")
         result: dict[str, Any] = {"data": dataset.name, "seed": config.seed, "steps": self.step, "best_step": best}
         result |= metrics
         if processes.first():
-            self._leave_behind(result, metrics, variables, state.ema is not None)
+            self._leave_behind(result, metrics, run, ema)
         processes.meet("run finished")
         return result
 
-    def _leave_behind(self, result: dict[str, Any], metrics: dict[str, Any], variables: Any, ema: bool) -> None:
+    def _leave_behind(self, result: dict[str, Any], metrics: dict[str, Any], run: Run, ema: bool) -> None:
         """Exports the weights, draws the curves, writes the result, to which it adds the seconds."""
         with self.phases("report"):
-            folder.export(self.workdir, variables, step=result["best_step"], ema=ema, metrics=metrics)
-            words = folder.closing_words(self.workdir, self.config, self.dataset)
+            folder.export(self.workdir, run.variables, step=result["best_step"], ema=ema, metrics=metrics)
+            words = folder.closing_words(self.workdir, self.config, self.dataset, run)
             self.report.flush()
             draw_curves(self.workdir, self.config.task.metric)
         result["seconds"] = self.phases.summary()
@@ -372,22 +378,23 @@ def make_model(config: Config, dataset: Dataset) -> tuple[dict[str, Any], nn.Mod
     return args, zoo.create_model(config.model.name, **args)
 
 
-def initial_state(
-    config: Config, model: nn.Module, dataset: Dataset, optimizer: Any, weights: str | None = None
-) -> TrainState:
-    """The state before the first step, of drawn weights or those of a file; not yet placed on devices."""
-    if weights == "pretrained":
-        variables = load_weights(model, pretrained_file(config.model.name), dataset.inputs.shape)
-    elif weights is not None:
-        path = huggingface.weights_file(weights) if pathlib.Path(weights).is_dir() else weights
-        variables = load_weights(model, path, dataset.inputs.shape)
-    else:
-        example = dataset.inputs.example()
-        key = jax.random.key(config.seed)
-        variables = jax.jit(model.init)(key, np.zeros(example.shape, example.dtype))
-        if hasattr(model, "calibrate") and isinstance(dataset.inputs, ImageInputs):
-            images = dataset.train.read(np.arange(min(CALIBRATION_IMAGES, dataset.train.size)))["image"]
-            variables = model.calibrate(variables, dataset.inputs.normalize(images))
+def initial_variables(config: Config, model: nn.Module, dataset: Dataset, layout: Layout) -> Any:
+    """The variables before the first step, drawn or those of the file that the settings name, for `layout.begin`."""
+    weights = config.model.weights
+    if weights is not None:
+        path = pretrained_file(config.model.name) if weights == "pretrained" else pathlib.Path(weights)
+        path = huggingface.weights_file(weights) if path.is_dir() else path
+        return load_weights(model, path, dataset.inputs.shape)
+    example = dataset.inputs.example()
+    variables = layout.draw(model.init, jax.random.key(config.seed), np.zeros(example.shape, example.dtype))
+    if hasattr(model, "calibrate") and isinstance(dataset.inputs, ImageInputs):
+        images = dataset.train.read(np.arange(min(CALIBRATION_IMAGES, dataset.train.size)))["image"]
+        variables = model.calibrate(variables, dataset.inputs.normalize(images))
+    return variables
+
+
+def initial_state(config: Config, model: nn.Module, optimizer: Any, variables: Any) -> TrainState:
+    """The state before the first step, of such variables; a pure function of them."""
     check_patterns(config.optimizer, variables["params"])
     if any(leaf.dtype == np.float16 for leaf in jax.tree.leaves(variables["params"])):
         raise ZooError(

@@ -69,6 +69,17 @@ class Layout:
         """Plain global arrays, host or device, to the layout. Always copies: the step donates what it is given."""
         return jax.tree.map(_placed, state, self.shardings(state))
 
+    def draw(self, init: Callable, *args: Any) -> Any:
+        """What `init(*args)` makes, on the layout from the first: no device holds more than its part."""
+        return jax.jit(init, out_shardings=self.shardings(jax.eval_shape(init, *args)))(*args)
+
+    def begin(self, init: Callable[[Any], TrainState], variables: Any) -> TrainState:
+        """The state that `init` makes of variables that were drawn, and are donated, or are NumPy arrays."""
+        place = lambda leaf, to: leaf if isinstance(leaf, jax.Array) else _placed(leaf, to)  # noqa: E731
+        variables = jax.tree.map(place, variables, self.shardings(variables))
+        shardings = self.shardings(jax.eval_shape(init, variables))
+        return jax.jit(init, out_shardings=shardings, donate_argnums=0)(variables)
+
     def put_carry(self, carry: Any) -> Any:
         """A global carry, which every process has, split along the batch."""
         return jax.tree.map(lambda leaf: _placed(leaf, self.split), carry)
@@ -146,6 +157,12 @@ class PmapLayout(Layout):
     def put_state(self, state: Any) -> Any:
         n = len(self.devices)
         return jax.tree.map(lambda x: jax.device_put(np.array([np.asarray(x)] * n), self.split), state)
+
+    def draw(self, init: Callable, *args: Any) -> Any:
+        return jax.jit(init)(*args)
+
+    def begin(self, init: Callable[[Any], TrainState], variables: Any) -> TrainState:
+        return self.put_state(init(variables))
 
     def template(self, state: Any) -> Any:
         return state

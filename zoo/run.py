@@ -155,10 +155,17 @@ def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
 
 
 def read_arrays(checkpoint: pathlib.Path, item: str, template: Any, meta: Mapping[str, Any]) -> Any:
+    """An item in the structure of `template`, as `restored` reads it, and every digest checked."""
+    arrays = restored(checkpoint, item, template, meta)
+    check_digests(item, arrays, meta)
+    return arrays
+
+
+def restored(checkpoint: pathlib.Path, item: str, template: Any, meta: Mapping[str, Any]) -> Any:
     """An item in the structure of `template`: NumPy arrays, but where it names a sharding, where they lie then.
 
-    BrokenCheckpoint unless every digest agrees (Orbax casts to another dtype in silence; the digest then differs),
-    ZooError where the checkpoint is of another model.
+    Of several processes each reads by itself. BrokenCheckpoint where it cannot be read, ZooError where the checkpoint
+    is of another model.
     """
     import orbax.checkpoint as ocp
 
@@ -175,7 +182,7 @@ def read_arrays(checkpoint: pathlib.Path, item: str, template: Any, meta: Mappin
 
     wanted = jax.tree.map(wish, template)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        with _reader(ocp.PyTreeCheckpointHandler()) as reader:
             path = (checkpoint / item).absolute()
             if (about := reader.metadata(path).item_metadata) is None:
                 raise ValueError("a file is damaged or missing")
@@ -190,11 +197,24 @@ def read_arrays(checkpoint: pathlib.Path, item: str, template: Any, meta: Mappin
         if np.shape(leaf) != template_leaves[name].shape:
             shapes = f"{np.shape(leaf)}, not {template_leaves[name].shape}"
             raise ZooError(f"{str(checkpoint)!r} is of another model: {name} is {shapes}")
+    return arrays
+
+
+def check_digests(item: str, arrays: Any, meta: Mapping[str, Any]) -> None:
+    """BrokenCheckpoint unless every digest agrees (Orbax casts to another dtype in silence; the digest then differs).
+    Of arrays that several processes hold, all must ask."""
     found = digests(arrays)
-    changed = [name for name, digest in expected.items() if found[name] != digest]
+    changed = [name for name, digest in meta["digests"][item].items() if found[name] != digest]
     if changed:
         raise BrokenCheckpoint(f"its {item} is not what was saved, first in {changed[0]}")
-    return arrays
+
+
+def _reader(handler: Any) -> Any:
+    """What reads with one of Orbax's handlers; of several processes this one alone, which waits for no other."""
+    import orbax.checkpoint as ocp
+
+    alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

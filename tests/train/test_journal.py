@@ -42,6 +42,19 @@ def test_a_run_keeps_others_out_of_its_folder_for_as_long_as_it_lives(tmp_path):
     Journal(tmp_path, 10, 60.0, Phases()).close(None)
 
 
+def test_whoever_asks_after_a_run_does_not_keep_it_from_starting(tmp_path):
+    """`lives` holds the lock for a moment."""
+    with (tmp_path / "train.log").open("a") as other:
+        journal_module.fcntl.flock(other, journal_module.fcntl.LOCK_SH)
+        threading.Timer(0.2, journal_module.fcntl.flock, (other, journal_module.fcntl.LOCK_UN)).start()
+        Journal(tmp_path, 10, 60.0, Phases()).close(None)
+
+
+def test_a_run_that_ended_before_it_wrote_its_settings_is_begun_anew(tmp_path):
+    Journal(tmp_path, 10, 60.0, Phases()).close(None)
+    assert train.run(tiny(tmp_path, steps=10, resume=True))["steps"] == 10
+
+
 def test_a_second_run_in_a_folder_is_refused_and_changes_nothing(tmp_path):
     workdir = tmp_path / "run"
     train.run(tiny(workdir, steps=10))
@@ -86,6 +99,7 @@ def test_whoever_stalls_says_where(process, quick_beats, tmp_path, capfd, monkey
     """Each of two processes for itself: the first one into the log as well."""
     monkeypatch.setattr(journal_module.jax, "process_index", lambda: process)
     monkeypatch.setattr(journal_module.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(journal_module.processes, "any_says", bool)
     phases, said = Phases(), []
     journal = Journal(tmp_path, 10, 0.2, phases)
 
@@ -182,7 +196,7 @@ def send():
         time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.2)
-    os._exit(0 if stop.signal == signal.SIGTERM and stop.reached(1) else 1)
+    os._exit(0 if stop.signal == signal.SIGTERM and stop.reached() else 1)
 with Stop() as stop:
     stop.idle = {idle}
     threading.Thread(target=send).start()
@@ -239,7 +253,7 @@ def test_a_signal_in_the_main_thread_only():
 
     def elsewhere():
         with Stop() as stop:
-            found.append(stop.reached(1))
+            found.append(stop.reached())
 
     thread = threading.Thread(target=elsewhere)
     thread.start()

@@ -1,21 +1,25 @@
 """Sharded over a mesh, every family computes what one device does, and moves nothing but what the layout needs."""
 
 import functools
+import gc
 import itertools
 import re
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+import train
 import zoo
 from runs import assert_close
 from train import Classification, Config, LanguageModel, ModelConfig, OptimizerConfig, TextConfig, Translation
 from train.checkpoint import Checkpoints
+from train.loop import initial_state
 from train.mesh import check_model, mesh_sizes
 from train.optimizer import make_optimizer
-from train.sharding import make_layout
+from train.sharding import Layout, make_layout
 from train.step import init_state, make_eval_step, make_train_step
 from zoo import split
 from zoo.inputs.image import ImageInputs
@@ -145,6 +149,50 @@ def test_fsdp_splits_parameters_momentum_and_average_alike(case):
         assert len(alike) == 3, path  # the parameter, its momentum, its average
         assert len({sharding.spec for sharding in alike.values()}) == 1
         assert next(iter(alike.values())).shard_shape(leaf.shape) != leaf.shape
+
+
+@pytest.mark.parametrize("case", ["cnn", "lstm", "seq2seq", "scanned", "vit"])
+def test_a_start_drawn_over_a_mesh_is_that_of_one_device(case):
+    """To the bit."""
+    config, model, inputs, optimizer, state, _ = parts(case)
+    layout, example = make_layout("mesh", BATCH, 1, "data=2,fsdp=4"), inputs.example()
+    drawn = layout.draw(model.init, jax.random.key(config.seed), np.zeros(example.shape, example.dtype))
+    begun = layout.begin(partial(initial_state, config, model, optimizer), drawn)
+    jax.tree.map(np.testing.assert_array_equal, layout.fetch(begun), state)
+    assert jax.tree.map(lambda leaf: leaf.sharding, begun) == layout.shardings(state)
+
+
+def held():
+    """The most bytes that a device holds."""
+    gc.collect()
+    shards = [shard for array in jax.live_arrays() for shard in array.addressable_shards]
+    return max(sum(s.data.nbytes for s in shards if s.device == device) for device in jax.devices())
+
+
+@pytest.mark.parametrize("weights", [None, "model.safetensors"])
+def test_a_run_begins_with_no_device_holding_more_than_its_part(weights, tmp_path, monkeypatch):
+    """Of weights that were drawn, or read: an eighth, and the small arrays."""
+    args, begin, whole, most = {"widths": (64,), "hidden_size": 512}, Layout.begin, [], []
+    if weights:
+        model = zoo.create_model("simple_cnn", **args, num_classes=10)
+        variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+        zoo.save_weights(variables, weights := str(tmp_path / weights))
+        del variables
+    before = held()
+
+    def watched(layout, init, variables):
+        most.append(held() - before)
+        state = begin(layout, init, variables)
+        whole.append(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+        most.append(held() - before)
+        raise KeyboardInterrupt  # that is all
+
+    monkeypatch.setattr(Layout, "begin", watched)
+    model = ModelConfig("simple_cnn", args, weights=weights)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(Config(str(tmp_path / "run"), 1, 16, mesh="fsdp=8", model=model))
+    assert whole[0] > 5e6
+    assert max(most) < 0.2 * whole[0]
 
 
 @pytest.mark.parametrize(

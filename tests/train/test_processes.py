@@ -1,6 +1,8 @@
 """Several processes train as one: real ones, on this machine, that speak over the loopback."""
 
+import fcntl
 import json
+import os
 import shutil
 import signal
 import socket
@@ -10,11 +12,16 @@ import time
 import pytest
 
 import zoo
-from runs import TINY, command, environment, finish
+from runs import ROOT, TINY, command, environment, finish
 from train import Config
 from train.processes import parse_distributed
 
 TIMEOUT = 300
+# A language model with arrays large enough for fsdp to split.
+MODEL = ["transformer", "--data.context", "8", "--steps", "20", "--eval-every", "10", "--batch-size", "16"]
+MODEL += ["--model.args", "hidden_size=160", "num_heads=2", "num_layers=1", "--optimizer.warmup-steps", "5"]
+MODEL += ["--log.every", "7", "--log.no-tensorboard", "--mesh", "fsdp=2"]
+TEXT = [*MODEL, "--data.path", ROOT / "LICENSE"]
 
 
 def start_all(n, *args, devices=1, slurm=False):
@@ -34,15 +41,15 @@ def start_all(n, *args, devices=1, slurm=False):
     return started
 
 
-def finish_all(n, *args, **how):
-    """What each of them said, all to their end."""
+def finish_all(n, *args, status=0, **how):
+    """What each of them said, all to their end; asserts their exit statuses."""
     started = start_all(n, *args, **how)
     try:
         said = [process.communicate(timeout=TIMEOUT)[0] for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0] * n, "\n".join(said)
+    assert [process.returncode for process in started] == [status] * n, "\n".join(said)
     return said
 
 
@@ -76,6 +83,41 @@ def test_two_processes_train_as_one(alone, tmp_path):
     assert "best step" not in said[1]  # the first one speaks and writes
     stored = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert (stored["mesh"], stored["distributed"]) == ("fsdp=2", None)  # where the others are is said anew
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory):
+    """A language model that two processes trained, and what they said."""
+    workdir = tmp_path_factory.mktemp("text") / "run"
+    return workdir, finish_all(2, *TEXT, "--workdir", workdir)
+
+
+def test_two_processes_end_a_language_model_with_a_sample(text_run):
+    workdir, said = text_run
+    assert "a sample:" in said[0]
+    assert "a sample:" not in said[1]
+    assert json.loads((workdir / "result.json").read_text())["steps"] == 20
+    assert zoo.generate(zoo.load(workdir), "The", length=3)
+
+
+def test_a_checkpoint_that_one_process_cannot_read_is_taken_by_none(text_run, tmp_path):
+    """Of what the second process wrote, the file of its shards is cut off."""
+    workdir = tmp_path / "run"
+    shutil.copytree(text_run[0], workdir)
+    written = (workdir / "checkpoints" / "20" / "model" / "ocdbt.process_1" / "d").iterdir()
+    os.truncate(max(written, key=lambda path: path.stat().st_size), 100)
+    said = finish_all(2, *TEXT, "--workdir", workdir, "--resume")
+    assert "checkpoint 20 is broken" in said[0]
+    assert "resumed at step 10" in said[0]
+    assert (workdir / "checkpoints" / "20.broken").is_dir()
+    assert rows(workdir) == rows(text_run[0])
+
+
+def test_all_processes_are_refused_a_folder_where_a_run_is_at_work(text_run):
+    with (text_run[0] / "train.log").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        said = finish_all(2, *TEXT, "--workdir", text_run[0], "--resume", status=2)
+    assert all("error: another run is at work in" in each for each in said)
 
 
 @pytest.mark.slow
@@ -141,6 +183,84 @@ def test_auto_is_left_to_jax():
     assert parse_distributed("auto") == {}
     found = parse_distributed("coordinator=10.0.0.1:8476,num=4,id=3")
     assert found == {"coordinator_address": "10.0.0.1:8476", "num_processes": 4, "process_id": 3}
+
+
+def wait_until(condition, started, seconds=60):
+    """Until it holds, while all of the processes live."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert all(process.poll() is None for process in started), [p.communicate() for p in started]
+        assert time.monotonic() < end, [process.kill() or process.communicate() for process in started]
+        time.sleep(0.01)
+
+
+def leave(started, seconds=30):
+    """Their exit statuses and what they said, all within the time that clouds grant."""
+    try:
+        said = [process.communicate(timeout=seconds)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [process.returncode for process in started], said
+
+
+@pytest.mark.slow
+def test_who_stalls_is_named_and_ctrl_c_to_one_saves(tmp_path):
+    """The second process stands still for a while: the first one, which waits for it, says so. Then they are to end."""
+    workdir = tmp_path / "run"
+    args = [*TEXT, "--steps", "100000", "--eval-every", "100000", "--workdir", workdir, "--log.stall", "1"]
+    started = start_all(2, *args)
+    log = workdir / "train.log"
+    wait_until(lambda: log.exists() and "step 70/" in log.read_text(), started)
+    started[1].send_signal(signal.SIGSTOP)
+    wait_until(lambda: "left no word for" in log.read_text(), started)
+    started[1].send_signal(signal.SIGCONT)
+    stall = log.read_text().split("process 0 of 2 on ")[-1]
+    assert f"process 1 on {socket.gethostname()}, step " in stall
+    started[1].send_signal(signal.SIGINT)
+    statuses, said = leave(started)
+    assert statuses == [143, 130], "\n".join(said)
+    step = int(said[0].split("stopped by SIGTERM at step ")[1].split(";")[0])
+    assert (workdir / "checkpoints" / str(step)).is_dir()
+    assert "Traceback" not in "".join(said)
+    assert not (workdir / ".beats").exists()
+
+
+def test_a_signal_breaks_off_the_evaluation_of_all_processes(tmp_path):
+    """On the standard library's sources, whose evaluation takes some seconds."""
+    workdir = tmp_path / "run"
+    args = [*MODEL, "--steps", "100000", "--workdir", workdir]
+    started = start_all(2, *args)
+    status = workdir / "status.json"
+    wait_until(lambda: status.exists() and "evaluating, " in status.read_text(), started)
+    started[1].send_signal(signal.SIGTERM)
+    statuses, said = leave(started)
+    assert statuses == [143, 143], "\n".join(said)
+    meta = json.loads((workdir / "checkpoints" / "10" / "meta" / "metadata").read_text())
+    assert meta["unevaluated"]
+
+
+@pytest.mark.slow
+def test_a_signal_before_the_first_step_and_a_second_one_act_at_once(tmp_path):
+    workdir = tmp_path / "run"
+    args = [*TEXT, "--steps", "100000", "--workdir", workdir]
+    started = start_all(2, *args)
+    wait_until((workdir / "train.log").exists, started)
+    for process in started:
+        process.send_signal(signal.SIGTERM)
+    statuses, said = leave(started, seconds=5)
+    assert statuses == [143, 143], "\n".join(said)
+    assert all("stopped by SIGTERM: nothing to save" in each for each in said)
+    started = start_all(2, *args, "--resume")
+    wait_until(lambda: "step 7/" in (workdir / "train.log").read_text(), started)
+    for _ in range(2):
+        started[1].send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    said = started[1].communicate(timeout=5)[0]
+    started[0].kill()  # which would end when it misses the other one
+    started[0].communicate()
+    assert started[1].returncode == 143, said
+    assert "stopped by SIGTERM: asked twice, nothing saved" in said
 
 
 @pytest.mark.slow

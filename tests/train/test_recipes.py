@@ -13,7 +13,7 @@ from train.__main__ import load_recipe, recipe_files
 from train.config import Config, TextConfig
 from train.data import load_dataset
 from train.data.text import Stream
-from train.loop import initial_state, make_model
+from train.loop import initial_variables, make_model
 from train.optimizer import make_optimizer
 from train.sharding import make_layout
 from train.step import init_state, make_train_step
@@ -105,14 +105,13 @@ def test_fine_tuning_begins_with_the_given_weights_and_a_new_head(tmp_path):
     zoo.save_weights(variables, tmp_path / "seven.safetensors")
     config = load_recipe("digits-finetune").config()
     dataset = load_dataset(config.data, (32, 32, 1))
-    optimizer = make_optimizer(config.optimizer, config.steps)
+    weights = dataclasses.replace(config.model, weights=str(tmp_path / "seven.safetensors"))
+    config, layout = dataclasses.replace(config, model=weights), make_layout("mesh", 8, 1)
     with pytest.warns(UserWarning, match="the head 'fc3' \\(10\\) is drawn anew"):
-        state = initial_state(
-            config, zoo.create_model("lenet5"), dataset, optimizer, str(tmp_path / "seven.safetensors")
-        )
+        params = initial_variables(config, zoo.create_model("lenet5"), dataset, layout)["params"]
     for name in ("conv1", "conv2", "fc1", "fc2"):
-        np.testing.assert_array_equal(state.params[name]["kernel"], variables["params"][name]["kernel"])
-    assert state.params["fc3"]["kernel"].shape == (84, 10)
+        np.testing.assert_array_equal(params[name]["kernel"], variables["params"][name]["kernel"])
+    assert params["fc3"]["kernel"].shape == (84, 10)
 
 
 def test_mixing_goes_with_accumulation_and_not_with_pmap():

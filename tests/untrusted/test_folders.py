@@ -28,6 +28,7 @@ from zoo import ZooError
 from zoo.files import MOST_LEVELS
 from zoo.huggingface import from_pretrained, save_pretrained
 from zoo.inputs import inputs_from_json
+from zoo.registry import abstract_variables
 from zoo.weights import save_native
 
 IMAGES = {"kind": "image", "shape": [32, 32, 1], "mean": [0.5], "std": [0.5], "labels": list("abc")}
@@ -84,7 +85,9 @@ def template(run_folder):
     config = from_json(json.loads((run_folder / "config.json").read_text())["config"])
     dataset = load_dataset(config.data, (8, 8, 1))
     optimizer = make_optimizer(config.optimizer, config.steps)
-    return jax.eval_shape(partial(initial_state, config, make_model(config, dataset)[1], dataset, optimizer))
+    model = make_model(config, dataset)[1]
+    variables = abstract_variables(model, dataset.inputs.example())
+    return jax.eval_shape(partial(initial_state, config, model, optimizer), variables)
 
 
 @pytest.fixture(autouse=True)
