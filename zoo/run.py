@@ -181,8 +181,10 @@ def restored(checkpoint: pathlib.Path, item: str, template: Any, meta: Mapping[s
         return ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype)
 
     wanted = jax.tree.map(wish, template)
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
     try:
-        with _reader(ocp.PyTreeCheckpointHandler()) as reader:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(), multiprocessing_options=alone) as reader:
             path = (checkpoint / item).absolute()
             if (about := reader.metadata(path).item_metadata) is None:
                 raise ValueError("a file is damaged or missing")
@@ -207,14 +209,6 @@ def check_digests(item: str, arrays: Any, meta: Mapping[str, Any]) -> None:
     changed = [name for name, digest in meta["digests"][item].items() if found[name] != digest]
     if changed:
         raise BrokenCheckpoint(f"its {item} is not what was saved, first in {changed[0]}")
-
-
-def _reader(handler: Any) -> Any:
-    """What reads with one of Orbax's handlers; of several processes this one alone, which waits for no other."""
-    import orbax.checkpoint as ocp
-
-    alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
