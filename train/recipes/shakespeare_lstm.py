@@ -3,7 +3,7 @@
 python -m train shakespeare-lstm
 
 Two minutes on two cores; 1.530 nats a character on validation, 1.619 on test, the last two twentieths of the text
-(2.21 and 2.34 bits; seed 0).
+(2.21 and 2.34 bits; seed 0). Seeds differ: 1.622 on test with 1, 1.791 with 2.
 """
 
 from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextConfig
