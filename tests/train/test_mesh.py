@@ -1,5 +1,6 @@
 """Sharded over a mesh, every family computes what one device does, and moves nothing but what the layout needs."""
 
+import dataclasses
 import functools
 import gc
 import itertools
@@ -13,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import train
 import zoo
+from benchmarks.hlo import traffic
 from runs import assert_close
 from train import Classification, Config, LanguageModel, ModelConfig, OptimizerConfig, TextConfig, Translation
 from train.checkpoint import Checkpoints
@@ -27,6 +29,7 @@ from zoo.inputs.pairs import PairInputs
 from zoo.inputs.text import TextInputs
 
 LETTERS, LENGTH, BATCH = "abcdefghijklmnopqrstuvwxyz", 16, 8
+MICRO = 3  # micro-batches
 GPT = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_length": LENGTH}
 VIT = {"hidden_size": 32, "num_layers": 1, "num_heads": 4, "image_size": 8, "patch_size": 2, "pooling": "mean"}
 MODELS = {
@@ -226,6 +229,21 @@ def test_fsdp_gathers_a_parameter_at_most_twice_and_nothing_else(case, mesh):
     assert found
     for shape in set(found):
         assert found.count(shape) <= 2 * sharded.count(shape), shape
+
+
+@pytest.mark.parametrize(("case", "times"), [("gpt", 2), ("scanned", 2 * MICRO)])
+def test_accumulation_gathers_no_more_than_it_must(case, times):
+    """Twice a step, or where one layer's parameters are whole at a time, twice a micro-batch."""
+    config, model, inputs, optimizer, state, batch = parts(case)
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, accumulate=MICRO))
+    layout = make_layout("mesh", MICRO * BATCH, MICRO, "fsdp=8")
+    batch = layout.put_batch(jax.tree.map(lambda x: np.concatenate([x] * MICRO), batch))
+    step = layout.compile_train(make_train_step(config, model, inputs, optimizer), state)
+    found = traffic(step.lower(layout.put_state(state), batch).compile().as_text())
+    layers = GPT["num_layers"] if case == "scanned" else 1
+    arrays = sum(layers if path.startswith("layers") else 1 for path in large(state.params))
+    assert found.unknown_loops == 0
+    assert 0 < found.collectives["all-gather"] <= times * arrays
 
 
 def test_data_parallel_gathers_nothing():
