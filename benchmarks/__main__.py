@@ -1,5 +1,6 @@
 """python -m benchmarks list | run NAME... | NAME [flags] | compare A.csv B.csv | plot FILE | readme"""
 
+import os
 import sys
 
 from train.memory import use_large_pages
@@ -30,6 +31,7 @@ def _run(args: list[str]) -> None:
         import jax
 
         jax.config.update("jax_enable_compilation_cache", False)  # seconds to compile, not to look up
+        os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
     run(tyro.cli(config, args=args[1:], prog=f"python -m benchmarks {args[0]}"))
 
 

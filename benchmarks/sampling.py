@@ -1,6 +1,7 @@
 """A recurrent language model's sampling, token by token, beside a PyTorch loop of the same model, in turn."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,16 @@ import jax
 import numpy as np
 
 import zoo
-from benchmarks.timer import RESULTS, append_row, circumstances, in_turn, synchronized, torch_device, torch_or_none
+from benchmarks.timer import (
+    RESULTS,
+    append_row,
+    circumstances,
+    fastest,
+    in_turn,
+    synchronized,
+    torch_device,
+    torch_or_none,
+)
 from train.config import at_least
 from zoo.decode import sample
 from zoo.errors import ZooError
@@ -46,7 +56,8 @@ def run(config: SamplingConfig) -> dict[str, Any]:
         for _ in sample(model, variables, np.zeros((1, 1), np.int32), config.length, seed=config.seed):
             pass
 
-    works = {"ours": ours, **peer_sampling(config, model, variables)}
+    peers = peer_sampling(config, model, variables)
+    works = {"ours": ours} | ({"torch": peers[fastest(peers)]} if peers else {})
     contest = in_turn(works, config.rounds)
     row: dict[str, Any] = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("output", "rounds", "seed")}
     for name in ("ours", "torch"):
@@ -66,28 +77,34 @@ def run(config: SamplingConfig) -> dict[str, Any]:
 
 
 def peer_sampling(config: SamplingConfig, model: Any, variables: Any) -> dict[str, Callable[[], Any]]:
-    """PyTorch's loop; {} without it, ZooError where its logits are not ours."""
+    """PyTorch's loops, by its layers and by its cells; {} without it, ZooError where their logits are not ours."""
     torch = torch_or_none()
     if torch is None:
         return {}
-    from benchmarks.torch_recurrent import torch_model
+    from benchmarks.torch_recurrent import Cells, torch_model
 
     device = torch_device()
     peer = torch_model(model, variables).eval().to(device)
     generator = torch.Generator(device).manual_seed(config.seed)
     tokens = np.random.default_rng(config.seed).integers(0, config.vocab_size, (1, CHECKED))
-    with torch.inference_mode():
-        check_logits(model.apply(variables, tokens), peer(torch.from_numpy(tokens).to(device)).cpu().numpy())
+    told, ways = model.apply(variables, tokens), {"layers": peer.step, "cells": Cells(peer).step}
 
     @torch.inference_mode()
-    def theirs() -> None:
+    def sampled(step: Callable) -> None:
         token, state = torch.zeros((1, 1), dtype=torch.int64, device=device), None
         for _ in range(config.length):
-            logits, state = peer.step(token, state)
+            logits, state = step(token, state)
             token = torch.multinomial(torch.softmax(logits[:, 0], dim=-1), 1, generator=generator)
         synchronized(token)
 
-    return {"torch": theirs}
+    for step in ways.values():
+        found, state = [], None
+        with torch.inference_mode():
+            for token in torch.from_numpy(tokens).to(device).T[:, :, None]:
+                logits, state = step(token, state)
+                found.append(logits.cpu().numpy())
+        check_logits(told, np.concatenate(found, 1))
+    return {name: functools.partial(sampled, step) for name, step in ways.items()}
 
 
 def check_logits(ours: Any, theirs: np.ndarray) -> None:

@@ -48,7 +48,7 @@ def compiled(problem: Problem, update: Update | None) -> Iterator[Contestant]:
 
     for peer in torch_peers(problem):
         try:
-            yield _torch(peer, problem, update, torch.compile)
+            yield _torch(peer, problem, update, functools.partial(torch.compile, dynamic=False))
         except RuntimeError as error:
             if not any(name in str(error) for name in ("InvalidCxxCompiler", "TritonMissing")):
                 raise
@@ -60,17 +60,18 @@ def transformers(problem: Problem, update: Update | None) -> Iterator[Contestant
 
 
 def _torch(
-    peer: TorchPeer, problem: Problem, update: Update | None, compiling: Callable[[Any], Any] = lambda run: run
+    peer: TorchPeer, problem: Problem, update: Update | None, compiling: Callable[[Any], Any] | None = None
 ) -> Contestant:
-    """A peer's contestant, of which `compiling` makes the forward pass and the loss."""
+    """A peer's contestant, of which `compiling`, if any, makes the forward pass and the loss."""
     import torch
 
     device = torch_device()
     module, parameters = peer.module.to(device).train(update is not None), torch_parameters(peer.module)
     args = [tensor.to(device) for tensor in peer.args]
     half = torch.autocast(device, torch.bfloat16) if problem.dtype == "bfloat16" else contextlib.nullcontext()
+    made = compiling or (lambda run: run)
     if update is None:
-        forward = compiling(peer.forward)
+        forward = made(peer.forward)
 
         def work() -> Any:
             with torch.inference_mode(), half:
@@ -81,20 +82,20 @@ def _torch(
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         optimizer = classes[update.optimizer](trained, lr=update.learning_rate, fused=True)
 
-        @compiling
+        @made
         def loss_of(*args: Any) -> Any:
             return torch.nn.functional.cross_entropy(peer.forward(*args).flatten(0, -2), targets, ignore_index=-1)
 
         def work() -> Any:
-            optimizer.zero_grad(set_to_none=True)
             with half:
                 loss = loss_of(*args)
             loss.backward()
             optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
             return synchronized(loss).item()
 
     found = contestant(work, problem, parameters, layout=peer.layout)
-    return found if compiling is torch.compile else found._replace(compile_seconds=None)
+    return found if compiling else found._replace(compile_seconds=None)
 
 
 def torch_parameters(module: Any) -> int:

@@ -21,7 +21,7 @@ import zoo
 from benchmarks.contestants import Contestant, Update, of_jax
 from benchmarks.problems import Problem, make_problem
 from benchmarks.step_peers import PEERS
-from benchmarks.timer import PACKAGES, RESULTS, append_row, circumstances, fastest, in_turn, large_pages_mb
+from benchmarks.timer import PACKAGES, RESULTS, append_row, circumstances, fastest, in_turn, large_pages_mb, taken_mb
 from train import memory
 from train.config import Arguments, Config, OptimizerConfig, at_least
 from train.optimizer import make_optimizer
@@ -102,10 +102,11 @@ def run(config: ForwardConfig) -> list[dict[str, Any]]:
         own |= {"ratio": ratio, "ratio_p10": low, "ratio_p90": high}
         own |= {"compile_seconds": one.compile_seconds}
         own |= {"temporary_mb": one.temporary_bytes / 1e6 if one.temporary_bytes else None}
-        own |= {"large_pages_mb": large_pages_mb(one.work), "hugetlb": hugetlb, **same}
+        own |= {"taken_mb": taken_mb(one.work), "large_pages_mb": large_pages_mb(one.work), "hugetlb": hugetlb, **same}
         print(described(own), flush=True)
-        append_row(pathlib.Path(config.output), own)
         rows.append(own)
+    for own in rows:
+        append_row(pathlib.Path(config.output), own)
     return rows
 
 
@@ -177,8 +178,8 @@ def described(row: dict[str, Any]) -> str:
         said += f", {row['flops'] / row['ms'] / 1e6:4.0f} GFLOP/s"
     if row["compile_seconds"] is not None:
         said += f", compiled in {row['compile_seconds']:.1f} s"
-    if row["temporary_mb"] is not None:
-        said += f", {row['temporary_mb']:,.0f} MB of temporaries"
+    if row["taken_mb"] is not None:
+        said += f", {row['taken_mb']:,.0f} MB more in a call"
     if row["ratio"] != "":
         said += f"; ratio {row['ratio']:.3f} ({row['ratio_p10']:.3f} to {row['ratio_p90']:.3f})"
     return said

@@ -1,6 +1,8 @@
 """Timing in turn, A B B A, on a machine whose speed swings: medians, ratios pair by pair, and how fast it was."""
 
+import contextlib
 import csv
+import ctypes
 import dataclasses
 import datetime
 import functools
@@ -24,7 +26,8 @@ from zoo.errors import ZooError
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "keras")  # whose versions a row has
-ROLLUP = pathlib.Path("/proc/self/smaps_rollup")  # Linux's account of this process's memory
+ROLLUP, STATUS = (pathlib.Path(f"/proc/self/{name}") for name in ("smaps_rollup", "status"))  # Linux's account of memory
+QUIET = 0.1  # cores that others may keep busy; PyTorch suffers from more by far more than XLA
 TRIAL = 3  # rounds that choose the fastest of several ways
 SWING = 1.2  # of the machine's speed within a measurement, above which it is worth a word
 NOMINAL_GFLOPS = 150.0  # the matrix-product rate at which a nominal minute is a wall minute
@@ -55,9 +58,9 @@ class Contest:
     def remark(self) -> str:
         """The same for a person, with a word where the machine was not quiet."""
         said = f"{self.gflops[0]:.0f}, {self.gflops[1]:.0f}, {self.gflops[2]:.0f} GFLOP/s of matrix product"
-        if self.busy_others > 0.1:
+        if self.busy_others > QUIET:
             said += f"; others kept {self.busy_others:.1f} cores busy, so do not trust it"
-        if max(self.gflops) > SWING * min(self.gflops):
+        elif max(self.gflops) > SWING * min(self.gflops):
             said += "; the machine's speed swung by more than a fifth, so trust the ratios alone"
         return said
 
@@ -130,6 +133,23 @@ def nominal_minutes(seconds: float, rates: Sequence[float]) -> float:
     return seconds / 60 * statistics.median(rates) / NOMINAL_GFLOPS
 
 
+def taken_mb(work: Callable[[], Any]) -> float | None:
+    """The most memory that a call of `work` takes beyond what is held before it; None where the system does not say."""
+    reset = STATUS.with_name("clear_refs")
+    if jax.default_backend() != "cpu" or not reset.exists():
+        return None
+    with contextlib.suppress(AttributeError):  # glibc's: what was freed goes back to the system
+        ctypes.CDLL(None).malloc_trim(0)
+    reset.write_text("5")  # the most so far is what is held now
+    before = _status_mb("VmRSS")
+    work()
+    return _status_mb("VmHWM") - before
+
+
+def _status_mb(name: str) -> float:
+    return next(int(line.split()[1]) * 1.024e-3 for line in STATUS.read_text().splitlines() if line.startswith(name))
+
+
 def large_pages_mb(work: Callable[[], Any]) -> float | None:
     """The most memory that lay in large pages during a call of `work`; None where the system does not say."""
     found, over = [0.0], threading.Event()
@@ -185,6 +205,11 @@ def _without_output(args: list[str]) -> list[str]:
         return [arg for arg in args if not arg.startswith("--output=")]
     place = args.index("--output")
     return args[:place] + args[place + 2 :]
+
+
+def quiet(row: Mapping[str, Any]) -> bool:
+    """Whether others left the machine alone while a row was measured, as far as it says."""
+    return float(row.get("busy_others") or 0) <= QUIET
 
 
 def append_row(path: pathlib.Path, row: Mapping[str, Any]) -> None:

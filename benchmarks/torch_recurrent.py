@@ -30,6 +30,28 @@ class TorchLM(nn.Module):
         return self.head(outputs), state
 
 
+class Cells:
+    """The same model's steps by PyTorch's cells, one call a layer: on a CPU its layers are slow at length 1."""
+
+    def __init__(self, peer: TorchLM):
+        kinds: dict[type, Callable] = {nn.LSTM: nn.LSTMCell, nn.GRU: nn.GRUCell, nn.RNN: nn.RNNCell}
+        self.peer, self.cells = peer, []
+        for layer in range(peer.layers.num_layers):
+            names = [f"{kind}_{part}" for kind in ("weight", "bias") for part in ("ih", "hh")]
+            weights = {name: getattr(peer.layers, f"{name}_l{layer}") for name in names}
+            cell = kinds[type(peer.layers)](weights["weight_ih"].shape[1], peer.layers.hidden_size)
+            cell.load_state_dict(weights)
+            self.cells.append(cell.to(weights["weight_ih"].device))
+
+    def step(self, tokens: torch.Tensor, states: Any) -> tuple[torch.Tensor, Any]:
+        """As TorchLM's, of tokens [B, 1]."""
+        x, after = self.peer.embedding(tokens[:, 0]), []
+        for cell, state in zip(self.cells, states or [None] * len(self.cells), strict=True):
+            after.append(cell(x, state))
+            x = after[-1][0] if isinstance(cell, nn.LSTMCell) else after[-1]
+        return self.peer.head(x)[:, None], after
+
+
 def torch_model(model: Any, variables: Any) -> TorchLM:
     """The peer of a `RecurrentLM`; ZooError where there is none."""
     if type(model).__name__ != "RecurrentLM" or model.tied:
