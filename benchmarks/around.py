@@ -96,6 +96,7 @@ def finish(config: Any, row: dict[str, Any], works: dict[str, Callable[[], Any]]
 def run_start(config: StartConfig) -> dict[str, Any]:
     """Measures, prints and appends one row; returns it. Seconds are medians, those of runs of whole processes."""
     at_least("rounds", config.rounds, 1)
+    load_recipe(config.recipe)
     imports = np.array([_python("-c", IMPORTS)[0].split() for _ in range(config.rounds)], float)
     found: dict[str, list[float]] = {}
     for _ in range(config.rounds):

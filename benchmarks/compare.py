@@ -9,7 +9,7 @@ import statistics
 from tyro.conf import Positional
 
 from benchmarks import suite
-from benchmarks.timer import PACKAGES
+from benchmarks.timer import PACKAGES, quiet
 from zoo.errors import ZooError
 
 # what tells the rows of one command apart, beside the settings of the benchmarks
@@ -71,7 +71,8 @@ def apart(a: Row, b: Row, column: str) -> str:
 
 
 def read(path: pathlib.Path) -> dict[tuple, Row]:
-    """The newest row of each case, by what identifies it; ZooError for what is no file of results."""
+    """The newest row of each case, by what identifies it, first of those that were measured while others left the
+    machine alone; ZooError for what is no file of results."""
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -80,7 +81,7 @@ def read(path: pathlib.Path) -> dict[tuple, Row]:
     if not rows or "command" not in rows[0]:
         raise ZooError(f"{str(path)!r} is no file of results: it has no rows with a column 'command'")
     names = [name for name in rows[0] if name in identifying()]
-    return {tuple((name, row[name]) for name in names): row for row in rows}
+    return {tuple((name, row[name]) for name in names): row for row in sorted(rows, key=quiet)}  # those at the end
 
 
 @functools.cache
@@ -142,9 +143,10 @@ def plot(config: PlotConfig) -> pathlib.Path:
     path = pathlib.Path(config.file)
     rows = read(path)
     spreads = list(dict.fromkeys(name for row in rows.values() for name in measured(row) if spread(row, name)))
-    columns = [name for name in spreads if name.startswith(("ratio", "speedup"))] or spreads
+    columns = [name for name in spreads if name.startswith(("ratio", "speedup", "overhead"))] or spreads
     if not columns:
         raise ZooError(f"{config.file!r} has no figures with percentiles to draw")
+    rows = {key: row for key, row in rows.items() if any(number(row[name]) is not None for name in columns)}
     names = labels(rows)
     keys = list(rows)[::-1]  # the first on top
     size = (2 + 5 * len(columns), 1.4 + 0.35 * len(keys))
@@ -157,7 +159,7 @@ def plot(config: PlotConfig) -> pathlib.Path:
             axis.plot(between, (place, place), color="tab:blue", linewidth=6, alpha=0.35, solid_capstyle="butt")
             axis.plot(value, place, "o", color="tab:blue")
             axis.annotate(f"{value:.3g}", (value, place), (0, 6), textcoords="offset points", ha="center", fontsize=8)
-        if column.startswith(("ratio", "speedup")):
+        if column.startswith(("ratio", "speedup", "overhead")):
             axis.axvline(1, color="black", linewidth=0.8, linestyle="--")
             axis.set_xlim(0, max(1.1, axis.get_xlim()[1]))
         axis.set_xlabel(column.replace("_", " "))

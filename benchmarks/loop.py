@@ -31,7 +31,7 @@ class LoopConfig:
 
 
 def run(config: LoopConfig) -> dict[str, Any]:
-    """Measures, prints and appends one row; returns it. The ratio is the loop's rate over the bare step's."""
+    """Measures, prints and appends one row; returns it. The overhead is the loop's seconds over the bare step's."""
     at_least("steps", config.steps, 1)
     never = 10**9
     with tempfile.TemporaryDirectory() as workdir:
@@ -55,16 +55,17 @@ def run(config: LoopConfig) -> dict[str, Any]:
                 jax.block_until_ready(trainer.state)
 
             contest = in_turn({"loop": loop, "bare": bare}, config.rounds)
-    low, median, high = contest.ratio("bare", "loop")
+    low, median, high = contest.ratio("loop", "bare")
     row: dict[str, Any] = {"recipe": config.recipe, "batch_size": settings.batch_size, "steps": steps}
     for name in contest.seconds:
         fastest, typical, slowest = (steps * settings.batch_size / value for value in contest.percentiles(name))
         row |= {f"{name}_examples_per_s": typical, f"{name}_p10": slowest, f"{name}_p90": fastest}
-    row |= {"ratio": median, "ratio_p10": low, "ratio_p90": high, **contest.machine()}
+    row |= {"overhead": median, "overhead_p10": low, "overhead_p90": high, **contest.machine()}
     row |= {"rounds": config.rounds, "seed": settings.seed, **circumstances()}
     print(
         f"{config.recipe}: the loop does {row['loop_examples_per_s']:,.0f} examples/s, the bare step "
-        f"{row['bare_examples_per_s']:,.0f}; ratio {median:.3f} ({low:.3f} to {high:.3f}); {contest.remark()}"
+        f"{row['bare_examples_per_s']:,.0f}; it takes {median:.3f} times as long ({low:.3f} to {high:.3f}); "
+        f"{contest.remark()}"
     )
     append_row(pathlib.Path(config.output), row)
     return row

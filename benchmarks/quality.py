@@ -13,13 +13,13 @@ from tyro.conf import Positional
 import zoo
 from benchmarks.timer import RESULTS, append_row, circumstances, matmul_gflops, nominal_minutes
 from train import folder
-from train.__main__ import load_recipe, recipe_files, use_compilation_cache
+from train.__main__ import load_recipe, use_compilation_cache
 from train.config import Config
 from train.data import Batches, Dataset, eval_batches, load_dataset
 from train.interrupt import Stop
 from train.loop import Trainer
 from train.report import Phases
-from zoo.errors import ZooError, unknown
+from zoo.errors import ZooError
 from zoo.weights import torchvision
 
 KINDS = ("loss", "accuracy", "bits_per_character")  # of metrics
@@ -44,12 +44,11 @@ def run(config: QualityConfig) -> list[dict[str, Any]]:
     if config.peer:
         import torch  # noqa: F401 - its absence is to be known before the minutes that ours takes
 
-    if pathlib.Path(config.recipe).suffix != ".py" and config.recipe not in recipe_files():
-        raise unknown("recipe", config.recipe, recipe_files())
+    recipe = load_recipe(config.recipe)
     use_compilation_cache()
     workdir = pathlib.Path("runs") / f"quality-{config.recipe}-{config.seed}"
     shutil.rmtree(workdir, ignore_errors=True)
-    settings = dataclasses.replace(load_recipe(config.recipe).config(), workdir=str(workdir), seed=config.seed)
+    settings = dataclasses.replace(recipe.config(), workdir=str(workdir), seed=config.seed)
     rates, phases = [matmul_gflops()], Phases()
     settings, path, _ = folder.take(settings)
     with phases("data"):

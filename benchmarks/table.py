@@ -1,13 +1,16 @@
 """README's tables of figures, and the cases that `python -m benchmarks run` measures: of STEPS, LINES and TPUS.
 
 A case is what follows `python -m benchmarks`. Its figures are those of a row, in the file that its benchmark appends
-to, whose columns have the case's settings: the newest, but first of those with all that is quoted and of at least the
-case's rounds. Where a case has no row, the tables say "not measured".
+to, whose columns have the case's settings: the newest, but first of those with all that is quoted, of at least the
+case's rounds, measured while others left the machine alone, and of the run with the most peers. Where a case has no
+row, the tables say "not measured". The picture beside them is of the same rows.
 """
 
+import collections
 import csv
 import dataclasses
 import functools
+import json
 import pathlib
 import re
 import shlex
@@ -17,10 +20,10 @@ from typing import Any, NamedTuple
 
 from benchmarks import suite
 from benchmarks.steps import OURS
-from benchmarks.timer import RESULTS, cell
+from benchmarks.timer import RESULTS, cell, quiet
 from zoo.errors import ZooError
 
-README = RESULTS.parents[1] / "README.md"
+README, PICTURE = RESULTS.parents[1] / "README.md", RESULTS / "ratios.png"
 BEGIN, END = "<!-- made by python -m benchmarks readme -->", "<!-- until here -->"
 FREE = "--model.name smollm2_135m --model.args hidden_size=128 num_layers=4 num_heads=4 num_kv_heads=4 mlp_size=352"
 FREE = f"shakespeare --no-peer --steps 1210 2250 '--flags={FREE} --optimizer.learning-rate 2e-2'"
@@ -60,6 +63,7 @@ STEPS: tuple[tuple[str, str, bool], ...] = (
         True,
     ),
 )
+OVERHEAD = "{0[overhead]:.3f} ({0[overhead_p10]:.3f} to {0[overhead_p90]:.3f})"
 RATIO = "{0[ratio]:.2f} ({0[ratio_p10]:.2f} to {0[ratio_p90]:.2f})"
 SPEEDS = "{0[ours_tokens_per_s]:,.0f} against {0[torch_tokens_per_s]:,.0f}; {1[ours_tokens_per_s]:,.0f} against "
 SPEEDS += "{1[torch_tokens_per_s]:,.0f}"
@@ -93,20 +97,36 @@ def line(what: str, figures: str, *cases: str | Case) -> Line:
 
 
 LINES: tuple[Line, ...] = (
-    line("the loop's examples/s over the bare step's: digits", RATIO, "loop --recipe cnn"),
-    line("the same: CIFAR-10", RATIO, "loop --recipe cifar10 --steps 100 --rounds 6"),
-    line(
-        "seconds that `import zoo` adds to `import jax, flax`; `cnn`'s first step with compiling; from the cache",
-        "{0[import_zoo_seconds]:.2f}; {0[first_compile_seconds]:.2f}; {0[second_compile_seconds]:.2f}",
-        "start",
+    line("the loop's seconds over the bare step's: digits", OVERHEAD, "loop --recipe cnn"),
+    *(
+        line(f"the same: `{recipe}`", OVERHEAD, f"loop --recipe {recipe} --steps 50 --rounds 6")
+        for recipe in ("cifar10", "lstm", "seq2seq", "transformer")
+    ),
+    line("seconds that `import zoo` adds to `import jax, flax`", "{0[import_zoo_seconds]:.2f}", "start"),
+    *(
+        line(
+            f"`{recipe}` in {steps} steps, seconds in all, in the first step: from a cold start; from the cache",
+            "{0[first_seconds]:.1f}, {0[first_compile_seconds]:.1f}; {0[second_seconds]:.1f}, "
+            "{0[second_compile_seconds]:.1f}",
+            command,
+        )
+        for recipe, steps, command in (
+            ("cnn", 60, "start"),
+            *(
+                (name, 100, f"start --recipe {name} --steps 100 --rounds 3")
+                for name in ("lstm", "seq2seq", "transformer")
+            ),
+        )
     ),
     *(
         line(
-            f"batches/s of {what}, of which a step takes one; PyTorch's DataLoader",
+            f"batches/s of {what}, of which a step takes one; PyTorch's DataLoader{but}",
             "{0[ours_batches_per_s]:,.0f} against {0[torch_batches_per_s]:,.0f}",
             f"pipeline {recipe}",
         )
-        for what, recipe in (("images", "cifar10"), ("pairs", "seq2seq"))
+        for what, recipe, but in (
+            ("images", "cifar10", ""), ("pairs", "seq2seq", ", which cuts none to its longest text as ours does")
+        )
     ),
     line("batches/s of text", "{0[ours_batches_per_s]:,.0f}", "pipeline lstm"),
     *(
@@ -117,11 +137,17 @@ LINES: tuple[Line, ...] = (
         )
         for name in ("resnet50", "lstm_lm", "seq2seq_gru_attention", "smollm2_135m")
     ),
-    line(
-        "MB/s of `resnet50` and Adam's state saved, restored, digests and all; by torch.save, torch.load",
-        "{0[ours_save_mb_per_s]:,.0f}, {0[ours_restore_mb_per_s]:,.0f}; {0[torch_save_mb_per_s]:,.0f}, "
-        "{0[torch_restore_mb_per_s]:,.0f}",
-        "checkpoint",
+    *(
+        line(
+            f"MB/s of `{name}` and Adam's state saved, restored, digests and all; by torch.save, torch.load",
+            "{0[ours_save_mb_per_s]:,.0f}, {0[ours_restore_mb_per_s]:,.0f}; {0[torch_save_mb_per_s]:,.0f}, "
+            "{0[torch_restore_mb_per_s]:,.0f}",
+            command,
+        )
+        for name, command in (
+            ("resnet50", "checkpoint"),
+            *((name, f"checkpoint {name}") for name in ("lstm_lm", "seq2seq_gru_attention", "nanogpt")),
+        )
     ),
     line(
         "temporaries of `lstm_lm` 2x512 at length 1,024, beside flax's",
@@ -243,14 +269,23 @@ def newest(case: Case, quoted: Iterable[str] = ()) -> dict[str, Any] | None:
         return None
     wanted = {**wanted, **case.where}
     with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if all(row[k] == v for k, v in wanted.items() if k in row)]
+        everything = list(csv.DictReader(file))
+    rows = [row for row in everything if all(row[k] == v for k, v in wanted.items() if k in row)]
     if not rows:
         return None
 
-    def worth(row: dict[str, str]) -> tuple[bool, bool]:
-        return all(row[name] for name in quoted), int(row.get("rounds") or rounds) >= rounds
+    runs = collections.Counter(tuple(run_of(row).values()) for row in everything)
+
+    def worth(row: dict[str, str]) -> tuple[bool, bool, bool, int]:
+        enough = int(row.get("rounds") or rounds) >= rounds
+        return all(row[name] for name in quoted), enough, quiet(row), runs[tuple(run_of(row).values())]
 
     return {name: _number(text) for name, text in max(rows[::-1], key=worth).items()}
+
+
+def run_of(row: Mapping[str, Any]) -> dict[str, str]:
+    """What the rows of one run share: a ratio belongs beside its seconds."""
+    return {name: str(row[name]) for name in ("date", "command") if name in row}
 
 
 class Missing(str):
@@ -267,32 +302,39 @@ def _number(text: str) -> float | str:
         return text or Missing()
 
 
+def measured(kind: str, flags: str) -> dict[str, dict[str, Any]]:
+    """The newest run of a step or a forward pass: ours and its peers by name, {} where there is none."""
+    case = Case(f"{kind} {flags}", {"framework": OURS})
+    ours = newest(case)
+    if ours is None:
+        return {}
+    peers = {name: newest(case._replace(where={"framework": name, **run_of(ours)})) for name in (*PEERS, *OTHERS)}
+    return {OURS: ours, **{name: row for name, row in peers.items() if row is not None}}
+
+
 def steps() -> tuple[list[str], list[Any], list[str]]:
     """The table of steps and forward passes, the rows that it quotes, and the commands that are not measured."""
-    titles = ["a step, a forward pass", "ours, ms", "rounds", "compiled in", "temporaries"]
+    titles = ["a step, a forward pass", "ours, ms", "rounds", "compiled in", "takes, of memory; PyTorch's"]
     titles += [f"ours / {of}" for of in PEERS.values()] + ["ours / others'"]
-    lines, used, missing = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"], [], []
+    lines, missing = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"], []
+    used: list[Any] = []
     for what, flags, also in STEPS:
         for kind in kinds(also):
-            case = Case(f"{kind} {flags}", {"framework": OURS})
-            ours = newest(case)
+            found = measured(kind, flags)
             label = what if kind == "train-step" else "forward"
-            if ours is None:
+            if not found:
                 lines.append(f"| {label} | {MISSING}" + " |" * (len(titles) - 1))
-                missing.append(case.command)
+                missing.append(f"{kind} {flags}")
                 continue
-            run = {name: str(ours[name]) for name in ("date", "command")}  # a ratio belongs beside its seconds
-            found = {
-                name: row
-                for name in (*PEERS, *OTHERS)
-                if (row := newest(case._replace(where={"framework": name, **run}))) is not None
-            }
-            cells = [label, "{ms:,.1f}", "{rounds:.0f}", "{compile_seconds:.1f} s", "{temporary_mb:,.0f} MB"]
+            ours = found[OURS]
+            cells = [label, "{ms:,.1f}", "{rounds:.0f}", "{compile_seconds:.1f} s"]
             cells = [cell.format(**ours) for cell in cells]
+            taken = [f"{row['taken_mb']:,.0f}" for row in (ours, found.get("torch")) if row]
+            cells.append("; ".join(taken) + " MB")
             cells += [RATIO.format(found[name]) if name in found else "" for name in PEERS]
             cells.append("; ".join(f"{name} {RATIO.format(found[name])}" for name in OTHERS if name in found))
             lines.append(f"| {' | '.join(cells)} |")
-            used += [ours, *found.values()]
+            used += found.values()
     return lines, used, missing
 
 
@@ -344,7 +386,8 @@ def markdown() -> str:
     """The tables, and where and with what they were measured."""
     parts = steps(), figures(), tpus()
     used = [row for _, rows, _ in parts for row in rows]
-    return "\n".join(line for lines, _, _ in parts for line in (*lines, "")) + "\n".join(["", *_places(used)])
+    shown = f"![our seconds over theirs]({PICTURE.relative_to(README.parent)})\n\n"
+    return shown + "\n".join(line for lines, _, _ in parts for line in (*lines, "")) + "\n".join(["", *_places(used)])
 
 
 def _places(rows: list[Any]) -> list[str]:
@@ -362,17 +405,66 @@ def _places(rows: list[Any]) -> list[str]:
     ]
 
 
+def drawn() -> list[list[Any]]:
+    """What the picture shows: kind, what was timed, peer, and the ratio with its percentiles."""
+    return [
+        [kind, what.replace("`", ""), name, *(row[f"ratio{part}"] for part in ("", "_p10", "_p90"))]
+        for what, flags, also in STEPS
+        for kind in kinds(also)
+        for name, row in measured(kind, flags).items()
+        if name in PEERS
+    ]
+
+
+def draw(path: pathlib.Path) -> None:
+    """The picture of `drawn`, which it has in its description too."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import ScalarFormatter
+
+    found, labels = drawn(), [what.replace("`", "") for what, _, _ in STEPS]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 1 + 0.4 * len(labels)), sharey=True, layout="constrained")
+    for axis, (kind, title) in zip(
+        axes, (("train-step", "a training step"), ("forward", "a forward pass")), strict=True
+    ):
+        for i, (peer, of) in enumerate(PEERS.items()):
+            rows = [
+                (labels.index(what) + 0.22 * (i - 1), *ratio)
+                for k, what, name, *ratio in found
+                if (k, name) == (kind, peer)
+            ]
+            for place, ratio, low, high in rows:
+                axis.plot((low, high), (place, place), color=f"C{i}", linewidth=5, alpha=0.35, solid_capstyle="butt")
+                axis.plot(ratio, place, "o", color=f"C{i}", markersize=4)
+            axis.plot([], [], "o-", color=f"C{i}", label=of.replace("`", ""))
+        axis.axvline(1, color="black", linewidth=0.8, linestyle="--")
+        axis.set_xscale("log")
+        axis.set_xticks((0.25, 0.5, 1, 2))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.minorticks_off()
+        axis.set_xlabel(f"{title}: our seconds over theirs")
+        axis.grid(alpha=0.3)
+    axes[0].set_yticks(range(len(labels)), labels, fontsize=8)
+    axes[0].set_ylim(len(labels) - 0.4, -0.6)
+    axes[1].legend(fontsize=8)
+    figure.savefig(path, dpi=120, metadata={"Description": json.dumps(found)})
+    plt.close(figure)
+
+
 @dataclasses.dataclass(frozen=True)
 class ReadmeConfig:
-    """Writes the table of figures in README.md anew, from the rows in benchmarks/results."""
+    """Writes the tables of figures in README.md and the picture anew, from the rows in benchmarks/results."""
 
     path: str = str(README)  # the file, which has the marks between which the table lies
 
 
 def write(config: ReadmeConfig) -> None:
-    """Replaces what lies between the marks, and prints what is not measured; ZooError where they are not there."""
+    """Replaces what lies between the marks, draws the picture, prints what is not measured; ZooError without marks."""
     path = pathlib.Path(config.path)
     path.write_text(replaced(path.read_text(), config.path))
+    draw(PICTURE)
     for command in dict.fromkeys(command for part in (steps(), figures(), tpus()) for command in part[2]):
         print(f"{MISSING}: python -m benchmarks {command}")
 

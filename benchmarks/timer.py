@@ -26,7 +26,9 @@ from zoo.errors import ZooError
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "keras")  # whose versions a row has
-ROLLUP, STATUS = (pathlib.Path(f"/proc/self/{name}") for name in ("smaps_rollup", "status"))  # Linux's account of memory
+ROLLUP, STATUS = (
+    pathlib.Path(f"/proc/self/{name}") for name in ("smaps_rollup", "status")
+)  # Linux's account of memory
 QUIET = 0.1  # cores that others may keep busy; PyTorch suffers from more by far more than XLA
 TRIAL = 3  # rounds that choose the fastest of several ways
 SWING = 1.2  # of the machine's speed within a measurement, above which it is worth a word

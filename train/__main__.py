@@ -75,7 +75,7 @@ def train_recipe(name: str, args: list[str]) -> None:
     from train.loop import run
     from zoo.run import read_config
 
-    module = load_recipe(name)
+    module = load_recipe(name, ("list", "status", "evaluate", "report"))
     if not callable(getattr(module, "config", None)):
         raise ZooError(f"the recipe {name} has no function config() that returns a train.Config")
     default = module.config()
@@ -92,14 +92,14 @@ def train_recipe(name: str, args: list[str]) -> None:
     run(config, time.perf_counter() - _STARTED)
 
 
-def load_recipe(name: str) -> ModuleType:
-    """The module of a recipe: a name of `python -m train list`, or the path of a .py file."""
+def load_recipe(name: str, commands: tuple[str, ...] = ()) -> ModuleType:
+    """The module of a recipe: a name of `python -m train list`, or the path of a .py file. `commands` may be meant."""
     files = recipe_files()
     if name in files:
         return importlib.import_module(f"train.recipes.{files[name].stem}")
     path = pathlib.Path(name)
     if path.suffix != ".py":
-        raise unknown("recipe", name, [*files, "list", "status", "evaluate", "report"])
+        raise unknown("recipe", name, [*files, *commands])
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise ZooError(f"no recipe file {name!r}")

@@ -1,12 +1,14 @@
 """README's table is what the results say; cases, comparisons and pictures are made of the same rows."""
 
 import csv
+import json
 import re
 import shutil
 import statistics
 
 import jax
 import pytest
+from PIL import Image
 
 from benchmarks import compare, suite, table
 from benchmarks.__main__ import main
@@ -17,6 +19,9 @@ from zoo import ZooError
 def test_readme_says_what_the_results_say():
     text = table.README.read_text()
     assert table.replaced(text) == text, "run: python -m benchmarks readme"
+    assert json.loads(Image.open(table.PICTURE).text["Description"]) == table.drawn(), (
+        "run: python -m benchmarks readme"
+    )
 
 
 FIGURES = {  # what README says of a recipe, as quality.csv has it: means of the seeds' newest rows
@@ -86,6 +91,8 @@ def test_the_newest_row_of_the_same_settings(tmp_path, monkeypatch, capsys):
         ("TPUS", ()),
     ):
         monkeypatch.setattr(table, name, value)
+    monkeypatch.setattr(table, "PICTURE", tmp_path / "ratios.png")
+    monkeypatch.setattr(table, "README", tmp_path / "README.md")
     (tmp_path / "x.md").write_text(f"{table.BEGIN}{table.END}")
     table.write(table.ReadmeConfig(str(tmp_path / "x.md")))
     said = (tmp_path / "x.md").read_text().splitlines()
@@ -114,6 +121,19 @@ def test_a_row_of_enough_rounds_is_quoted(tmp_path):
     assert table.newest(table.Case(command + " --rounds 2"))["ratio"] == 0.9
 
 
+def test_a_row_of_a_quiet_machine_and_a_run_with_more_peers_are_quoted(tmp_path):
+    row = {"model": "simple_cnn", "framework": "flaxzoo", "rounds": 20}
+    for date, ms, others, peers in (("1", 5, 0.0, ["torch"]), ("2", 6, 0.05, []), ("3", 7, 0.9, ["torch", "flax"])):
+        for framework in ("flaxzoo", *peers):
+            run = {"busy_others": others, "date": date, "command": "c"}
+            append_row(tmp_path / "x.csv", {**row, "framework": framework, "ms": ms, **run})
+    flags = f"simple_cnn --output {tmp_path / 'x.csv'}"
+    found = table.measured("train-step", flags)
+    assert {name: found[name]["date"] for name in found} == {"flaxzoo": 1, "torch": 1}
+    rows = compare.read(tmp_path / "x.csv")
+    assert [row["date"] for row in rows.values()] == ["3", "2", "1"]  # flax was never measured while it was quiet
+
+
 def test_a_file_without_marks_is_left_alone(tmp_path, capsys):
     (tmp_path / "x.md").write_text("# x\n")
     assert main(["readme", "--path", str(tmp_path / "x.md")]) == 2
@@ -124,9 +144,9 @@ def test_a_file_without_marks_is_left_alone(tmp_path, capsys):
 def test_run_goes_through_the_cases(capsys):
     assert main(["run", "loop", "decodin?", "--dry"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said.pop(0) == "4 commands"
+    assert said.pop(0) == "7 commands"
     assert said == [f"python -m benchmarks {command}" for name in ("loop", "decoding") for command in table.cases(name)]
-    assert len(said) == 4
+    assert len(said) == 7
 
 
 def test_a_case_that_fails_is_named_at_the_end(monkeypatch, capsys):
@@ -160,7 +180,7 @@ def test_two_files_are_compared_case_by_case(tmp_path, capsys):
     ]
 
 
-@pytest.mark.parametrize("name", ["sampling", "decoding", "loop"])
+@pytest.mark.parametrize("name", ["sampling", "decoding", "step"])
 def test_a_picture_beside_the_file(name, tmp_path):
     shutil.copy(RESULTS / f"{name}.csv", tmp_path)
     picture = compare.plot(compare.PlotConfig(str(tmp_path / f"{name}.csv")))
