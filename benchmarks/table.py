@@ -43,9 +43,9 @@ STEPS: tuple[tuple[str, str, bool], ...] = (
     ("`resnet18`, CIFAR's stem, batch 64", "resnet18 --args stem=cifar num_classes=10 --size 32", True),
     ("`resnet20`, batch 128", "resnet20 --batch-size 128", True),
     ("`lstm_lm` 2x512, batch 50, length 50", f"lstm_lm {CELL} 50", True),
-    ("the same, batch 1", f"lstm_lm {CELL} 1", False),
+    ("`lstm_lm` 2x512, batch 1, length 50", f"lstm_lm {CELL} 1", False),
     ("`lstm_lm` 1x128, batch 50, length 50", f"lstm_lm {ONE} 50", False),
-    ("the same, batch 1", f"lstm_lm {ONE} 1", False),
+    ("`lstm_lm` 1x128, batch 1, length 50", f"lstm_lm {ONE} 1", False),
     ("`lstm_lm` 2x512, batch 50, in bfloat16", f"lstm_lm --args vocab_size=65 dtype=bfloat16 {ROWS} 50", False),
     ("`gru_lm` 2x512, batch 50, length 50", f"gru_lm {CELL} 50", True),
     ("`rnn_lm` 2x512, batch 50, length 50", f"rnn_lm {CELL} 50", False),
@@ -412,7 +412,7 @@ def drawn() -> list[list[Any]]:
         for what, flags, also in STEPS
         for kind in kinds(also)
         for name, row in measured(kind, flags).items()
-        if name in PEERS
+        if name != OURS
     ]
 
 
@@ -426,29 +426,24 @@ def draw(path: pathlib.Path) -> None:
 
     found, labels = drawn(), [what.replace("`", "") for what, _, _ in STEPS]
     figure, axes = plt.subplots(1, 2, figsize=(11, 1 + 0.4 * len(labels)), sharey=True, layout="constrained")
-    for axis, (kind, title) in zip(
-        axes, (("train-step", "a training step"), ("forward", "a forward pass")), strict=True
-    ):
-        for i, (peer, of) in enumerate(PEERS.items()):
-            rows = [
-                (labels.index(what) + 0.22 * (i - 1), *ratio)
-                for k, what, name, *ratio in found
-                if (k, name) == (kind, peer)
-            ]
-            for place, ratio, low, high in rows:
-                axis.plot((low, high), (place, place), color=f"C{i}", linewidth=5, alpha=0.35, solid_capstyle="butt")
-                axis.plot(ratio, place, "o", color=f"C{i}", markersize=4)
-            axis.plot([], [], "o-", color=f"C{i}", label=of.replace("`", ""))
+    peers, titles = [*PEERS, *OTHERS], {"train-step": "a training step", "forward": "a forward pass"}
+    for kind, what, peer, ratio, low, high in found:
+        axis, i = axes[list(titles).index(kind)], peers.index(peer)
+        place, color = labels.index(what) + 0.15 * (i - 2), f"C{i}"
+        axis.plot((low, high), (place, place), color=color, linewidth=5, alpha=0.35, solid_capstyle="butt")
+        axis.plot(ratio, place, "o", color=color, markersize=4)
+    for axis, title in zip(axes, titles.values(), strict=True):
         axis.axvline(1, color="black", linewidth=0.8, linestyle="--")
         axis.set_xscale("log")
-        axis.set_xticks((0.25, 0.5, 1, 2))
+        axis.set_xticks((0.125, 0.25, 0.5, 1, 2))
         axis.xaxis.set_major_formatter(ScalarFormatter())
         axis.xaxis.minorticks_off()
         axis.set_xlabel(f"{title}: our seconds over theirs")
         axis.grid(alpha=0.3)
     axes[0].set_yticks(range(len(labels)), labels, fontsize=8)
     axes[0].set_ylim(len(labels) - 0.4, -0.6)
-    axes[1].legend(fontsize=8)
+    colors = [plt.Line2D([], [], color=f"C{i}", marker="o", label=peer) for i, peer in enumerate(peers)]
+    figure.legend(handles=colors, loc="outside lower center", ncols=len(peers), fontsize=8)
     figure.savefig(path, dpi=120, metadata={"Description": json.dumps(found)})
     plt.close(figure)
 
