@@ -16,9 +16,10 @@ report), a random while more, and then does to the process or to its folder what
 Kinds and moments are dealt from one deck of all combinations, in which a seed says where to begin; recipe, occurrence
 and delay are drawn. One of the recipes runs on a mesh of eight virtual devices.
 
-Then the run is taken up with --resume. It must end with status 0, no attempt may show a traceback, and the last
-checkpoint's digests (parameters, optimizer, carried state), metrics.jsonl, result.json but for its seconds, and the
-exported weights must be those of the undisturbed run. Exit status 1 if any is not.
+Then the run is taken up with --resume. It must end with status 0, no attempt may show a traceback or say that a step is
+saved of which there is no checkpoint, and the last checkpoint's digests (parameters, optimizer, carried state),
+metrics.jsonl, result.json but for its seconds, and the exported weights must be those of the undisturbed run. Exit
+status 1 if any is not.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import resource
 import shutil
 import signal
@@ -178,6 +180,8 @@ class Campaign:
         if not (place / "fired").exists():
             return None
         took = time.monotonic() - float((place / "fired").read_text())
+        said = re.search(r"stopped by \w+ at step (\d+); saved", output)
+        unsaved = said is not None and not (workdir / "checkpoints" / said[1]).is_dir()
         if fault.kind in DAMAGES:
             steps = sorted(step_folders(workdir / "checkpoints"))
             if len(steps) < 2:
@@ -190,6 +194,8 @@ class Campaign:
         outcome = "same"
         if again != 0:
             outcome = "lost"
+        elif unsaved:
+            outcome = "not saved"
         elif "Traceback" in output + more:
             outcome = "traceback"
         elif fingerprint(workdir) != self.whole[recipe]:

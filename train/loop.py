@@ -157,7 +157,7 @@ class Trainer:
                     self._evaluate_and_save(evaluates, stop)
                 if stuck:
                     self._give_up()
-                if stop.signal:
+                if saves and stop.signal:  # one that came since it was asked for waits for the next step, which saves
                     self._leave(stop.signal)
                 clock = Clock(self.step)
 

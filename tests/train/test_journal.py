@@ -16,6 +16,7 @@ from runs import ROOT, environment
 from train import journal as journal_module
 from train.__main__ import main
 from train.journal import Journal, lives
+from train.loop import Trainer
 from train.report import Phases
 from zoo import ZooError
 
@@ -242,6 +243,25 @@ def test_a_signal_breaks_an_evaluation_off_which_is_made_up_for(tmp_path, monkey
     assert (broken / "export" / "model.safetensors").read_bytes() == (
         whole / "export" / "model.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.parametrize(("asked", "saved"), [(5, 6), (30, 30)])
+def test_a_signal_during_a_log_line_leaves_where_it_saves(asked, saved, tmp_path, monkeypatch, capsys):
+    """Step 5 logs and saves nothing, so the one after it is saved; the last one is saved anyway."""
+    log = Trainer._log
+
+    def interrupted(self, *args):
+        log(self, *args)
+        if self.step == asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)  # the thread that reads signals notes it
+
+    monkeypatch.setattr(Trainer, "_log", interrupted)
+    with pytest.raises(SystemExit) as left:
+        train.run(tiny(tmp_path / "run"))
+    assert left.value.code == 128 + signal.SIGTERM
+    assert f"stopped by SIGTERM at step {saved}; saved" in capsys.readouterr().out
+    assert (tmp_path / "run" / "checkpoints" / f"{saved}").is_dir()
 
 
 def test_a_signal_in_the_main_thread_only():

@@ -186,7 +186,8 @@ def test_a_signal_saves_and_leaves(number, undisturbed, tmp_path):
     if process.returncode == 0:
         pytest.skip("the run ended before the signal arrived")
     assert process.returncode == 128 + number, err
-    assert f"stopped by {number.name} at step" in out
+    step = out.split(f"stopped by {number.name} at step ")[1].split("; saved")[0]
+    assert (workdir / "checkpoints" / step).is_dir()
     finish("cnn", "--workdir", workdir, "--resume")
     assert fingerprint(workdir)[1:] == fingerprint(undisturbed("jit"))[1:]
 
