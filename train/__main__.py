@@ -86,7 +86,8 @@ def train_recipe(name: str, args: list[str]) -> None:
     config = tyro.cli(Config, args=args, default=default, description=module.__doc__, **options)
     folder = pathlib.Path(config.workdir).expanduser()
     if config.resume and (folder / "config.json").exists():
-        stored = dataclasses.replace(from_json(read_config(folder).get("config")), workdir=config.workdir)
+        stored = from_json(read_config(folder).get("config"))
+        stored = dataclasses.replace(stored, workdir=config.workdir, distributed=None)  # whom to join is said anew
         config = tyro.cli(Config, args=args, default=stored, **options)
     use_compilation_cache()
     run(config, time.perf_counter() - _STARTED)

@@ -226,8 +226,11 @@ def _locks(log: Any) -> bool:
 
 def lives(workdir: pathlib.Path) -> bool:
     """Whether a run is at work in the folder."""
+    path = workdir / "train.log"
+    if not path.is_file():  # to open a pipe would wait for whoever writes to it
+        return False
     try:
-        with (workdir / "train.log").open() as log:
+        with path.open() as log:
             fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -29,8 +29,9 @@ def start(setting: str | None) -> None:
     """Joins the other processes, where the setting says so; before anything asks JAX for its devices."""
     if setting is None or jax.distributed.is_initialized():
         return
+    told = parse_distributed(setting)
     try:
-        jax.distributed.initialize(**parse_distributed(setting))
+        jax.distributed.initialize(**told)
     except (ValueError, RuntimeError) as error:
         hint = "; auto needs SLURM, Kubernetes, Open MPI or a TPU pod" if setting == "auto" else ""
         line = (str(error).strip().splitlines() or [""])[0][:160]

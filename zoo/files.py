@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import stat
 from typing import Any
 
 MOST_BYTES = 2**26  # a tokenizer of 262,000 tokens has half of it
@@ -12,9 +13,16 @@ MOST_LEVELS = 64
 def read_json(path: pathlib.Path) -> Any:
     """What a JSON file holds; ValueError where it is none, is larger than MOST_BYTES, has more than MOST_VALUES or is
     nested beyond MOST_LEVELS."""
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"it has {path.stat().st_size:,} bytes, more than {MOST_BYTES:,}")
-    return parse_json(path.read_text("utf-8"))
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):  # a device has no end, a pipe no beginning
+        raise ValueError("it is no regular file")
+    if about.st_size > MOST_BYTES:
+        raise ValueError(f"it has {about.st_size:,} bytes, more than {MOST_BYTES:,}")
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)  # whatever size it says it has
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+    return parse_json(content.decode("utf-8"))
 
 
 def parse_json(text: str) -> Any:

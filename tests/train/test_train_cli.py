@@ -111,6 +111,7 @@ def test_a_recipe_of_ones_own(tmp_path):
         (["cnn", "--model.args", "hidden=3"], "error: simple_cnn has no field 'hidden'; did you mean hidden_size"),
         (["cnn", "--data.name", "digitz"], "error: unknown data set 'digitz'; did you mean digits"),
         (["cnn", "--batch-size", "0"], "error: batch-size must be at least 1, not 0"),
+        (["cnn", "--distributed", "x"], "error: distributed must be auto, or coordinator=HOST:PORT"),
         (["evaluate", "resnet18"], "error: resnet18 is a model's name; add --weights FILE"),
         (["evaluate", "no-such-model"], "error: unknown model 'no-such-model'"),
     ],

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import os
 import pathlib
 import shutil
 from functools import partial
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 import train
 import zoo
 from train import Config, LanguageModel, ModelConfig, OptimizerConfig, TextConfig
+from train.__main__ import main
 from train.checkpoint import Checkpoints
 from train.config import from_json, to_json
 from train.data import load_dataset
@@ -25,7 +27,7 @@ from train.optimizer import make_optimizer
 from train.report import cut_back, draw_curves
 from train.status import status
 from zoo import ZooError
-from zoo.files import MOST_LEVELS
+from zoo.files import MOST_LEVELS, read_json
 from zoo.huggingface import from_pretrained, save_pretrained
 from zoo.inputs import inputs_from_json
 from zoo.registry import abstract_variables
@@ -186,6 +188,46 @@ def test_records_of_any_length_take_little_memory(run_folder, tmp_path):
     cut_back(path, 20, False)
     assert path.read_bytes() == 2 * rows
     assert peak_megabytes() - before < 150
+
+
+def test_a_pipe_or_a_device_in_place_of_a_file_is_not_waited_for_nor_read_without_end(run_folder, tmp_path):
+    folder, before = tmp_path / "run", peak_megabytes()
+    shutil.copytree(run_folder, folder)
+    meta, log, about = folder / "checkpoints/20/meta/metadata", folder / "train.log", folder / "status.json"
+    for path in (meta, log, about):
+        path.unlink()
+    for path in (meta, about):
+        path.symlink_to("/dev/zero")
+    os.mkfifo(log)
+    assert "not at work, and it left no status" in status(folder)
+    with pytest.raises(ZooError, match=r"step 20: its meta is unreadable \(it is no regular file\)"):
+        zoo.load(folder, step=20)
+    about.unlink()
+    os.mkfifo(about)
+    assert "not at work, and it left no status" in status(folder)
+    assert peak_megabytes() - before < 150
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="Linux has such files")
+def test_a_file_that_does_not_say_its_size_is_read_within_bounds(tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.files.MOST_BYTES", 20)
+    path = pathlib.Path("/proc/self/status")
+    assert path.stat().st_size == 0
+    with pytest.raises(ValueError, match="it has more than 20 bytes"):
+        read_json(path)
+
+
+def test_stored_settings_name_no_host_to_connect_to(run_folder, tmp_path, monkeypatch):
+    folder, taken = tmp_path / "run", []
+    shutil.copytree(run_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["config"]["distributed"] = "coordinator=elsewhere.example:1,num=2,id=1"
+    write(folder / "config.json", config)
+    monkeypatch.setattr("train.loop.run", lambda config, seconds: taken.append(config.distributed))
+    said = "coordinator=localhost:1,num=2,id=1"
+    for flags in ([], ["--distributed", said]):
+        assert main(["cnn", "--resume", "--workdir", str(folder), *flags]) == 0
+    assert taken == [None, said]
 
 
 SETTINGS = [
