@@ -18,6 +18,8 @@ import numpy as np
 from tyro.conf import Positional
 
 import zoo
+from benchmarks.problems import make_problem
+from benchmarks.step_peers import torch_peers, transformers_peers
 from benchmarks.timer import RESULTS, append_row, circumstances, fastest, in_turn, percentiles_of, torch_or_none
 from train.__main__ import load_recipe
 from train.checkpoint import Checkpoints
@@ -62,7 +64,7 @@ class PipelineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WeightsConfig:
-    """Times loading a model's weights from a file, checked whole, beside reading the file alone."""
+    """Times loading a model's weights from a file, checked whole, beside reading the file alone, and PyTorch's module."""
 
     model: Positional[str] = "resnet50"  # a registered model: python -m zoo list
     args: Arguments = dataclasses.field(default_factory=dict)  # fields of the model
@@ -193,11 +195,30 @@ def run_weights(config: WeightsConfig) -> dict[str, Any]:
 
     model, variables, shape = drawn(config.model, config.args)
     row: dict[str, Any] = {"model": config.model, "args": config.args, "weights_mb": size_mb(variables)}
+    row |= {f"{name}_{column}": "" for name in ("ours", "read", "torch") for column in ("mb_per_s", "p10", "p90")}
     with tempfile.TemporaryDirectory() as place:
         path = f"{place}/model.safetensors"
         save_weights(variables, path)
         works = {"ours": lambda: zoo.load_weights(model, path, shape), "read": lambda: load_file(path)}
-        return finish(config, row, works, row["weights_mb"], "mb")
+        return finish(config, row, works | _torch_module(config, place), row["weights_mb"], "mb")
+
+
+def _torch_module(config: WeightsConfig, place: str) -> dict[str, Callable[[], Any]]:
+    """Safetensors into PyTorch's module, or transformers', of the same model; {} where there is none."""
+    if torch_or_none() is None:
+        return {}
+    from safetensors.torch import load_model, save_model
+
+    problem = make_problem(config.model, config.args, 1, None, 0)
+    for peers in (torch_peers, transformers_peers):
+        try:
+            module = next(iter(peers(problem))).module
+        except (ModuleNotFoundError, ZooError) as error:
+            print(f"{peers.__name__.removesuffix('_peers')} is left out: {error}")
+            continue
+        save_model(module, f"{place}/peer.safetensors")
+        return {"torch": lambda: load_model(module, f"{place}/peer.safetensors")}
+    return {}
 
 
 def run_checkpoint(config: CheckpointConfig) -> dict[str, Any]:

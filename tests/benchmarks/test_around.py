@@ -21,6 +21,7 @@ def test_weights_beside_the_file_alone(tmp_path):
     assert row["weights_mb"] == pytest.approx(4 * sum(sizes) / 1e6)
     assert 0 < row["ours_p10"] <= row["ours_mb_per_s"] <= row["ours_p90"]
     assert row["read_mb_per_s"] > 0
+    assert importlib.util.find_spec("torch") is None or row["torch_mb_per_s"] > 0
     assert next(csv.DictReader((tmp_path / "x.csv").open()))["args"] == "num_classes=3 hidden_size=8"
 
 
