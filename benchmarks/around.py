@@ -64,7 +64,7 @@ class PipelineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WeightsConfig:
-    """Times loading a model's weights from a file, checked whole, beside reading the file alone, and PyTorch's module."""
+    """Times loading a model's weights from a file, checked whole, beside PyTorch's module and the file alone."""
 
     model: Positional[str] = "resnet50"  # a registered model: python -m zoo list
     args: Arguments = dataclasses.field(default_factory=dict)  # fields of the model
@@ -217,7 +217,7 @@ def _torch_module(config: WeightsConfig, place: str) -> dict[str, Callable[[], A
             print(f"{peers.__name__.removesuffix('_peers')} is left out: {error}")
             continue
         save_model(module, f"{place}/peer.safetensors")
-        return {"torch": lambda: load_model(module, f"{place}/peer.safetensors")}
+        return {"torch": functools.partial(load_model, module, f"{place}/peer.safetensors")}
     return {}
 
 
