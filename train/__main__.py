@@ -71,8 +71,10 @@ def train_recipe(name: str, args: list[str]) -> None:
     """Runs a recipe with flags; on --resume the flags are read against the folder's settings."""
     import tyro
 
+    from train import processes
     from train.config import Config, from_json
     from train.loop import run
+    from train.mesh import where_it_fits
     from zoo.run import read_config
 
     module = load_recipe(name, ("list", "status", "evaluate", "report"))
@@ -88,7 +90,10 @@ def train_recipe(name: str, args: list[str]) -> None:
     if config.resume and (folder / "config.json").exists():
         stored = from_json(read_config(folder).get("config"))
         stored = dataclasses.replace(stored, workdir=config.workdir, distributed=None)  # whom to join is said anew
-        config = tyro.cli(Config, args=args, default=stored, **options)
+        config = tyro.cli(Config, args=args, default=dataclasses.replace(stored, mesh=""), **options)
+        if config.mesh == "":  # no flag gives one
+            processes.start(config.distributed)  # before JAX is asked for its devices
+            config = dataclasses.replace(config, mesh=where_it_fits(stored.mesh, config.parallel))
     use_compilation_cache()
     run(config, time.perf_counter() - _STARTED)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from train.data.augment import AugmentConfig
-from train.mesh import parse_mesh
+from train.mesh import check_parallel, parse_mesh
 from train.processes import parse_distributed
 from train.tasks.classification import Classification
 from train.tasks.language_model import LanguageModel
@@ -261,8 +261,7 @@ class Config:
             parse_distributed(self.distributed)
         if self.mesh is not None:
             parse_mesh(self.mesh)
-            if self.parallel in ("jit", "pmap"):
-                raise ZooError(f"mesh {self.mesh} goes with parallel mesh, not {self.parallel}")
+            check_parallel(self.mesh, self.parallel)
         if self.parallel == "pmap" and self.augment.mixes:
             raise ZooError("parallel pmap: mixup and cutmix pair examples across devices; use mesh")
         self.optimizer.check()

@@ -1,9 +1,13 @@
 """The setting `mesh`, `data=2,fsdp=2,tensor=2`: the sizes of a mesh's axes, and which models it goes with."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
+from train import processes
 from zoo.errors import ZooError
 from zoo.split import AXES, CONTEXT, DATA, TENSOR
 
@@ -25,8 +29,30 @@ def mesh_sizes(text: str | None, devices: int) -> dict[str, int]:
     others = math.prod(size for name, size in named.items() if name != DATA)
     sizes = {**dict.fromkeys(AXES, 1), DATA: max(devices // others, 1), **named}
     if math.prod(sizes.values()) != devices:
-        raise ZooError(f"mesh {text} is one of {math.prod(sizes.values())} devices; there are {devices}")
+        there = f"there {'is' if devices == 1 else 'are'} {devices}"
+        raise ZooError(f"mesh {text} is one of {math.prod(sizes.values())} devices; {there}; --mesh None names none")
     return sizes
+
+
+def check_parallel(text: str, parallel: str) -> None:
+    """ZooError for a way to compile that has no mesh."""
+    if parallel in ("jit", "pmap"):
+        raise ZooError(f"mesh {text} goes with parallel mesh, not {parallel}; --mesh None names none")
+
+
+def where_it_fits(text: str | None, parallel: str) -> str | None:
+    """The mesh that a run had before; None, with a warning, where these devices or this way make no such."""
+    if text is None:
+        return None
+    try:
+        check_parallel(text, parallel)
+        mesh_sizes(text, jax.device_count())
+    except ZooError:
+        if processes.first():
+            where = f"parallel {parallel}, devices: {jax.device_count()}"
+            warnings.warn(f"the run's mesh {text} is left out: it does not fit ({where})", stacklevel=2)
+        return None
+    return text
 
 
 def check_model(model: Any, family: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> None:

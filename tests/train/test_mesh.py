@@ -19,7 +19,7 @@ from runs import assert_close
 from train import Classification, Config, LanguageModel, ModelConfig, OptimizerConfig, TextConfig, Translation
 from train.checkpoint import Checkpoints
 from train.loop import initial_state
-from train.mesh import check_model, mesh_sizes
+from train.mesh import check_model, mesh_sizes, where_it_fits
 from train.optimizer import make_optimizer
 from train.sharding import Layout, make_layout
 from train.step import init_state, make_eval_step, make_train_step
@@ -292,7 +292,7 @@ def test_the_sizes_of_a_mesh():
         ("data=0", "'data=0' does not"),
         ("data=2,data=4", "such as data=2,fsdp=4"),
         ("", "'' does not"),
-        ("fsdp=3", "is one of 6 devices; there are 8"),
+        ("fsdp=3", "is one of 6 devices; there are 8; --mesh None names none"),
         ("data=2,fsdp=2", "is one of 4 devices; there are 8"),
     ],
 )
@@ -325,9 +325,26 @@ def test_tokens_that_context_does_not_divide_are_refused():
 
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
 def test_a_mesh_goes_with_parallel_mesh(parallel):
-    with pytest.raises(zoo.ZooError, match=f"mesh fsdp=8 goes with parallel mesh, not {parallel}"):
+    with pytest.raises(zoo.ZooError, match=f"mesh fsdp=8 goes with parallel mesh, not {parallel}; --mesh None"):
         Config("x", 10, 8, parallel=parallel, mesh="fsdp=8").check()
     Config("x", 10, 8, mesh="fsdp=8").check()
+
+
+@pytest.mark.parametrize(
+    ("mesh", "parallel", "fits"),
+    [
+        ("data=2,fsdp=4", "auto", True),
+        ("fsdp=2", "mesh", True),
+        (None, "jit", True),
+        ("data=2,fsdp=4", "jit", False),
+        ("data=2,fsdp=2", "auto", False),
+        ("fsdp=16", "mesh", False),
+    ],
+)
+def test_a_runs_mesh_is_left_out_where_it_does_not_fit(mesh, parallel, fits, recwarn):
+    assert where_it_fits(mesh, parallel) == (mesh if fits else None)
+    said = [f"the run's mesh {mesh} is left out: it does not fit (parallel {parallel}, devices: 8)"]
+    assert [str(warning.message) for warning in recwarn] == ([] if fits else said)
 
 
 def test_a_batch_is_divided_by_data_and_fsdp_alone():
