@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import math
 import os
+import re
 import typing
 from typing import Annotated, Any, Literal
 
@@ -252,7 +253,8 @@ class Config:
         """ZooError for a value out of range; what needs the data or the devices is checked where they are known."""
         at_least("steps", self.steps, 1)
         at_least("batch-size", self.batch_size, 1)
-        at_least("seed", self.seed, 0)
+        if not 0 <= self.seed < 2**63:  # what jax.random.key takes
+            raise ZooError(f"seed must be at least 0 and below 2**63, not {self.seed}")
         at_least("eval-every", self.eval_every, 1)
         at_least("keep", self.keep, 1)
         at_least("log.every", self.log.every, 1)
@@ -286,10 +288,10 @@ class Config:
         """The first step to trace and the one to stop before."""
         if self.profile is None:
             return None
-        start, _, stop = self.profile.partition(":")
-        if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop) <= self.steps):
-            raise ZooError(f"profile must be START:STOP, two of the {self.steps} steps, not {self.profile!r}")
-        return int(start), int(stop)
+        found = re.fullmatch(r"(\d{1,18}):(\d{1,18})", self.profile)
+        if not (found and int(found[1]) < int(found[2]) <= self.steps):
+            raise ZooError(f"profile must be START:STOP, two of the {self.steps} steps, not {self.profile!r:.80}")
+        return int(found[1]), int(found[2])
 
 
 def at_least(name: str, value: float, least: float) -> None:

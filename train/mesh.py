@@ -1,6 +1,7 @@
 """The setting `mesh`, `data=2,fsdp=2,tensor=2`: the sizes of a mesh's axes, and which models it goes with."""
 
 import math
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -17,8 +18,8 @@ def parse_mesh(text: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for item in text.split(","):
         name, _, size = item.partition("=")
-        if name not in AXES or name in sizes or not (size.isdecimal() and int(size)):
-            raise ZooError(f"mesh gives sizes to {', '.join(AXES)}, such as data=2,fsdp=4; {item!r} does not")
+        if name not in AXES or name in sizes or not (re.fullmatch(r"\d{1,9}", size) and int(size)):
+            raise ZooError(f"mesh gives sizes to {', '.join(AXES)}, such as data=2,fsdp=4; {item!r:.80} does not")
         sizes[name] = int(size)
     return sizes
 

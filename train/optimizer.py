@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 
@@ -51,6 +52,9 @@ NAMES = (
     "sign_sgd",
     "yogi",
 )
+
+# What an optimizer's arguments are tried on.
+EXAMPLE = {"kernel": jax.ShapeDtypeStruct((2, 2), np.float32), "bias": jax.ShapeDtypeStruct((2,), np.float32)}
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -190,9 +194,15 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         chain.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask))
     schedule = make_schedule(config, steps)
     try:
-        chain.append(constructor(learning_rate=schedule, **args))
-    except (TypeError, ValueError) as error:
-        raise ZooError(f"{config.name} does not take {config.args}: {error}") from None
+        made = constructor(learning_rate=schedule, **args)
+        before = jax.eval_shape(made.init, EXAMPLE)
+        after = jax.eval_shape(made.update, EXAMPLE, before, EXAMPLE)[1]
+        if _kinds(before) != _kinds(after):
+            raise TypeError("its state would change its shapes or types")
+    except Exception as error:  # whatever Optax and JAX say to arguments of any kind
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise ZooError(f"{config.name} does not take {config.args!s:.160}: {line}") from None
+    chain.append(made)
     if config.rates:
         chain.append(scale_by_pattern(config.rates))
     if config.layer_decay is not None:
@@ -204,6 +214,11 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     if config.lora_rank is not None:
         ways["thin"] = lora(optimizer, config.lora_rank, config.lora_alpha)
     return optax.partition(ways, lambda params: _by_path(params, partial(role, config)))
+
+
+def _kinds(tree: Any) -> dict[str, Any]:
+    """Shape and dtype of every leaf, by path."""
+    return {path: (leaf.shape, leaf.dtype) for path, leaf in named_leaves(tree).items()}
 
 
 def muon_dimensions(params: Any) -> Any:

@@ -1,5 +1,6 @@
 """Several processes that train as one, over `jax.distributed`: how they find one another, and which of them writes."""
 
+import re
 from typing import Any
 
 import jax
@@ -15,8 +16,8 @@ def parse_distributed(text: str) -> dict[str, Any]:
         return {}
     found = dict(item.partition("=")[::2] for item in text.split(","))
     numbers = found.get("num", ""), found.get("id", "")
-    if set(found) != {"coordinator", "num", "id"} or not all(number.isdecimal() for number in numbers):
-        raise ZooError(f"distributed must be auto, or coordinator=HOST:PORT,num=N,id=I, not {text!r}")
+    if set(found) != {"coordinator", "num", "id"} or not all(re.fullmatch(r"\d{1,9}", number) for number in numbers):
+        raise ZooError(f"distributed must be auto, or coordinator=HOST:PORT,num=N,id=I, not {text!r:.160}")
     if not int(numbers[1]) < int(numbers[0]):
         raise ZooError(f"distributed id={numbers[1]} must be below num={numbers[0]}: processes count from 0")
     address = found["coordinator"]

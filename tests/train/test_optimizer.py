@@ -91,6 +91,9 @@ def test_arguments_go_to_optax():
         (OptimizerConfig("chain"), "unknown optimizer 'chain'"),
         (OptimizerConfig("sgd", args={"momentun": 0.9}), "sgd takes no argument 'momentun' here; it takes momentum"),
         (OptimizerConfig("sgd", args={"learning_rate": 1}), "sgd takes no argument 'learning_rate' here"),
+        (OptimizerConfig(args={"b1": "x"}), r"^adamw does not take {'b1': 'x'}: unsupported operand type.*'str'$"),
+        (OptimizerConfig(args={"b1": 1j}), r"^adamw does not take {'b1': 1j}: its state would change its shapes"),
+        (OptimizerConfig("sgd", args={"momentum": 10**30}), "^sgd does not take {'momentum': 10{30}}: "),
         (OptimizerConfig(warmup_steps=10), "optimizer.warmup-steps 10 must be below the schedule's end, 10"),
     ],
 )
