@@ -46,6 +46,7 @@ import orbax.checkpoint  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import tyro  # noqa: F401
 
+import train.events
 import train.loop  # noqa: F401
 from benchmarks.timer import append_row, circumstances
 from train.__main__ import main
@@ -53,7 +54,7 @@ from train.report import Phases
 from zoo.run import step_folders
 
 ROOT = pathlib.Path(__file__).parents[1]
-OFTEN = ["--steps", "120", "--eval-every", "10", "--log.every", "7", "--batch-size", "16", "--log.no-tensorboard"]
+OFTEN = ["--steps", "120", "--eval-every", "10", "--log.every", "7", "--batch-size", "16"]
 RECIPES = {
     "cnn": ["cnn", "--model.args", "widths=(4,)", "hidden_size=16", *OFTEN],
     "lstm": [
@@ -64,6 +65,7 @@ RECIPES = {
         str(ROOT / "LICENSE"),
         "--data.context",
         "8",
+        "--log.no-tensorboard",
         *OFTEN,
     ],
     "mesh": ["cnn", "--model.args", "widths=(4,)", "hidden_size=1040", "--mesh", "data=2,fsdp=4", *OFTEN],

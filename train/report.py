@@ -31,9 +31,9 @@ class Report:
         cut_back(self.path, step, unevaluated)
         self._file = self.path.open("a")
         if config.log.tensorboard:
-            from tensorboardX import SummaryWriter
+            from train.events import Events
 
-            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+            self._events = Events(workdir / "tensorboard", step)
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """One line of metrics.jsonl, and the same to TensorBoard."""
@@ -46,7 +46,7 @@ class Report:
     def event(self, name: str, value: float, step: int) -> None:
         """A scalar for TensorBoard alone."""
         if self._events is not None:
-            self._events.add_scalar(name, value, step)
+            self._events.add(name, value, step)
 
     def flush(self) -> None:
         """To the disk: what a checkpoint builds on must be there before it."""

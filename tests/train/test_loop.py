@@ -9,6 +9,7 @@ import subprocess
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 import train
 import zoo
@@ -54,7 +55,6 @@ def test_a_run_folder_has_all_that_was_promised(finished):
     expected = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "export", "result.json", "curves.png"}
     expected |= {"train.log", "status.json"}
     assert names == expected | {"example.png"}
-    assert list((workdir / "tensorboard").iterdir())
     assert sorted(path.name for path in (workdir / "export").iterdir()) == ["config.json", "model.safetensors"]
     assert json.loads((workdir / "result.json").read_text()) == json.loads(json.dumps(result))
     assert {"data", "setup", "compile", "train", "evaluate", "checkpoint", "total"} <= result["seconds"].keys()
@@ -69,6 +69,24 @@ def test_metrics_have_a_line_a_log_and_a_line_an_evaluation(finished):
     best = max((row for row in rows if row["split"] == "validation"), key=lambda row: (row["accuracy"], row["step"]))
     assert result["best_step"] == best["step"]
     assert result["validation"] == {name: best[name] for name in ("loss", "accuracy")}
+
+
+def test_tensorboards_events_are_the_metrics_and_the_rate(finished):
+    workdir, _ = finished
+    (path,) = (workdir / "tensorboard").iterdir()
+    content, events = path.read_bytes(), []
+    while content:  # a record: length, its checksum, an event, its checksum
+        size = int.from_bytes(content[:8], "little")
+        events.append(Event.FromString(content[12 : 12 + size]))
+        content = content[16 + size :]
+    assert (events[0].file_version, events[1].session_log.status, events[1].step) == ("brain.Event:2", 1, 1)
+    scalars = {(value.tag, event.step): value.simple_value for event in events[2:] for value in event.summary.value}
+    assert min(scalars.pop(("examples_per_second", step)) for step in (5, 10, 15, 20, 25, 30)) > 0
+    assert scalars == {
+        (f"{row['split']}/{name}", row["step"]): pytest.approx(row[name], rel=1e-6)
+        for row in lines(workdir)
+        for name in row.keys() - {"step", "split"}
+    }
 
 
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
@@ -214,6 +232,18 @@ def test_a_full_disk_while_saving_leaves_the_checkpoints_intact(tmp_path):
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in (workdir / "checkpoints").glob("[0-9]*[0-9]")) == before
     zoo.load(workdir)
+
+
+def test_events_that_find_the_disk_full_are_lost_in_silence(tmp_path):
+    """Neither as they are written nor when Python ends is anything said of them, but what is true of the run."""
+    limited = ["bash", "-c", "trap '' XFSZ; ulimit -f 4; exec \"$@\"", "bash"]
+    args = [*TINY, "--log.tensorboard", "--log.every", "1", "--eval-every", "120"]
+    run = [*limited, *command("cnn", "--workdir", tmp_path / "run", *args)]
+    env = {**environment(), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(run, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("error: [Errno 27] File too large")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_records_that_find_the_disk_full_lose_no_save_that_is_under_way(tmp_path):
