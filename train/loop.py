@@ -184,13 +184,15 @@ class Trainer:
         if skipped:
             metrics["skipped"] = skipped
         self.report.write(self.step, "train", metrics)
-        self.report.event(f"{task.unit}_per_second", steps_per_second * sums["count"] / steps, self.step)
-        left = int((self.config.steps - self.step) / steps_per_second) if steps_per_second else 0
         shown = _shown({name: metrics[name] for name in ("loss", task.metric)})
-        rate = f"{steps_per_second * sums['count'] / steps:,.0f} {task.unit}/s"
-        passed = f"step {self.step}/{self.config.steps}"
-        self.journal.progress(f"{passed}  {shown}  {rate}  {left // 60}:{left % 60:02d} left")
-        self.journal.beat(steps_per_second=steps_per_second)
+        line = f"step {self.step}/{self.config.steps}  {shown}"
+        if steps_per_second:  # no step was timed where the first one, which is compiled, is the only one
+            rate = steps_per_second * sums["count"] / steps
+            left = int((self.config.steps - self.step) / steps_per_second)
+            line += f"  {rate:,.0f} {task.unit}/s  {left // 60}:{left % 60:02d} left"
+            self.report.event(f"{task.unit}_per_second", rate, self.step)
+            self.journal.beat(steps_per_second=steps_per_second)
+        self.journal.progress(line)
         self.interval.clear()
 
     def _evaluate_and_save(self, evaluates: bool, stop: Stop) -> None:

@@ -89,6 +89,17 @@ def test_tensorboards_events_are_the_metrics_and_the_rate(finished):
     }
 
 
+def test_a_line_tells_a_rate_where_a_step_was_timed(tmp_path, capsys):
+    """Not of the first step, which is compiled, nor of the first one after a resume."""
+    config = tiny(tmp_path / "run", log=LogConfig(1), optimizer=OptimizerConfig("sgd", 0.1, schedule="constant"))
+    for steps in (2, 4):
+        train.run(dataclasses.replace(config, steps=steps, resume=steps > 2))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ") and "/" in line]
+    assert [line.split("  ")[0] for line in said if " left" not in line] == ["step 1/2", "step 3/4"]
+    tags = b"".join(path.read_bytes() for path in (tmp_path / "run" / "tensorboard").iterdir())
+    assert (tags.count(b"train/loss"), tags.count(b"examples_per_second")) == (4, 2)
+
+
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
     result = train.run(tiny(tmp_path / "run", keep=1, steps=60))
     kept = {int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()}
