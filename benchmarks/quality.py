@@ -62,8 +62,9 @@ def run(config: QualityConfig) -> list[dict[str, Any]]:
         with phases("rate"):
             rates.append(matmul_gflops())
         trainer.train(stop)
+        last_variables = trainer.layout.stored(trainer.state.eval_variables())
         result = trainer.finish(stop)
-        last = trainer.evaluate(trainer.state.eval_variables(), dataset.test) if dataset.test else {}
+        last = trainer.evaluate(trainer.layout.restored(last_variables), dataset.test) if dataset.test else {}
     rates.append(matmul_gflops())
     seconds = result["seconds"]["total"] - result["seconds"]["rate"]
     rows = [_row(config, settings, "flaxzoo", result, last, flops, seconds, rates)]

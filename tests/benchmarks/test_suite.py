@@ -10,7 +10,7 @@ import jax
 import pytest
 from PIL import Image
 
-from benchmarks import compare, suite, table
+from benchmarks import compare, quality, suite, table
 from benchmarks.__main__ import main
 from benchmarks.timer import RESULTS, append_row
 from zoo import ZooError
@@ -154,6 +154,21 @@ def test_a_case_that_fails_is_named_at_the_end(monkeypatch, capsys):
     monkeypatch.setattr(table, "LINES", [table.line("", "", "loop --recipe cn", "loop --recipe cnm")])
     with pytest.raises(ZooError, match="2 failed: loop --recipe cn; loop --recipe cnm"):
         suite.run(suite.RunConfig(("loop",)))
+
+
+def test_quality_from_seed_to_figure(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = "import dataclasses\nfrom train.recipes.cnn import config as whole\n\n\ndef config():\n"
+    recipe += "    return dataclasses.replace(whole(), steps=70, eval_every=10)\n"
+    (tmp_path / "short.py").write_text(recipe)
+    (row,) = quality.run(quality.QualityConfig("short.py", seed=3, output=str(tmp_path / "x.csv")))
+    with (tmp_path / "x.csv").open() as file:
+        (read,) = csv.DictReader(file)
+    assert read["recipe"] == "short.py"
+    assert read["seed"] == "3"
+    assert 0.3 < row["last_accuracy"] < 1
+    assert row["accuracy"] > row["last_accuracy"] - 0.05  # the best on validation, on test
+    assert row["nominal_minutes"] > 0
 
 
 def results(path, ratios, machine="m"):
