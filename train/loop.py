@@ -122,22 +122,27 @@ class Trainer:
             self.checkpoints.set_score(self.step, self._validate(self.dataset.validation, stop))
             self.report.flush()
             self.unevaluated = False
-        first, trace = self.step, Trace(config.profile_steps(), self.workdir / "profile")
+        compiled: set[Any] = set()  # the shapes of the batches so far: texts come in a few widths
+        trace = Trace(config.profile_steps(), self.workdir / "profile")
         coming = map(layout.put_batch, self.batches.from_step(self.step, until or config.steps))
         batch = next(coming, None)
         clock = Clock(self.step)
         while batch is not None:
             trace.before(self.step)
-            with self.phases("compile" if self.step == first else "train"):
+            shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+            compiles = shapes not in compiled
+            with self.phases("compile" if compiles else "train"):
+                begun = Clock(self.step)
                 self.state, metrics = self.train_step(self.state, batch)
                 self.step += 1
                 self.journal.beat(step=self.step)
                 stop.idle = False
                 batch = next(coming, None)
                 interval.add(metrics)
-                if self.step == first + 1:
+                if compiles:
                     jax.block_until_ready(metrics)
-                    self.journal.say(f"compiled the step in {clock.seconds():.1f} s")
+                    self.journal.say(f"compiled the step in {begun.seconds():.1f} s")
+                    compiled.add(shapes)
                     clock = Clock(self.step)
             trace.after(self.step, metrics)
             last = self.step == config.steps

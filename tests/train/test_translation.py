@@ -18,7 +18,9 @@ from runs import fingerprint
 from train import Config, LogConfig, ModelConfig, OptimizerConfig, PairsConfig, Translation
 from train.__main__ import main
 from train.data import load_dataset
-from train.loop import make_model
+from train.interrupt import Stop
+from train.loop import Trainer, make_model
+from train.report import Phases
 from train.tasks.translation import edit_distance, quality, sampled
 from zoo.__main__ import main as zoo_main
 from zoo.decode import translate
@@ -134,6 +136,22 @@ def test_resume_is_bit_exact(config, tmp_path, monkeypatch):
     whole, parts = fingerprint(tmp_path / "whole"), fingerprint(tmp_path / "parts")
     assert whole[0][8] == parts[0][8]
     assert whole[1:] == parts[1:]
+
+
+def test_each_width_is_compiled_in_its_phase(config, tmp_path, capsys):
+    """Words of three and of twelve letters, a batch of one kind each: two widths in one run."""
+    words = ["".join(random.Random(i).choices("abcd", k=3 if i % 2 else 12)) for i in range(512)]
+    (tmp_path / "words.tsv").write_text("".join(f"{word}\t{word}\n" for word in words))
+    data, compilations, phases = PairsConfig(path=str(tmp_path / "words.tsv")), [], Phases()
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, _, **__: compilations.append(phases.current) if "backend_compile" in name else None
+    )
+    changed = dataclasses.replace(config, workdir=str(tmp_path / "run"), data=data)
+    dataset = load_dataset(data, zoo.model_info(config.model.name).input_shape)
+    with Stop() as stop, Trainer(changed, tmp_path / "run", dataset, phases) as trainer:
+        del compilations[:]
+        trainer.train(stop, until=6)
+    assert (compilations, capsys.readouterr().out.count("compiled the step in ")) == (["compile"] * 2, 2)
 
 
 # The task.
