@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 import zoo
+from train import processes
 from train.alignments import sample_pairs
 from train.config import Config, differences, from_json, to_json
 from train.data import Dataset
@@ -96,6 +97,7 @@ def describe(config: Config, workdir: pathlib.Path, model_args: dict[str, Any], 
     about = {
         "model": {"name": config.model.name, "args": model_args},
         "inputs": dataset.inputs.to_json(),
+        "data": dataset.content,
         "config": to_json(dataclasses.replace(config, distributed=None)),
         "versions": versions,
     }
@@ -119,6 +121,23 @@ def stored_vocabulary(workdir: pathlib.Path) -> Inputs | None:
         return None
     inputs = inputs_from_json(read_config(workdir)["inputs"])
     return None if isinstance(inputs, ImageInputs) else inputs
+
+
+def check_data(workdir: pathlib.Path, dataset: Dataset) -> None:
+    """ZooError, in every process, where the data are not those of the run that is taken up again, as far as its folder
+    says (earlier versions wrote down no more than the labels)."""
+    wrong = ""
+    if (workdir / "config.json").is_file():
+        stored = read_config(workdir)
+        was = {"labels": stored["inputs"].get("labels", [])}
+        now: dict[str, Any] = {"labels": list(getattr(dataset.inputs, "labels", []))}
+        if isinstance(content := stored.get("data"), dict):
+            was, now = {**was, **content}, {**now, **dataset.content}
+        changed = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+        wrong = "; ".join(f"{name}: {was.get(name)!s:.80}, now {now.get(name)!s:.80}" for name in changed[:3])
+    if processes.any_says(bool(wrong)):
+        wrong = wrong or "another process reads others"
+        raise ZooError(f"the data are not those that the run began with ({wrong}); another workdir begins a new one")
 
 
 def closing_words(workdir: pathlib.Path, config: Config, dataset: Dataset, run: Run) -> str:

@@ -53,6 +53,7 @@ def run(config: Config, seconds_before: float = 0.0) -> dict[str, Any]:
         with phases("data"):
             shape = zoo.model_info(config.model.name).input_shape
             dataset = load_dataset(config.data, shape, folder.stored_vocabulary(workdir))
+            folder.check_data(workdir, dataset)
         with phases("setup"):
             trainer = Trainer(config, workdir, dataset, phases, found)
         with trainer:

@@ -1,5 +1,7 @@
 """batch(k) is a pure function of seed and k; evaluation counts every example once; data sets and their mistakes."""
 
+import dataclasses
+import json
 import os
 import pathlib
 
@@ -8,6 +10,7 @@ import pytest
 from PIL import Image
 
 import train.data.dataset
+from train import Classification, Config, LanguageModel, ModelConfig, TextConfig
 from train.config import DataConfig
 from train.data import Batches, eval_batches, load_dataset
 from train.data.dataset import ArraySplit, LazySplit, hold_out, statistics
@@ -211,3 +214,68 @@ def test_a_class_of_one_image_counts_like_any_other(tmp_path):
     labels = dataset.train.read(np.arange(dataset.train.size))["label"]
     assert dataset.inputs.labels == ("common", "rare")
     assert sorted(labels.tolist()) == [0] * 12 + [1]
+
+
+def run_on(data, workdir, **changes):
+    text = isinstance(data, TextConfig)
+    model = ("lstm_lm", {"hidden_size": 8, "num_layers": 1}) if text else ("simple_cnn", {"widths": (4,)})
+    task = LanguageModel() if text else Classification()
+    config = Config(str(workdir), 2, 4, data=data, task=task, model=ModelConfig(*model), parallel="jit")
+    return train.run(dataclasses.replace(config, **changes))
+
+
+def swapped(photos):
+    """As many images of the same names, two of which are others'."""
+    one, other = (photos / label / "3.png" for label in ("cat", "dog"))
+    content = one.read_bytes(), other.read_bytes()
+    one.write_bytes(content[1])
+    other.write_bytes(content[0])
+
+
+CHANGES = {
+    "fewer": (lambda photos: (photos / "cat" / "3.png").unlink(), r"train: 18 examples, sha256 \w+, now 18 examples"),
+    "others": (swapped, r"train: 18 examples, sha256 \w+, now 18 examples"),
+    "labels": (lambda photos: (photos / "cat").rename(photos / "a"), r"labels: \['cat', 'dog'\], now \['a', 'dog'\]"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_run_is_not_taken_up_again_on_other_data(change, photos, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    data = DataConfig(path=str(photos), image_size=8)
+    run_on(data, workdir)
+    run_on(data, workdir, resume=True)
+    before = (workdir / "config.json").read_bytes()
+    make, message = CHANGES[change]
+    make(photos)
+    with pytest.raises(
+        ZooError, match=rf"the data are not those that the run began with \({message}.*\); another workdir"
+    ):
+        run_on(data, workdir, resume=True, steps=4)
+    assert (workdir / "config.json").read_bytes() == before
+
+
+def test_a_text_that_was_cut_is_another_but_a_run_of_an_earlier_version_goes_on(tmp_path):
+    path, workdir = tmp_path / "text", tmp_path / "run"
+    path.write_text("the cat sat on the mat\n" * 40)
+    data = TextConfig(path=str(path), context=8)
+    run_on(data, workdir)
+    path.write_text("the cat sat on the mat\n" * 30)
+    with pytest.raises(
+        ZooError, match=r"\(train: 827 examples, sha256 \w+, now 620 examples, .*validation: 91 examples"
+    ):
+        run_on(data, workdir, resume=True)
+    about = json.loads((workdir / "config.json").read_text())
+    del about["data"]
+    (workdir / "config.json").write_text(json.dumps(about))
+    assert run_on(data, workdir, resume=True, steps=3)["steps"] == 3
+    assert "620 examples" in json.loads((workdir / "config.json").read_text())["data"]["train"]
+
+
+def test_what_is_read_from_files_is_told_apart_by_some_of_it(photos, monkeypatch):
+    config = DataConfig(path=str(photos), image_size=8)
+    monkeypatch.setattr("train.data.folder.IN_MEMORY_BYTES", 100)
+    before = load_dataset(config, (32, 32, 3)).content
+    assert load_dataset(config, (32, 32, 3)).content == before
+    swapped(photos)
+    assert load_dataset(config, (32, 32, 3)).content != before

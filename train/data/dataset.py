@@ -1,8 +1,10 @@
 """A data set: its splits, and what a model's user must know of its inputs."""
 
 import dataclasses
+import functools
+import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -33,12 +35,16 @@ class Split(Protocol):
         target, `train.data.pairs.PairSplit`."""
         ...
 
+    def sample(self) -> Arrays:
+        """Arrays that change where its examples do: all of them, or of what is read from files a few."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class ArraySplit:
     """Examples as arrays in memory; reading is one gather."""
 
-    arrays: Mapping[str, np.ndarray]
+    arrays: Arrays
     in_memory = True
 
     @property
@@ -47,6 +53,9 @@ class ArraySplit:
 
     def read(self, indices: np.ndarray) -> Arrays:
         return {name: array[indices] for name, array in self.arrays.items()}
+
+    def sample(self) -> Arrays:
+        return self.arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +70,9 @@ class LazySplit:
     def read(self, indices: np.ndarray) -> Arrays:
         return self.decode([self.start + int(i) for i in indices])
 
+    def sample(self) -> Arrays:
+        return self.read(np.linspace(0, self.size - 1, min(64, self.size)).astype(int))
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -71,6 +83,19 @@ class Dataset:
     validation: Split | None
     test: Split | None
     inputs: Inputs
+
+    @functools.cached_property
+    def content(self) -> dict[str, str]:
+        """Of each split how many examples it has, and a digest of its `sample`."""
+        content = {}
+        for name in ("train", "validation", "test"):
+            if (split := getattr(self, name)) is not None:
+                digest = hashlib.sha256()
+                for key, array in sorted(split.sample().items()):
+                    digest.update(f"{key}{array.dtype.name}{array.shape}".encode())
+                    digest.update(np.ascontiguousarray(array).data)
+                content[name] = f"{split.size:,} examples, sha256 {digest.hexdigest()[:16]}"
+        return content
 
 
 def load_dataset(

@@ -60,6 +60,9 @@ class Stream:
         weight = (numbers[:, 1:] == numbers[:, :-1]).astype(np.float32)
         return {**batch, "weight": weight, "segments": numbers[:, :-1]}
 
+    def sample(self) -> Arrays:
+        return {"tokens": self.tokens} if self.begins is None else {"tokens": self.tokens, "begins": self.begins}
+
 
 def load_stream(config: "TextConfig", inputs: TextInputs | None = None) -> Dataset:
     """Streams of the settings' text, in the tokens of `inputs` if given, else of a vocabulary learnt here."""
