@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import platform
 import shlex
@@ -52,7 +53,8 @@ JOURNAL = ("train.log", "status.json")  # all that a run leaves which is killed 
 def take(config: Config) -> tuple[Config, pathlib.Path, tuple]:
     """The settings to run with, the run folder and its footprint: the folder's settings where a run is taken up again.
 
-    ZooError for a folder that is not empty without `resume`, that is no run's, or whose settings differ.
+    ZooError for a folder that is not empty without `resume`, that is no run's or leads out of itself, or whose settings
+    differ.
     """
     try:
         config = from_json(json.loads(json.dumps(to_json(config))))  # as a folder holds them: lists, no tuples
@@ -62,6 +64,7 @@ def take(config: Config) -> tuple[Config, pathlib.Path, tuple]:
     workdir = pathlib.Path(config.workdir).expanduser().absolute()
     if workdir.exists() and not workdir.is_dir():
         raise ZooError(f"workdir {config.workdir!r} is a file")
+    check_within(workdir)
     found = footprint(workdir)
     if not workdir.exists() or all(path.name[0] == "." or path.name in JOURNAL for path in workdir.iterdir()):
         return _with_decay_steps(config, config), workdir, found
@@ -80,6 +83,18 @@ def take(config: Config) -> tuple[Config, pathlib.Path, tuple]:
     if config.optimizer.schedule != "constant" and end and config.steps > max(end, stored.steps):
         warnings.warn(f"the learning rate is 0 after step {end}, where its schedule ends", stacklevel=2)
     return config, workdir, found
+
+
+def check_within(workdir: pathlib.Path) -> None:
+    """ZooError for a link that leads out of the folder, and for a pipe: a run writes to files of its own folder."""
+    root = os.path.realpath(workdir)
+    for parent, folders, files in os.walk(root):
+        for path in (pathlib.Path(parent, name) for name in (*folders, *files)):
+            if path.is_symlink() and not pathlib.Path(os.path.realpath(path)).is_relative_to(root):
+                where = os.path.realpath(path)
+                raise ZooError(f"{str(path)!r} leads out of the run folder, to {where!r}; a run writes to no other")
+            if path.is_fifo():  # which to open would wait for whoever is at its other end
+                raise ZooError(f"{str(path)!r} is a pipe; a run writes to files")
 
 
 def _with_decay_steps(config: Config, source: Config) -> Config:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import json
 import os
 import pathlib
@@ -339,9 +340,39 @@ def test_nothing_is_written_outside_the_run_folder(run_folder, tmp_path):
     write(folder / "config.json", config)
     (folder / "checkpoints" / "٣").mkdir()
     (folder / "checkpoints" / "..5").mkdir()
-    settings_here = from_json(config["config"] | {"workdir": str(folder), "resume": True})
-    train.run(settings_here)
+    train.run(from_json(config["config"] | {"workdir": str(folder), "resume": True, "steps": 25}))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/20", "train.log", "tensorboard", ".metrics.jsonl.tmp"])
+def test_a_run_folder_that_leads_elsewhere_is_not_written_to(run_folder, name, tmp_path):
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    shutil.copytree(run_folder, folder)
+    path = folder / name
+    if path.exists():
+        path.rename(elsewhere)
+    else:
+        elsewhere.touch()
+    path.symlink_to(elsewhere)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    resumed = from_json(json.loads((folder / "config.json").read_text())["config"])
+    resumed = dataclasses.replace(resumed, workdir=str(folder), resume=True, steps=30)
+    with pytest.raises(ZooError, match=rf"^'.*/{name}' leads out of the run folder, to '.*/elsewhere'; a run writes"):
+        train.run(resumed)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_run_folder_may_be_a_link_itself_but_holds_no_pipes(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    (tmp_path / "run" / "newest").symlink_to(tmp_path / "run" / "checkpoints" / "20")
+    resumed = from_json(json.loads((run_folder / "config.json").read_text())["config"])
+    resumed = dataclasses.replace(resumed, workdir=str(tmp_path / "link"), resume=True, steps=25)
+    assert train.run(resumed)["steps"] == 25
+    (tmp_path / "run" / "train.log").unlink()
+    os.mkfifo(tmp_path / "run" / "train.log")
+    with pytest.raises(ZooError, match=r"train.log' is a pipe; a run writes to files"):
+        train.run(resumed)
 
 
 def test_modules_that_run_what_they_read_are_not_used():
