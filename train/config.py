@@ -194,7 +194,7 @@ class OptimizerConfig:
         if not 0 < self.decay_fraction <= 1:
             raise ZooError(f"optimizer.decay-fraction must be in (0, 1], not {self.decay_fraction}")
         for pattern, factor in self.rates.items():
-            if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):
+            if not (fits(factor, float) and math.isfinite(factor) and factor >= 0):
                 raise ZooError(f"optimizer.rates {pattern} must be a number of at least 0, not {factor!r}")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ZooError(f"optimizer.layer-decay must be in (0, 1], not {self.layer_decay}")
@@ -266,6 +266,9 @@ class Config:
             check_parallel(self.mesh, self.parallel)
         if self.parallel == "pmap" and self.augment.mixes:
             raise ZooError("parallel pmap: mixup and cutmix pair examples across devices; use mesh")
+        for name in ("name", "pretrained"):  # what `zoo.create_model` takes beside them
+            if name in self.model.args:
+                raise ZooError(f"model.args {name} is no field of a model; model.name and model.weights say it")
         self.optimizer.check()
         if self.batch_size % self.optimizer.accumulate:
             raise ZooError(
@@ -332,6 +335,8 @@ def from_json(data: Any, kind: Any = Config) -> Any:
             value = from_json(value, kinds[chosen])
         elif not fits(tuple(value) if typing.get_origin(hints[name]) is tuple else value, hints[name]):
             raise ZooError(f"{name} of {kind.__name__} must be {type_name(hints[name])}, not {value!r:.80}")
+        elif type(value) is int and fits(0.5, hints[name]):
+            value = float(value)  # JAX takes no whole number beyond 32 bits
         fields[name] = value
     try:
         return kind(**fields)

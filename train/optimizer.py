@@ -128,7 +128,7 @@ def scale_by_pattern(rates: Mapping[str, float]) -> optax.GradientTransformation
     """Updates times the factors of all patterns that name their parameter."""
 
     def factor(path: str) -> float:
-        return math.prod(rate for pattern, rate in rates.items() if matches(path, pattern))
+        return math.prod((rate for pattern, rate in rates.items() if matches(path, pattern)), start=1.0)
 
     def update(updates: Any, params: Any) -> Any:
         return jax.tree.map(lambda rate, leaf: rate * leaf, _by_path(updates, factor), updates)

@@ -80,6 +80,8 @@ def test_list_prints_every_recipe(capsys):
         ("distributed", f"coordinator=a:1,num=2{'0' * 5000},id=1", "distributed must be auto, or coordinator=HOST"),
         ("seed", -1, r"seed must be at least 0 and below 2\*\*63, not -1"),
         ("seed", 2**63, r"seed must be at least 0 and below 2\*\*63, not 9223372036854775808"),
+        ("model.args", {"name": "x"}, "model.args name is no field of a model"),
+        ("optimizer.rates", {"fc": 10**400}, "optimizer.rates fc must be a number of at least 0, not 10000"),
         ("log.every", 0, "log.every must be at least 1"),
         ("keep", 0, "keep must be at least 1"),
     ],
@@ -93,6 +95,13 @@ def test_differences_are_found_by_dotted_name():
     config = Config("run", 10, 64)
     other = replaced(replaced(config, "optimizer.learning_rate", 0.5), "steps", 20)
     assert differences(config, other) == {"steps": (10, 20), "optimizer.learning_rate": (1e-3, 0.5)}
+
+
+def test_a_whole_number_where_a_fraction_may_be_is_read_as_one():
+    """JAX takes no whole number beyond 32 bits."""
+    read = from_json({"workdir": "x", "steps": 1, "batch_size": 1, "optimizer": {"clip_norm": 2**31}})
+    assert isinstance(read.optimizer.clip_norm, float)
+    assert isinstance(read.steps, int)
 
 
 @pytest.mark.parametrize(
