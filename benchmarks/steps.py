@@ -44,7 +44,7 @@ class ForwardConfig:
     batch_size: int = 64  # examples
     size: int | None = None  # side of an image in pixels, or tokens a row; default: the model's
     peers: tuple[str, ...] = tuple(PEERS)  # which are timed beside ours, where they are installed and have such a model
-    rounds: int = 20  # turns of each
+    rounds: int = 10  # turns of each
     seed: int = 0  # of weights and data
     output: str = str(RESULTS / "forward.csv")  # the CSV to append to
 

@@ -70,8 +70,9 @@ class Contest:
 def in_turn(contestants: Mapping[str, Callable[[], Any]], rounds: int, least: float = 0.2) -> Contest:
     """Times callables in turn, each round all of them, a block of calls each; every other round in reverse.
 
-    A callable does its work to the end (it blocks until the result is there). The calls that warm up, and those that
-    find how many make a block of at least `least` seconds, are not counted. ZooError for fewer than one round.
+    A callable does its work to the end (it blocks until the result is there). Not counted are the calls that find how
+    many make a block of at least `least` seconds, and the first of each block, which finds memory as the others left
+    it: who trains has the machine to one framework. ZooError for fewer than one round.
     """
     if rounds < 1:
         raise ZooError(f"rounds must be at least 1, not {rounds}")
@@ -82,6 +83,7 @@ def in_turn(contestants: Mapping[str, Callable[[], Any]], rounds: int, least: fl
         if i == rounds // 2:
             rates.append(matmul_gflops())
         for name in list(contestants)[:: -1 if i % 2 else 1]:
+            contestants[name]()
             seconds[name].append(_block(contestants[name], calls[name]) / calls[name])
     busy = (_seconds_of_others() - others) / (time.perf_counter() - start)
     before, halfway, after = *rates, matmul_gflops()
