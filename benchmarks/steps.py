@@ -161,7 +161,7 @@ def check_dtypes(problem: Problem) -> None:
 
 
 def check_same(ours: Contestant, peer: Contestant, name: str, dtype: str = "float32") -> None:
-    """ZooError unless both have as many parameters and about the same losses: within TOLERANCES of that at step 0, since
+    """ZooError unless both have as many parameters and about the same losses: within TOLERANCES of that at step 0, as
     an update can take it near zero; within HALF_TOLERANCE in bfloat16, and on accelerators, which multiply float32 in
     less by default."""
     if ours.parameters != peer.parameters:
