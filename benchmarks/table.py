@@ -99,8 +99,9 @@ def line(what: str, figures: str, *cases: str | Case) -> Line:
 LINES: tuple[Line, ...] = (
     line("the loop's seconds over the bare step's: digits", OVERHEAD, "loop --recipe cnn"),
     *(
-        line(f"the same: `{recipe}`", OVERHEAD, f"loop --recipe {recipe} --steps 50 --rounds 6")
-        for recipe in ("cifar10", "lstm", "transformer")  # not seq2seq, whose batches are of several widths
+        line(f"the same: `{recipe}`", OVERHEAD, f"loop --recipe {recipe} --steps {steps} --rounds 6")
+        for recipe, steps in (("cifar10", 100), ("lstm", 50), ("transformer", 100))
+        # not seq2seq, whose batches are of several widths
     ),
     line("seconds that `import zoo` adds to `import jax, flax`", "{0[import_zoo_seconds]:.2f}", "start"),
     *(
