@@ -149,7 +149,8 @@ def plot(config: PlotConfig) -> pathlib.Path:
     rows = {key: row for key, row in rows.items() if any(number(row[name]) is not None for name in columns)}
     names = labels(rows)
     keys = list(rows)[::-1]  # the first on top
-    size = (2 + 5 * len(columns), 1.4 + 0.35 * len(keys))
+    width = 0.065 * max(map(len, names.values()))  # inches of the longest name
+    size = (width + 5 * len(columns), 1.4 + 0.35 * len(keys))
     figure, axes = plt.subplots(1, len(columns), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for axis, column in zip(axes[0], columns, strict=True):
         for place, key in enumerate(keys):
