@@ -209,7 +209,11 @@ def _torch_module(config: WeightsConfig, place: str) -> dict[str, Callable[[], A
         return {}
     from safetensors.torch import load_model, save_model
 
-    problem = make_problem(config.model, config.args, 1, None, 0)
+    try:
+        problem = make_problem(config.model, config.args, 1, None, 0)
+    except ZooError as error:
+        print(f"torch is left out: {error}")
+        return {}
     for peers in (torch_peers, transformers_peers):
         try:
             module = next(iter(peers(problem))).module

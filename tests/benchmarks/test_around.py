@@ -25,6 +25,14 @@ def test_weights_beside_the_file_alone(tmp_path):
     assert next(csv.DictReader((tmp_path / "x.csv").open()))["args"] == "num_classes=3 hidden_size=8"
 
 
+def test_weights_of_a_model_whose_steps_are_not_timed_have_no_peer(tmp_path, capsys):
+    small = {"hidden_size": 4, "num_layers": 1}
+    row = around.run_weights(around.WeightsConfig("lstm", small, rounds=1, output=str(tmp_path / "x.csv")))
+    assert row["ours_mb_per_s"] > 0
+    assert row["torch_mb_per_s"] == ""
+    assert "torch is left out" in capsys.readouterr().out
+
+
 def test_checkpoints_saved_and_restored(tmp_path):
     config = around.CheckpointConfig("simple_cnn", TINY, rounds=1, output=str(tmp_path / "x.csv"))
     row = around.run_checkpoint(config)
