@@ -235,13 +235,14 @@ def host_array(leaf: Any) -> np.ndarray:
 
 def digests(tree: Any) -> dict[str, str]:
     """A SHA-256 of every array's dtype, shape and bytes, by path; of one at a time in this process's memory."""
-    result = {}
-    for name, leaf in named_leaves(tree).items():
-        array = host_array(leaf)
-        digest = hashlib.sha256(f"{array.dtype.name}{array.shape}".encode())
-        digest.update(array.tobytes())
-        result[name] = digest.hexdigest()[:32]
-    return result
+    return {name: digest_of(host_array(leaf)) for name, leaf in named_leaves(tree).items()}
+
+
+def digest_of(array: np.ndarray) -> str:
+    """A SHA-256 of an array's dtype, shape and bytes, of which it makes no copy where they lie in a row."""
+    digest = hashlib.sha256(f"{array.dtype.name}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()[:32]
 
 
 def _candidates(checkpoints: Mapping[int, pathlib.Path], step: str | int) -> list[int]:

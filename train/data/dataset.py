@@ -12,6 +12,7 @@ import numpy as np
 from zoo.errors import ZooError
 from zoo.inputs import Inputs
 from zoo.inputs.image import ImageInputs
+from zoo.run import digest_of
 
 if TYPE_CHECKING:
     from train.config import DataConfig, PairsConfig, TextConfig
@@ -90,11 +91,9 @@ class Dataset:
         content = {}
         for name in ("train", "validation", "test"):
             if (split := getattr(self, name)) is not None:
-                digest = hashlib.sha256()
-                for key, array in sorted(split.sample().items()):
-                    digest.update(f"{key}{array.dtype.name}{array.shape}".encode())
-                    digest.update(np.ascontiguousarray(array).data)
-                content[name] = f"{split.size:,} examples, sha256 {digest.hexdigest()[:16]}"
+                arrays = "".join(f"{key}{digest_of(array)}" for key, array in sorted(split.sample().items()))
+                digest = hashlib.sha256(arrays.encode()).hexdigest()[:16]
+                content[name] = f"{split.size:,} examples, sha256 {digest}"
         return content
 
 
