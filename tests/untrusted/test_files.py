@@ -25,14 +25,6 @@ MODEL = zoo.create_model("lenet5", num_classes=3)
 INPUTS = ImageInputs((8, 8, 3), (0.5,) * 3, (0.5,) * 3, ("a", "b"))
 
 
-@pytest.fixture(autouse=True)
-def bounded(recwarn):
-    """No test may take much memory, whatever sizes it reads of."""
-    before = peak_megabytes()
-    yield
-    assert peak_megabytes() - before < 500
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
