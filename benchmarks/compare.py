@@ -9,6 +9,7 @@ import statistics
 from tyro.conf import Positional
 
 from benchmarks import suite
+from benchmarks.pictures import mark
 from benchmarks.timer import PACKAGES, quiet
 from zoo.errors import ZooError
 
@@ -16,6 +17,7 @@ from zoo.errors import ZooError
 TELLING = ("framework", "attention", "num_layers", "scan_layers", "way", "length")
 HOW = {*suite.HOW, "output"} - {"seed"}  # a recipe's figures are of its seed
 UNMEASURED = ("parameters", "flops", "training_flops", "rounds", "busy_others", "hugetlb", "commit", "python", "libtpu")
+QUOTIENTS = ("ratio", "speedup", "overhead")  # columns whose 1 means as fast
 Row = dict[str, str]
 
 
@@ -143,7 +145,7 @@ def plot(config: PlotConfig) -> pathlib.Path:
     path = pathlib.Path(config.file)
     rows = read(path)
     spreads = list(dict.fromkeys(name for row in rows.values() for name in measured(row) if spread(row, name)))
-    columns = [name for name in spreads if name.startswith(("ratio", "speedup", "overhead"))] or spreads
+    columns = [name for name in spreads if name.startswith(QUOTIENTS)] or spreads
     if not columns:
         raise ZooError(f"{config.file!r} has no figures with percentiles to draw")
     rows = {key: row for key, row in rows.items() if any(number(row[name]) is not None for name in columns)}
@@ -157,10 +159,9 @@ def plot(config: PlotConfig) -> pathlib.Path:
             value, between = number(rows[key][column]), spread(rows[key], column)
             if value is None or between is None:
                 continue
-            axis.plot(between, (place, place), color="tab:blue", linewidth=6, alpha=0.35, solid_capstyle="butt")
-            axis.plot(value, place, "o", color="tab:blue")
+            mark(axis, place, value, between, "tab:blue", 6)
             axis.annotate(f"{value:.3g}", (value, place), (0, 6), textcoords="offset points", ha="center", fontsize=8)
-        if column.startswith(("ratio", "speedup", "overhead")):
+        if column.startswith(QUOTIENTS):
             axis.axvline(1, color="black", linewidth=0.8, linestyle="--")
             axis.set_xlim(0, max(1.1, axis.get_xlim()[1]))
         axis.set_xlabel(column.replace("_", " "))

@@ -84,16 +84,16 @@ class RunConfig:
 
 def run(config: RunConfig) -> None:
     """ZooError for a name that no benchmark with cases has, and at the end where cases failed."""
-    from benchmarks.table import cases
+    from benchmarks import cases
 
-    known = [name for name in benchmarks() if cases(name)]
+    known = [name for name in benchmarks() if cases.of(name)]
     chosen: dict[str, None] = {}
     for pattern in config.names or ("",):
         matching = fnmatch.filter(known, pattern)
         if not matching:
             raise unknown("benchmark with cases", pattern, known)
         chosen |= dict.fromkeys(matching)
-    found = [command for name in chosen for command in cases(name)]
+    found = [command for name in chosen for command in cases.of(name)]
     failed = []
     print(f"{len(found)} commands", flush=True)
     for command in found:

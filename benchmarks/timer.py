@@ -26,9 +26,8 @@ from zoo.errors import ZooError
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "keras")  # whose versions a row has
-ROLLUP, STATUS = (
-    pathlib.Path(f"/proc/self/{name}") for name in ("smaps_rollup", "status")
-)  # Linux's account of memory
+PROCESS = pathlib.Path("/proc/self")  # Linux's account of this process, its memory among it
+ROLLUP, STATUS = PROCESS / "smaps_rollup", PROCESS / "status"
 QUIET = 0.1  # cores that others may keep busy; PyTorch suffers from more by far more than XLA
 TRIAL = 3  # rounds that choose the fastest of several ways
 SWING = 1.2  # of the machine's speed within a measurement, above which it is worth a word
@@ -139,7 +138,7 @@ def nominal_minutes(seconds: float, rates: Sequence[float]) -> float:
 
 def taken_mb(work: Callable[[], Any]) -> float | None:
     """The most memory that a call of `work` takes beyond what is held before it; None where the system does not say."""
-    reset = STATUS.with_name("clear_refs")
+    reset = PROCESS / "clear_refs"
     if jax.default_backend() != "cpu" or not reset.exists():
         return None
     with contextlib.suppress(AttributeError):  # glibc's: what was freed goes back to the system

@@ -10,7 +10,7 @@ import jax
 import pytest
 from PIL import Image
 
-from benchmarks import compare, quality, suite, table
+from benchmarks import cases, compare, quality, suite, table
 from benchmarks.__main__ import main
 from benchmarks.timer import RESULTS, append_row
 from zoo import ZooError
@@ -62,7 +62,7 @@ def number(found):
 
 def test_every_case_is_a_command_that_parses():
     for name in suite.benchmarks():
-        for command in table.cases(name):
+        for command in cases.of(name):
             path, settings, _ = table.settings(command)
             assert path.parent == RESULTS
             assert settings
@@ -74,24 +74,24 @@ def test_the_newest_row_of_the_same_settings(tmp_path, monkeypatch, capsys):
     row |= dict.fromkeys(("python", "jax", "flax", "torch"), "")
     for changed in ({}, {"ratio": 0.75}, {"recipe": "mnist", "ratio": 9.0}, {"steps": 9, "ratio": 8.0}):
         append_row(tmp_path / "x.csv", {**row, **changed})
-    case = table.Case(f"loop --recipe cnn --rounds 3 --output {output}")
+    case = cases.Case(f"loop --recipe cnn --rounds 3 --output {output}")
     assert table.newest(case)["ratio"] == 0.75
     assert table.newest(case._replace(where={"steps": "9"}))["ratio"] == 8
-    assert table.newest(table.Case(f"loop --recipe lstm --output {output}")) is None
+    assert table.newest(cases.Case(f"loop --recipe lstm --output {output}")) is None
     append_row(tmp_path / "x.csv", {**row, "ratio": "", "gflops": 2.0})
     assert table.newest(case)["ratio"] == ""  # the newest
     assert table.newest(case, ["ratio"])["ratio"] == 0.75  # the newest that has what is quoted
     monkeypatch.setattr(table, "LONGEST", len(case.command))
     steps = ("a step", "simple_cnn --batch-size 77", True)
     lstm = f"loop --recipe lstm --rounds 3 --output {output}"
-    none = table.line("none", "{0[ratio]:.2f}", lstm)
-    empty = table.line("empty", "{0[ratio]:.2f}, {0[steps]:.0f}", case._replace(where={"gflops": "2"}))
+    none = cases.line("none", "{0[ratio]:.2f}", lstm)
+    empty = cases.line("empty", "{0[ratio]:.2f}, {0[steps]:.0f}", case._replace(where={"gflops": "2"}))
     for name, value in (
         ("STEPS", [steps]),
-        ("LINES", [table.line("a ratio", "{0[ratio]:.2f}", case), none, empty]),
+        ("LINES", [cases.line("a ratio", "{0[ratio]:.2f}", case), none, empty]),
         ("TPUS", ()),
     ):
-        monkeypatch.setattr(table, name, value)
+        monkeypatch.setattr(cases, name, value)
     monkeypatch.setattr(table, "PICTURE", tmp_path / "ratios.png")
     monkeypatch.setattr(table, "README", tmp_path / "README.md")
     (tmp_path / "x.md").write_text(f"{table.BEGIN}{table.END}")
@@ -118,8 +118,8 @@ def test_a_row_of_enough_rounds_is_quoted(tmp_path):
     for ratio, rounds in ((0.5, 10), (0.9, 2)):
         append_row(tmp_path / "x.csv", {**row, "ratio": ratio, "rounds": rounds})
     command = f"loop --recipe cnn --output {tmp_path / 'x.csv'}"
-    assert table.newest(table.Case(command))["ratio"] == 0.5
-    assert table.newest(table.Case(command + " --rounds 2"))["ratio"] == 0.9
+    assert table.newest(cases.Case(command))["ratio"] == 0.5
+    assert table.newest(cases.Case(command + " --rounds 2"))["ratio"] == 0.9
 
 
 def test_a_row_of_a_quiet_machine_and_a_run_with_more_peers_are_quoted(tmp_path):
@@ -146,12 +146,12 @@ def test_run_goes_through_the_cases(capsys):
     assert main(["run", "loop", "decodin?", "--dry"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said.pop(0) == "6 commands"
-    assert said == [f"python -m benchmarks {command}" for name in ("loop", "decoding") for command in table.cases(name)]
+    assert said == [f"python -m benchmarks {command}" for name in ("loop", "decoding") for command in cases.of(name)]
     assert len(said) == 6
 
 
 def test_a_case_that_fails_is_named_at_the_end(monkeypatch, capsys):
-    monkeypatch.setattr(table, "LINES", [table.line("", "", "loop --recipe cn", "loop --recipe cnm")])
+    monkeypatch.setattr(cases, "LINES", [cases.line("", "", "loop --recipe cn", "loop --recipe cnm")])
     with pytest.raises(ZooError, match="2 failed: loop --recipe cn; loop --recipe cnm"):
         suite.run(suite.RunConfig(("loop",)))
 
