@@ -90,9 +90,8 @@ def check_within(workdir: pathlib.Path) -> None:
     root = os.path.realpath(workdir)
     for parent, folders, files in os.walk(root):
         for path in (pathlib.Path(parent, name) for name in (*folders, *files)):
-            if path.is_symlink() and not pathlib.Path(os.path.realpath(path)).is_relative_to(root):
-                where = os.path.realpath(path)
-                raise ZooError(f"{str(path)!r} leads out of the run folder, to {where!r}; a run writes to no other")
+            if path.is_symlink() and not (end := pathlib.Path(os.path.realpath(path))).is_relative_to(root):
+                raise ZooError(f"{str(path)!r} leads out of the run folder, to {str(end)!r}; a run writes to no other")
             if path.is_fifo():  # which to open would wait for whoever is at its other end
                 raise ZooError(f"{str(path)!r} is a pipe; a run writes to files")
 

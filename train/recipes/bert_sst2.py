@@ -1,7 +1,7 @@
 """Good or bad: the phrases of film reviews of SST-2, by a small BERT over word pieces.
 
-From scratch, two and a half minutes on two cores; 82.0 % on validation, 80.9 % on test (seed 0), fewer
-than the LSTM of `lstm-sentiment`:
+From scratch, two and a half minutes on two cores; 82.0 % on validation, 80.9 % on test (seed 0), fewer than the LSTM
+of `lstm-sentiment`:
 
     python -m train bert-sst2
 
