@@ -4,59 +4,64 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from train.config import (
-        Config,
-        DataConfig,
-        LabelledTextConfig,
-        LogConfig,
-        ModelConfig,
-        OptimizerConfig,
-        PairsConfig,
-        TextConfig,
-    )
+    from train.config import Config, LogConfig, ModelConfig
     from train.data.augment import AugmentConfig
+    from train.data.images import ImageData
+    from train.data.labelled_text import LabelledTextData
+    from train.data.pairs import PairData
+    from train.data.source import ArraySplit, Dataset, Source
+    from train.data.text import TextData
     from train.loop import run
+    from train.optimizer import OptimizerConfig
     from train.tasks.classification import Classification
     from train.tasks.language_model import LanguageModel
     from train.tasks.masked_language_model import MaskedLanguageModel
+    from train.tasks.task import Extra, Loss, Task
     from train.tasks.translation import Translation
 
 # Imported when first asked for, so that `python -m train` can say which extra is missing.
 _HOMES = {
-    "AugmentConfig": "train.data.augment",
-    "Classification": "train.tasks.classification",
-    "Config": "train.config",
-    "DataConfig": "train.config",
-    "LabelledTextConfig": "train.config",
-    "LanguageModel": "train.tasks.language_model",
-    "LogConfig": "train.config",
-    "MaskedLanguageModel": "train.tasks.masked_language_model",
-    "ModelConfig": "train.config",
-    "OptimizerConfig": "train.config",
-    "PairsConfig": "train.config",
-    "TextConfig": "train.config",
-    "Translation": "train.tasks.translation",
-    "run": "train.loop",
+    "train.config": ("Config", "LogConfig", "ModelConfig"),
+    "train.data.augment": ("AugmentConfig",),
+    "train.data.images": ("ImageData",),
+    "train.data.labelled_text": ("LabelledTextData",),
+    "train.data.pairs": ("PairData",),
+    "train.data.source": ("ArraySplit", "Dataset", "Source"),
+    "train.data.text": ("TextData",),
+    "train.loop": ("run",),
+    "train.optimizer": ("OptimizerConfig",),
+    "train.tasks.classification": ("Classification",),
+    "train.tasks.language_model": ("LanguageModel",),
+    "train.tasks.masked_language_model": ("MaskedLanguageModel",),
+    "train.tasks.task": ("Extra", "Loss", "Task"),
+    "train.tasks.translation": ("Translation",),
 }
 __all__ = [
+    "ArraySplit",
     "AugmentConfig",
     "Classification",
     "Config",
-    "DataConfig",
-    "LabelledTextConfig",
+    "Dataset",
+    "Extra",
+    "ImageData",
+    "LabelledTextData",
     "LanguageModel",
     "LogConfig",
+    "Loss",
     "MaskedLanguageModel",
     "ModelConfig",
     "OptimizerConfig",
-    "PairsConfig",
-    "TextConfig",
+    "PairData",
+    "Source",
+    "Task",
+    "TextData",
     "Translation",
     "run",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'train' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module 'train' has no attribute {name!r}")

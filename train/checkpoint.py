@@ -1,12 +1,11 @@
 """Checkpoints of a run, the only file of train that knows Orbax. Their form is described in zoo/run.py.
 
-Saving is asynchronous and atomic (Orbax renames a folder when it is whole). Every array has a digest, which is checked
-on the way back, since a flipped bit restores without an error; a broken newest checkpoint is set aside, with a warning,
-and the one before is taken.
+Saving is asynchronous and atomic (Orbax renames a folder when it is complete). Every array has a digest, which is
+checked on restore, since Orbax restores a flipped bit without an error. A broken newest checkpoint is set aside with a
+warning, and the one before it is restored.
 """
 
 import contextlib
-import dataclasses
 import json
 import pathlib
 import warnings
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 import orbax.checkpoint as ocp
 
 from train import processes
-from train.report import write_text
+from train.records import numbers, write_text
 from train.step import TrainState
 from zoo import run as run_folder
 from zoo.errors import ZooError
@@ -27,7 +26,7 @@ T = TypeVar("T")
 
 
 class _LatestAndBest:
-    """Orbax's preservation policy: the newest `keep` and the best score. A tie goes to the later step."""
+    """Orbax's preservation policy: the newest `keep` and the best score; of equal scores the later step."""
 
     def __init__(self, keep: int, scores: dict[int, float]):
         self.keep, self.scores = keep, scores
@@ -39,7 +38,7 @@ class _LatestAndBest:
 
 
 def ever_saved(workdir: pathlib.Path) -> bool:
-    """Whether the folder has a checkpoint, whole or broken."""
+    """Whether the folder has a checkpoint, intact or broken."""
     return any(path.name.split(".broken")[0].isdecimal() for path in workdir.glob("checkpoints/*"))
 
 
@@ -74,7 +73,7 @@ class Checkpoints:
     def save(self, state: TrainState, step: int, score: float | None, extra: dict[str, Any]) -> None:
         """Begins to save global arrays, of which each process writes its own part; returns before they are on disk.
         `score` is finite or None."""
-        items = _items(state)
+        items = state.items()
         meta = {"step": step, "score": score, **extra}
         meta["digests"] = {name: run_folder.digests(item) for name, item in items.items()}
         if score is not None:
@@ -85,13 +84,13 @@ class Checkpoints:
         if not done:
             raise ZooError(f"step {step} was not saved: {str(self.folder)!r} has a checkpoint of it already")
 
-    def set_score(self, step: int, score: float | None) -> None:
-        """Gives a checkpoint on disk, which was saved before it was evaluated, its score."""
+    def set_score(self, step: int, score: float | None, extra: dict[str, Any]) -> None:
+        """Gives a checkpoint on disk, which was saved before it was evaluated, its score, and replaces `extra`."""
         if score is not None:
             self.scores[step] = score
         path = run_folder.meta_file(self.folder / str(step))
         if processes.first():
-            write_text(path, json.dumps({**json.loads(path.read_text()), "score": score, "unevaluated": False}))
+            write_text(path, json.dumps({**json.loads(path.read_text()), "score": score, **extra}))
 
     def wait(self) -> None:
         """Returns when what was saved is on disk; ZooError where it could not be written."""
@@ -99,10 +98,9 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest whole checkpoint, its arrays where the template says, and its meta; a broken one is set aside,
-        with a warning.
+        """The newest intact checkpoint, its arrays placed as in the template, and its meta.
 
-        ZooError where every one is broken: a run does not start anew in silence.
+        Broken ones are set aside with a warning. ZooError where every one is broken: a run does not restart silently.
         """
         for step in reversed(self.steps()):
             found, why = self._try(template, step)
@@ -114,8 +112,8 @@ class Checkpoints:
         raise ZooError(f"every checkpoint in {str(self.folder)!r} is broken; start anew in another workdir")
 
     def restore_best(self, last: Any, ema: bool, step: int) -> tuple[Any, int]:
-        """The evaluated variables of the best score, averaged ones where `ema`, and their step; `last`, of `step`,
-        where those are they or the best are broken."""
+        """The variables of the best score, averaged ones where `ema`, and their step; `last`, of `step`, where they are
+        the best or the best checkpoint is broken."""
         best = best_step(self.scores, self.steps())
         if best is None or best == step:
             return last, step
@@ -127,17 +125,15 @@ class Checkpoints:
         return last, step
 
     def _try(self, template: TrainState, step: int) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
-        """A checkpoint's state and meta, and why not."""
-        found, why = self._read(_items(template), step)
+        """A checkpoint's state and meta, or None and the reason."""
+        found, why = self._read(template.items(), step)
         if found is None:
             return None, why
         read, meta = found
-        collections = {name: value for name, value in read["model"].items() if name != "params"}
-        parts = {"params": read["model"]["params"], "collections": collections, "ema": read.get("ema")}
-        return (dataclasses.replace(template, **parts, **read["optimizer"]), meta), why
+        return (template.with_items(read), meta), why
 
     def _read(self, items: dict[str, Any], step: int) -> tuple[tuple[dict[str, Any], dict[str, Any]] | None, str]:
-        """Some items of a checkpoint, in the structure of templates, and its meta; and why not.
+        """Some items of a checkpoint in the structure of templates, and its meta; or None and the reason.
 
         Each process reads what its devices hold; before all digest the arrays together, they ask whether all have them.
         """
@@ -145,9 +141,9 @@ class Checkpoints:
 
         def read() -> tuple[dict[str, Any], dict[str, Any]]:
             meta = run_folder.read_meta(path)
-            interval: Any = meta.get("interval")
-            counts = isinstance(interval, dict) and fits(interval.get("steps"), int)
-            if not (meta.get("step") == step and counts and fits(interval.get("sums"), dict[str, float])):
+            interval, patience = meta.get("interval"), meta.setdefault("patience", {"best": None, "worse": 0})
+            counts = isinstance(interval, dict) and fits(interval.get("steps"), int) and numbers(interval.get("sums"))
+            if not (meta.get("step") == step and counts and fits(patience, dict[str, float | None])):
                 raise run_folder.BrokenCheckpoint("its meta is not of this step, or has no sums of metrics")
             return {name: run_folder.restored(path, name, item, meta) for name, item in items.items()}, meta
 
@@ -181,7 +177,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
-        """Turns what Orbax raises from its threads into a line that says what is still there."""
+        """Turns errors of Orbax's threads into one line that names the newest intact checkpoint."""
         try:
             yield
         except Exception as error:
@@ -192,20 +188,10 @@ class Checkpoints:
 
 
 def _together(read: Callable[[], T]) -> tuple[T | None, str]:
-    """What this process reads, and why not: where one cannot read a checkpoint, none takes it. All must call."""
+    """The value if every process could read it, else None and the reason. All must call."""
     found, why = None, "another process cannot read it"
     try:
         found = read()
     except run_folder.BrokenCheckpoint as error:
         why = str(error)
     return (None if processes.any_says(found is None) else found), why
-
-
-def _items(state: TrainState) -> dict[str, Any]:
-    optimizer = {"step": state.step, "opt_state": state.opt_state}
-    if state.carry is not None:
-        optimizer["carry"] = state.carry
-    if state.scale is not None:
-        optimizer["scale"] = state.scale
-    items = {"model": state.variables(), "optimizer": optimizer}
-    return items if state.ema is None else {**items, "ema": state.ema}

@@ -20,7 +20,8 @@ from typing import Any
 import jax
 
 from train import processes
-from train.report import Phases, write_text
+from train.records import write_text
+from train.timing import Phases
 from zoo.errors import ZooError
 
 BEAT = 2.0  # seconds from one status.json to the next

@@ -1,8 +1,8 @@
-"""Low-rank adaptation (Hu et al. 2022): kernels that change by a product of two thin matrices, as an optimizer.
+"""Low-rank (LoRA) updates of kernels (Hu et al. 2022), as an optimizer.
 
-W = W0 + (alpha / rank) A B. A and B are the optimizer's state: A [in, rank] begins random, B [rank, out] zero; their
-gradients follow from W's, G: G B' and A' G, each times alpha / rank. What is applied to W is the change of the product,
-so that models, checkpoints and exports know nothing of it: the weights are always the merged ones.
+W = W0 + (alpha / rank) A B. A and B are the optimizer's state: A [in, rank] begins random, B [rank, out] zero. Their
+gradients follow from W's, G: G B' and A' G, each times alpha / rank. The change of the product is applied to W, so that
+models, checkpoints and exports know nothing of it: the weights are always the merged ones.
 """
 
 import zlib
@@ -23,15 +23,18 @@ class LoraState(NamedTuple):
     inner: Any
 
 
-def lora(inner: optax.GradientTransformation, rank: int, alpha: float) -> optax.GradientTransformation:
-    """`inner` over the thin matrices of every kernel; all leaves must have two axes or more, the last two [in, out]."""
+def lora(inner: optax.GradientTransformation, rank: int, alpha: float, seed: int) -> optax.GradientTransformation:
+    """`inner` over the factors A and B of every kernel. All leaves have two axes or more, the last two [in, out].
+
+    `seed` draws A, for each kernel by its path.
+    """
     scale = alpha / rank
 
     def init(params: Any) -> LoraState:
         down, up = {}, {}
         for path, leaf in named_leaves(params).items():
             *stack, rows, columns = leaf.shape
-            key = jax.random.key(zlib.crc32(path.encode()))
+            key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
             down[path] = jax.random.normal(key, (*stack, rows, rank), leaf.dtype) / jnp.sqrt(rows).astype(leaf.dtype)
             up[path] = jnp.zeros((*stack, rank, columns), leaf.dtype)
         return LoraState(down, up, inner.init((down, up)))

@@ -1,11 +1,13 @@
 """Optax by name: clipping, the optimizer, weight decay that spares norms and biases, the schedule."""
 
+import dataclasses
 import difflib
 import fnmatch
 import inspect
 import itertools
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -16,13 +18,14 @@ import numpy as np
 import optax
 import optax.contrib
 
-from train.config import OptimizerConfig
 from train.lora import lora
+from train.settings import Arguments, at_least
 from zoo.errors import ZooError, unknown
+from zoo.registry import fits
 from zoo.run import named_leaves
 from zoo.transformer.layers import STACKED
 
-Role = Literal["whole", "still", "thin"]
+Role = Literal["whole", "frozen", "low-rank"]
 EMBEDDINGS = ("embedding", "embedding_norm", "positions", "types", "patches", "class_token")  # below the first layer
 _LAYER = re.compile(r"(?:^|/)layer(\d+)/")
 
@@ -57,6 +60,64 @@ NAMES = (
 EXAMPLE = {"kernel": jax.ShapeDtypeStruct((2, 2), np.float32), "bias": jax.ShapeDtypeStruct((2,), np.float32)}
 
 
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    name: str = "adamw"  # an Optax optimizer: sgd, adam, adamw, lion, lamb, rmsprop, ...
+    learning_rate: float = 1e-3  # the peak
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"  # how it decays to zero after the warm-up
+    warmup_steps: int = 0  # linear rise from zero
+    decay_steps: int | None = None  # where the schedule ends; default: the steps of the run as it was started
+    decay_fraction: float = 0.2  # the last share of the steps, in which wsd (warm-up, stable, decay) decays
+    weight_decay: float = 0.0  # of kernels and embeddings, not of biases and scales
+    clip_norm: float | None = None  # largest global norm of the gradient
+    ema: float | None = None  # decay of averaged weights, which are then evaluated and exported
+    # the initial factor of the loss for models of dtype float16, such as 65536: halved when gradients overflow (needs
+    # nonfinite skip), doubled after 2,000 steps without an overflow
+    loss_scale: float | None = None
+    nonfinite: Literal["stop", "skip"] = "stop"  # on a NaN or infinite gradient: stop, or skip the update and count it
+    accumulate: int = 1  # micro-batches per step; batch normalisation sees one at a time
+    rates: Arguments = dataclasses.field(default_factory=dict)  # rate multipliers by pattern: fc=10 'layer[12]*'=0.1
+    # patterns of parameters that do not train: conv1 'layer[12]*' (running statistics still follow the data)
+    freeze: list[str] = dataclasses.field(default_factory=list)
+    layer_decay: float | None = None  # factor of the rate from each of a Transformer's layers to the one below it
+    lora_rank: int | None = None  # train low-rank (LoRA) updates of this rank instead of whole kernels
+    lora_alpha: float = 16.0  # the updates are scaled by alpha / rank
+    # patterns of the kernels with low-rank updates, and of parameters that train whole beside them
+    lora_targets: list[str] = dataclasses.field(default_factory=lambda: ["*/query", "*/value"])
+    lora_whole: list[str] = dataclasses.field(default_factory=lambda: ["head"])
+    args: Arguments = dataclasses.field(default_factory=dict)  # more arguments of the Optax optimizer: b2=0.95
+
+    def check(self) -> None:
+        """ZooError for a value out of range."""
+        at_least("optimizer.warmup-steps", self.warmup_steps, 0)
+        at_least("optimizer.weight-decay", self.weight_decay, 0)
+        at_least("optimizer.accumulate", self.accumulate, 1)
+        at_least("optimizer.learning-rate", self.learning_rate, 0)
+        if not 0 < self.decay_fraction <= 1:
+            raise ZooError(f"optimizer.decay-fraction must be in (0, 1], not {self.decay_fraction}")
+        for pattern, factor in self.rates.items():
+            if not (fits(factor, float) and math.isfinite(factor) and factor >= 0):
+                raise ZooError(f"optimizer.rates {pattern} must be a number of at least 0, not {factor!r}")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ZooError(f"optimizer.layer-decay must be in (0, 1], not {self.layer_decay}")
+        if self.loss_scale is not None:
+            if not (math.isfinite(self.loss_scale) and self.loss_scale > 0):
+                raise ZooError(f"optimizer.loss-scale must be above 0, not {self.loss_scale}")
+            if self.nonfinite != "skip":
+                raise ZooError("optimizer.loss-scale needs optimizer.nonfinite skip, which lets it adapt")
+        if self.lora_rank is not None:
+            at_least("optimizer.lora-rank", self.lora_rank, 1)
+            if self.freeze or self.rates or self.layer_decay is not None:
+                raise ZooError(
+                    "optimizer.lora-rank does not combine with freeze, rates and layer-decay: everything but the "
+                    "low-rank updates and optimizer.lora-whole is frozen already"
+                )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ZooError(f"optimizer.clip-norm must be above 0, not {self.clip_norm}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ZooError(f"optimizer.ema must be between 0 and 1, not {self.ema}")
+
+
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate by step: linear from 0 over `warmup_steps`, then constant or falling to 0 at `decay_steps`.
 
@@ -65,7 +126,11 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """
     peak, rise, end = config.learning_rate, config.warmup_steps, config.decay_steps or steps
     if rise >= end:
-        raise ZooError(f"optimizer.warmup-steps {rise} must be below the schedule's end, {end}")
+        shorter = end // 10
+        warnings.warn(
+            f"optimizer.warmup-steps {rise} does not fit into {end} steps; shortened to {shorter}", stacklevel=2
+        )
+        rise = shorter
     length = end - rise
     if config.schedule == "wsd":
         length = min(length, max(round(config.decay_fraction * end), 1))
@@ -93,29 +158,29 @@ def check_patterns(config: OptimizerConfig, params: Any) -> None:
         for pattern in patterns:
             if not any(matches(path, pattern) for path in paths):
                 raise unknown(f"pattern in optimizer.{setting}", pattern, {path.split("/")[0] for path in paths})
-    if all(role(config, path) == "still" for path in paths):
+    if all(role(config, path) == "frozen" for path in paths):
         raise ZooError(f"optimizer.freeze {config.freeze} leaves no parameter to train")
     if config.layer_decay is not None and depth_of(params) is None:
         raise ZooError("optimizer.layer-decay is for models of layers, layer0, layer1, ...; this one has none")
 
 
 def role(config: OptimizerConfig, path: str) -> Role:
-    """Whether a parameter trains whole, stays still, or changes by a thin product (its kernels alone)."""
+    """Whether a parameter trains whole, is frozen, or has low-rank updates (kernels alone)."""
 
     def named(patterns: list[str]) -> bool:
         return any(matches(path, pattern) for pattern in patterns)
 
     if config.lora_rank is None:
-        return "still" if named(config.freeze) else "whole"
+        return "frozen" if named(config.freeze) else "whole"
     if path.endswith("/kernel") and named(config.lora_targets):
-        return "thin"
-    return "whole" if named(config.lora_whole) else "still"
+        return "low-rank"
+    return "whole" if named(config.lora_whole) else "frozen"
 
 
 def stop_frozen(config: OptimizerConfig, params: Any) -> Any:
-    """The parameters, those that stay cut off from the gradient, which then is not computed for them."""
+    """The parameters, with `stop_gradient` on frozen ones, whose gradient is then not computed."""
     roles = _by_path(params, partial(role, config))
-    return jax.tree.map(lambda role, leaf: jax.lax.stop_gradient(leaf) if role == "still" else leaf, roles, params)
+    return jax.tree.map(lambda role, leaf: jax.lax.stop_gradient(leaf) if role == "frozen" else leaf, roles, params)
 
 
 def _by_path(params: Any, value: Callable[[str], Any]) -> Any:
@@ -169,10 +234,10 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: not path[-1].key.endswith(("bias", "scale")), params)
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, steps: int, seed: int = 0) -> optax.GradientTransformation:
     """The chain. Where the optimizer has no decoupled weight decay of its own, the decay is added to the gradient.
 
-    ZooError for an optimizer or argument that Optax does not have, with the nearest ones.
+    `seed` draws the first factors of low-rank updates. ZooError for an optimizer or argument that Optax does not have, with the nearest ones.
     """
     constructor = optax.contrib.muon if config.name == "muon" else getattr(optax, config.name, None)
     if config.name not in NAMES or constructor is None:
@@ -210,9 +275,9 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     optimizer = optax.chain(*chain)
     if not config.freeze and config.lora_rank is None:
         return optimizer
-    ways = {"whole": optimizer, "still": optax.set_to_zero()}
+    ways = {"whole": optimizer, "frozen": optax.set_to_zero()}
     if config.lora_rank is not None:
-        ways["thin"] = lora(optimizer, config.lora_rank, config.lora_alpha)
+        ways["low-rank"] = lora(optimizer, config.lora_rank, config.lora_alpha, seed)
     return optax.partition(ways, lambda params: _by_path(params, partial(role, config)))
 
 

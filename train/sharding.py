@@ -5,6 +5,7 @@
 one process.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -60,9 +61,9 @@ class Layout:
         """Where arrays, or their shapes, lie."""
         if self.mode == "jit":
             return jax.tree.map(lambda _: self.replicated, tree)
-        if isinstance(tree, TrainState) and tree.carry is not None:
-            rest = self.shardings(tree.replace(carry=None))  # type: ignore[attr-defined]
-            return rest.replace(carry=jax.tree.map(lambda _: self.split, tree.carry))
+        rest, rows = without_rows(tree)
+        if rows:
+            return with_rows(self.shardings(rest), jax.tree.map(lambda _: self.split, rows))
         return jax.tree.map(partial(NamedSharding, self.mesh), specs(tree, self.sizes))
 
     def put_state(self, state: Any) -> Any:
@@ -80,9 +81,9 @@ class Layout:
         shardings = self.shardings(jax.eval_shape(init, variables))
         return jax.jit(init, out_shardings=shardings, donate_argnums=0)(variables)
 
-    def put_carry(self, carry: Any) -> Any:
-        """A global carry, which every process has, split along the batch."""
-        return jax.tree.map(lambda leaf: _placed(leaf, self.split), carry)
+    def put_rows(self, tree: Any) -> Any:
+        """Global arrays that every process has, split along axis 0."""
+        return jax.tree.map(lambda leaf: _placed(leaf, self.split), tree)
 
     def template(self, state: Any) -> Any:
         """What a checkpoint is read by, of a state's shapes: with the places where its arrays go."""
@@ -132,6 +133,14 @@ class Layout:
         """The step compiled: (variables, carry, batch) to (sums, carry)."""
         return jax.jit(self.seeing_mesh(step), out_shardings=(self.replicated, self.split))
 
+    def compile_rows(self, step: Callable) -> Any:
+        """The step compiled: (variables, batch) to arrays with the batch on axis 0, for `fetch_rows`."""
+        return jax.jit(self.seeing_mesh(step), out_shardings=self.replicated)
+
+    def fetch_rows(self, tree: Any) -> Any:
+        """The global arrays that a `compile_rows` step returned, as NumPy arrays."""
+        return self.fetch(tree)
+
 
 class PmapLayout(Layout):
     """pmap: every array of the state has a leading axis of devices, every array of the batch is cut along one."""
@@ -155,8 +164,15 @@ class PmapLayout(Layout):
         return model.clone(axis_name=AXIS) if hasattr(model, "axis_name") else model
 
     def put_state(self, state: Any) -> Any:
+        rest, rows = without_rows(state)
         n = len(self.devices)
-        return jax.tree.map(lambda x: jax.device_put(np.array([np.asarray(x)] * n), self.split), state)
+        rest = jax.tree.map(lambda x: jax.device_put(np.array([np.asarray(x)] * n), self.split), rest)
+        return with_rows(rest, self.put_rows(rows)) if rows else rest
+
+    def put_rows(self, tree: Any) -> Any:
+        n = len(self.devices)
+        cut = lambda x: np.array(x).reshape(n, -1, *np.shape(x)[1:])  # noqa: E731
+        return jax.tree.map(lambda x: jax.device_put(cut(x), self.split), tree)
 
     def draw(self, init: Callable, *args: Any) -> Any:
         return jax.jit(init)(*args)
@@ -177,17 +193,37 @@ class PmapLayout(Layout):
         return np.arange(batch_size)
 
     def put_batch(self, batch: dict[str, np.ndarray]) -> Any:
-        n = len(self.devices)
-        return jax.tree.map(lambda x: jax.device_put(x.reshape(n, -1, *x.shape[1:]), self.split), batch)
+        return self.put_rows(batch)
 
     def fetch(self, tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: np.array(leaf.addressable_shards[0].data)[0], tree)
+        rest, rows = without_rows(tree)
+        rest = jax.tree.map(lambda leaf: np.array(leaf.addressable_shards[0].data)[0], rest)
+        return with_rows(rest, self.fetch_rows(rows)) if rows else rest
+
+    def compile_rows(self, step: Callable) -> Any:
+        return jax.pmap(step, axis_name=AXIS)
+
+    def fetch_rows(self, tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: np.array(leaf).reshape(-1, *leaf.shape[2:]), tree)
 
     def compile_train(self, step: Callable, state: Any) -> Any:
         return jax.pmap(step, axis_name=AXIS, donate_argnums=0)
 
     def compile_eval(self, step: Callable) -> Any:
         return jax.pmap(step, axis_name=AXIS)
+
+
+def without_rows(tree: Any) -> tuple[Any, dict[str, Any]]:
+    """A state without the arrays that are split along their axis 0, and those, by the field of `Extra`."""
+    if not isinstance(tree, TrainState):
+        return tree, {}
+    rows = {name: value for name in ("carry", "rows") if (value := getattr(tree.extra, name)) is not None}
+    return with_rows(tree, dict.fromkeys(rows)), rows
+
+
+def with_rows(state: TrainState, rows: dict[str, Any]) -> TrainState:
+    """The inverse of `without_rows`."""
+    return dataclasses.replace(state, extra=dataclasses.replace(state.extra, **rows))
 
 
 def _placed(leaf: Any, to: Any) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The one pure training step, and the evaluation step beside it.
+"""The one pure training step.
 
 Written once, for one device's view of the batch. Under jit and on a mesh the batch is the global one and sums are
 global by themselves; under pmap `axis_name` names the mapped axis over which they are added up.
@@ -14,16 +14,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from train.config import Config
-from train.optimizer import stop_frozen
+from train.forward import Forward
+from train.optimizer import OptimizerConfig, stop_frozen
+from train.tasks.task import Batch, Extra, Task
 from zoo import split
 from zoo.inputs import Inputs
 from zoo.ops.convolution import fast_kernel_gradients
 
-Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
 
 GROWS_AFTER = 2000  # finite steps
+LOSS = 2**31 - 1  # folded into the key of dropout for the loss's own
 
 
 class LossScale(NamedTuple):
@@ -33,7 +34,7 @@ class LossScale(NamedTuple):
     since: jax.Array  # finite steps at it, int32
 
     def after(self, finite: jax.Array) -> "LossScale":
-        """Half of it, down to 1, where something overflowed; twice as much after `GROWS_AFTER` finite steps."""
+        """Half of it, down to 1, after an overflow; twice as much after `GROWS_AFTER` finite steps."""
         grows = self.since + 1 >= GROWS_AFTER
         smaller = jnp.maximum(self.factor / 2, jnp.minimum(self.factor, 1.0))
         factor = jnp.where(finite, self.factor * jnp.where(grows, 2.0, 1.0), smaller)
@@ -49,7 +50,7 @@ class TrainState:
     collections: Any
     opt_state: Any
     ema: Any  # averaged params and collections, or None
-    carry: Any = None  # what the model hands on from batch to batch, batch first, or None
+    extra: Extra = Extra()
     scale: Any = None  # LossScale, or None
 
     def variables(self) -> dict[str, Any]:
@@ -59,12 +60,32 @@ class TrainState:
         """The weights to evaluate and to export: the averaged ones where there are any."""
         return self.variables() if self.ema is None else self.ema
 
+    def items(self) -> dict[str, Any]:
+        """What a checkpoint saves, by item; `Extra.constants` are made again."""
+        optimizer = {"step": self.step, "opt_state": self.opt_state, "carry": self.extra.carry, "scale": self.scale}
+        task = {"rows": self.extra.rows, "params": self.extra.params}
+        items = {"model": self.variables(), "optimizer": present(optimizer), "ema": self.ema, "task": present(task)}
+        return {name: item for name, item in items.items() if jax.tree.leaves(item)}
+
+    def with_items(self, items: Mapping[str, Any]) -> "TrainState":
+        """The state with what a checkpoint saved; the inverse of `items`."""
+        optimizer = dict(items["optimizer"])
+        extra = dataclasses.replace(self.extra, carry=optimizer.pop("carry", None), **items.get("task", {}))
+        collections = {name: value for name, value in items["model"].items() if name != "params"}
+        parts = {"params": items["model"]["params"], "collections": collections, "ema": items.get("ema")}
+        return dataclasses.replace(self, **parts, **optimizer, extra=extra)
+
+
+def present(item: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that are not None."""
+    return {name: value for name, value in item.items() if value is not None}
+
 
 def init_state(
     variables: Mapping[str, Any],
     optimizer: optax.GradientTransformation,
     ema: bool,
-    carry: Any = None,
+    extra: Extra | None = None,
     loss_scale: float | None = None,
 ) -> TrainState:
     """The state before the first step, of initial or loaded variables."""
@@ -75,7 +96,7 @@ def init_state(
         collections=collections,
         opt_state=optimizer.init(variables["params"]),
         ema=jax.tree.map(jnp.copy, dict(variables)) if ema else None,
-        carry=carry,
+        extra=Extra() if extra is None else extra,
         scale=None if loss_scale is None else LossScale(jnp.float32(loss_scale), jnp.zeros((), jnp.int32)),
     )
 
@@ -92,58 +113,58 @@ def averaged(ema: float, state: TrainState, variables: Any) -> Any:
 
 
 def make_train_step(
-    config: Config,
+    task: Task,
     model: nn.Module,
     inputs: Inputs,
     optimizer: optax.GradientTransformation,
+    settings: OptimizerConfig,
+    seed: int,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
     """The pure function (state, batch) -> (state, metrics).
 
-    Metrics are sums over the batch (`loss`, ..., `count`) and `grad_norm`, the norm of the averaged gradient. Gradients
-    are averaged over examples, over all micro-batches and devices, each example alike: those of `loss`, and of the
-    `penalty` that a task may add to it.
+    Metrics are the task's sums over the batch, with `count`, and `grad_norm`, the norm of the averaged gradient.
+    Gradients are averaged over what the task counts, over all micro-batches and devices.
     """
 
     def sum_gradients(
         state: TrainState, collections: Any, carry: Any, batch: Batch, micro: Any
     ) -> tuple[Any, Any, Any, Sums]:
-        dropout_key = jax.random.fold_in(step_keys(config.seed, state.step)[1], micro)
+        key = jax.random.fold_in(step_keys(seed, state.step)[1], micro)
         if axis_name is not None:  # each shard draws its own masks
-            dropout_key = jax.random.fold_in(dropout_key, jax.lax.axis_index(axis_name))
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+        extra = dataclasses.replace(state.extra, carry=carry)
 
         def summed_loss(params: Any) -> tuple[jax.Array, tuple[Any, Any, Sums]]:
-            variables = {"params": stop_frozen(config.optimizer, params), **collections}
-            rngs, mutable = {"dropout": dropout_key}, list(collections)
-            args, kwargs = inputs.arguments(batch)
-            if carry is not None:
-                kwargs["state"] = carry
+            variables = {"params": stop_frozen(settings, params), **collections}
+            forward = Forward(model, inputs, variables, state.step, key)
             with fast_kernel_gradients():
-                out, changed = model.apply(variables, *args, train=True, rngs=rngs, mutable=mutable, **kwargs)
-            logits, after = (out, None) if carry is None else out
-            sums = config.task.sums(logits, batch, train=True)
-            loss = sums["loss"] + sums.get("penalty", 0.0)
-            return (loss if state.scale is None else loss * state.scale.factor), (dict(changed), after, sums)
+                loss = task.loss(forward, batch, extra, jax.random.fold_in(key, LOSS), train=True)
+            total = loss.total if state.scale is None else loss.total * state.scale.factor
+            return total, (forward.collections, loss.carry, {**loss.sums, "count": loss.count})
 
         gradients, (changed, after, sums) = jax.grad(split.over_shards(summed_loss), has_aux=True)(state.params)
         return gradients, changed, after, sums
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        key = step_keys(config.seed, state.step)[0]
-        batch = config.task.augmented(batch, config.augment, key, inputs, model, state)
-        gradients, collections, carry, sums = accumulated(sum_gradients, config.optimizer.accumulate, state, batch)
+        before = Forward(model, inputs, state.variables(), state.step)
+        batch, extra = task.prepare(before, state, batch, step_keys(seed, state.step)[0])
+        prepared = dataclasses.replace(state, extra=extra)
+        gradients, collections, carry, sums = accumulated(sum_gradients, settings.accumulate, prepared, batch)
         if axis_name is not None:
             gradients, sums = jax.lax.psum((gradients, sums), axis_name)
         count = sums["count"] if state.scale is None else sums["count"] * state.scale.factor
         gradients = jax.tree.map(lambda g: divided(g, count), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        changed = {"params": params, "collections": collections, "opt_state": opt_state, "carry": carry}
+        extra = dataclasses.replace(extra, carry=carry)
+        changed = {"params": params, "collections": collections, "opt_state": opt_state, "extra": extra}
         new = dataclasses.replace(state, step=state.step + 1, **changed)
-        if config.optimizer.ema is not None:
-            new = dataclasses.replace(new, ema=averaged(config.optimizer.ema, state, new.variables()))
+        if settings.ema is not None:
+            new = dataclasses.replace(new, ema=averaged(settings.ema, state, new.variables()))
+        new = dataclasses.replace(new, extra=task.after(state, new))
         metrics = {**sums, "grad_norm": optax.tree.norm(gradients)}
-        if config.optimizer.nonfinite == "stop":
+        if settings.nonfinite == "stop":
             return new, metrics
         return skipped_unless_finite(state, new, {**metrics, "update_norm": optax.tree.norm(updates)})
 
@@ -163,11 +184,11 @@ def divided(gradient: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def skipped_unless_finite(state: TrainState, new: TrainState, metrics: Sums) -> tuple[TrainState, Sums]:
-    """The new state where all metrics are finite, else the one before, a step later; `skipped` is 1 where it is that.
+    """The new state where all metrics are finite, else the old one with its step counted, and `skipped` 1.
 
-    A skipped step's other metrics are 0, so that sums of steps are those of the steps that were made.
+    A skipped step's other metrics are 0, so that sums over steps are those of the updates that were made.
     """
-    finite = jnp.all(jnp.array([jnp.isfinite(value) for value in metrics.values()]))
+    finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(value)) for value in metrics.values()]))
     scale = None if state.scale is None else state.scale.after(finite)
     new = dataclasses.replace(new, scale=scale)
     before = dataclasses.replace(state, step=new.step, scale=scale)
@@ -181,9 +202,9 @@ def accumulated(
 ) -> tuple[Any, Any, Any, Sums]:
     """The sums of gradients and metrics over `k` micro-batches, one after the other; the collections and the carry."""
     if k == 1:
-        return sum_gradients(state, state.collections, state.carry, batch, 0)
+        return sum_gradients(state, state.collections, state.extra.carry, batch, 0)
     # Micro-batch m takes rows m, m + k, ...: each device keeps its own rows.
-    rows = (dict(batch), state.carry)
+    rows = (dict(batch), state.extra.carry)
     pieces = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, k, *x.shape[1:]), 1, 0), rows)
 
     def body(totals: tuple[Any, Any, Sums], item: tuple[jax.Array, tuple[Batch, Any]]) -> tuple[Any, Any]:
@@ -200,16 +221,3 @@ def accumulated(
     (gradients, collections, sums), after = jax.lax.scan(body, totals, (jnp.arange(k), pieces))
     after = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), after)
     return gradients, collections, after, sums
-
-
-def make_eval_step(
-    config: Config, model: nn.Module, inputs: Inputs, axis_name: str | None = None
-) -> Callable[[Any, Any, Batch], tuple[Sums, Any]]:
-    """The pure function (variables, carry, batch) -> (sums over what has weight 1, carry)."""
-
-    def eval_step(variables: Any, carry: Any, batch: Batch) -> tuple[Sums, Any]:
-        logits, carry = config.task.evaluate(model, split.gathered(variables), inputs, carry, batch)
-        sums = config.task.sums(logits, batch, train=False)
-        return (sums if axis_name is None else jax.lax.psum(sums, axis_name)), carry
-
-    return eval_step

@@ -5,6 +5,7 @@ depend on how the batch lies on devices. Only mixing looks at two examples: each
 """
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 from train.data.randaugment import rand_augment
 from train.data.warp import affine
 from zoo.errors import ZooError
+
+MIXING = 2**31 - 1  # folded into the step's key for mixing; an example's own key has its row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,24 @@ class AugmentConfig:
     def mixes(self) -> bool:
         """Whether an example's picture depends on another's."""
         return self.mixup > 0 or self.cutmix > 0
+
+
+def augmented(
+    config: AugmentConfig, key: jax.Array, batch: Mapping[str, jax.Array], target: str
+) -> dict[str, jax.Array]:
+    """A training batch with `image` augmented, uint8 to float32 of 0 to 255.
+
+    Where examples are mixed, `share` [B] is what remains of an example, and `other_` + `target` [B, ...] the target of
+    the rest.
+    """
+    if config == AugmentConfig():
+        return dict(batch)
+    images = augment(config, key, batch["image"].astype(jnp.float32), batch["row"])
+    if not config.mixes:
+        return {**batch, "image": images}
+    images, share = mix(config, jax.random.fold_in(key, MIXING), images)
+    others = jnp.roll(batch[target], 1, axis=0)
+    return {**batch, "image": images, f"other_{target}": others, "share": jnp.full(len(images), share)}
 
 
 def augment(config: AugmentConfig, key: jax.Array, images: jax.Array, rows: jax.Array) -> jax.Array:

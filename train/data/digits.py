@@ -6,7 +6,7 @@ generalising to new hands. A random split flatters by more than a point.
 
 import numpy as np
 
-from train.data.dataset import ArraySplit
+from train.data.source import ArraySplit
 from zoo.inputs.image import fit, open_image
 
 

@@ -3,19 +3,17 @@
 import dataclasses
 import pathlib
 import warnings
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from train.data import dates, stdlib, tfds
-from train.data.dataset import ArraySplit, Dataset
+from train.data.source import ArraySplit, Dataset, NamedSource
 from train.data.text import SPLIT_FILES, read_text
+from train.settings import at_least
 from zoo.errors import ZooError
+from zoo.inputs import Inputs
 from zoo.inputs.pairs import Pair, PairInputs, learn_pairs
 from zoo.inputs.text import padded
-
-if TYPE_CHECKING:
-    from train.config import PairsConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,31 +24,76 @@ class PairSplit(ArraySplit):
     unit = "pairs"
 
 
-def load_pairs(config: "PairsConfig", inputs: PairInputs | None = None) -> Dataset:
-    """Pairs of the settings, in the tokens of `inputs` if given, else of vocabularies learnt of the training split.
+@dataclasses.dataclass(frozen=True)
+class PairData(NamedSource):
+    """Pairs of a source and a target."""
 
-    Lengths that the settings leave open are those of the longest pair. Training pairs that are longer than the settings
-    say are left out, with a warning; held-out ones are a ZooError, since all of them count.
-    """
-    name, splits = read_pairs(config)
-    if "validation" not in splits:
-        held = int(len(splits["train"]) * config.validation_fraction)
-        cut = len(splits["train"]) - held
-        splits = {**splits, "train": splits["train"][:cut], "validation": splits["train"][cut:]}
-    learnt = inputs or learn_pairs(
-        splits["train"], (config.source_tokenizer, config.target_tokenizer), config.vocab_size, (0, 0),
-        config.shared_vocabulary, config.lowercase,
-    )  # fmt: skip
-    sides = (learnt.source, learnt.target)
-    rows = {s: [[learnt.tokens(*part) for part in zip(sides, p, strict=True)] for p in ps] for s, ps in splits.items()}
-    if inputs is None:
-        asked = config.source_length, config.target_length
-        everything = [pair for pairs in rows.values() for pair in pairs]
-        lengths = [asked[side] or max(len(pair[side]) for pair in everything) for side in (0, 1)]
-        source, target = (dataclasses.replace(side, length=n) for side, n in zip(sides, lengths, strict=True))
-        inputs = PairInputs(source, target, learnt.lowercase)
-    arrays = {split: _split(inputs, split, splits[split], pairs) for split, pairs in rows.items() if pairs}
-    return Dataset(name, arrays["train"], arrays.get("validation"), arrays.get("test"), inputs)
+    name: str = "dates"  # dates or docstrings (built in), or any set of TFDS with two texts
+    # instead of a name: a table of source and target by a tab, a folder of train.tsv, validation.tsv, test.tsv, or a
+    # file of sources, whose targets are the lines of target_path
+    path: str | None = None
+    target_path: str | None = None
+    source: str | None = None  # the features of a TFDS set, such as de and en; default: the set's own choice
+    target: str | None = None
+    source_tokenizer: str = "char"  # char, byte, bpe, unigram, word, wordpiece; or a tokenizer.json, or its folder
+    target_tokenizer: str = "char"
+    vocab_size: int = 8000  # the most tokens of bpe, unigram, word and wordpiece
+    shared_vocabulary: bool = False  # one vocabulary, learned from both sides
+    lowercase: bool = False  # both sides in lower case
+    source_length: int | None = None  # the most tokens of a source, with its end; default: the longest one's
+    target_length: int | None = None
+    seed: int = 0  # of dates
+
+    def check(self) -> None:
+        super().check()
+        at_least("data.vocab-size", self.vocab_size, 2)
+        at_least("data.seed", self.seed, 0)
+        for name in ("source_length", "target_length"):
+            if getattr(self, name) is not None:
+                at_least(f"data.{name.replace('_', '-')}", getattr(self, name), 2)
+        if self.target_path is not None and self.path is None:
+            raise ZooError("data.target-path goes with a data.path of the sources, line for line")
+
+    def load(self, model_shape: tuple[int, ...], inputs: Inputs | None = None) -> Dataset:
+        """Lengths that the settings leave open are those of the longest pair. Longer training pairs than the settings
+        allow are left out, with a warning; longer held-out ones are a ZooError, since all of them count."""
+        known: PairInputs | None = self.inputs_of_kind(inputs, "pair")
+        name, splits = self._pairs()
+        if "validation" not in splits:
+            held = int(len(splits["train"]) * self.validation_fraction)
+            cut = len(splits["train"]) - held
+            splits = {**splits, "train": splits["train"][:cut], "validation": splits["train"][cut:]}
+        learned = known or learn_pairs(
+            splits["train"], (self.source_tokenizer, self.target_tokenizer), self.vocab_size, (0, 0),
+            self.shared_vocabulary, self.lowercase,
+        )  # fmt: skip
+        sides = (learned.source, learned.target)
+        rows = {
+            split: [[learned.tokens(*part) for part in zip(sides, pair, strict=True)] for pair in pairs]
+            for split, pairs in splits.items()
+        }
+        if known is None:
+            asked = self.source_length, self.target_length
+            everything = [pair for pairs in rows.values() for pair in pairs]
+            lengths = [asked[side] or max(len(pair[side]) for pair in everything) for side in (0, 1)]
+            source, target = (dataclasses.replace(side, length=n) for side, n in zip(sides, lengths, strict=True))
+            known = PairInputs(source, target, learned.lowercase)
+        arrays = {split: _split(known, split, splits[split], pairs) for split, pairs in rows.items() if pairs}
+        return Dataset(name, arrays["train"], arrays.get("validation"), arrays.get("test"), known)
+
+    def _pairs(self) -> tuple[str, dict[str, list[Pair]]]:
+        """A name, and the pairs of each split."""
+        if self.path is not None:
+            path = pathlib.Path(self.path)
+            if self.target_path is not None:
+                return path.name, {"train": read_lines(path, pathlib.Path(self.target_path))}
+            return path.resolve().name, read_table(path)
+        if self.name == "dates":
+            pairs = {s: [dates.example(self.seed, s, k) for k in range(size)] for s, size in dates.SIZES.items()}
+            return f"dates of seed {self.seed}", pairs
+        if self.name == "docstrings":
+            return stdlib.load_docstrings()
+        return self.name, tfds.load_pairs(self.name, self.tfds_dir(), self.source, self.target)
 
 
 def _split(inputs: PairInputs, split: str, texts: list[Pair], rows: list[list[np.ndarray]]) -> PairSplit:
@@ -71,21 +114,6 @@ def _split(inputs: PairInputs, split: str, texts: list[Pair], rows: list[list[np
         arrays[name], arrays[length] = padded(kept, longest[side]), np.array([*map(len, kept)], np.int32)
     lower = [(s.lower(), t.lower()) if inputs.lowercase else (s, t) for s, t in texts]
     return PairSplit(arrays, [text for text, fit in zip(lower, fits, strict=True) if fit])
-
-
-def read_pairs(config: "PairsConfig") -> tuple[str, dict[str, list[Pair]]]:
-    """A name, and the pairs of each split."""
-    if config.path is not None:
-        path = pathlib.Path(config.path)
-        if config.target_path is not None:
-            return path.name, {"train": read_lines(path, pathlib.Path(config.target_path))}
-        return path.resolve().name, read_table(path)
-    if config.name == "dates":
-        pairs = {s: [dates.example(config.seed, s, k) for k in range(size)] for s, size in dates.SIZES.items()}
-        return f"dates of seed {config.seed}", pairs
-    if config.name == "docstrings":
-        return stdlib.load_docstrings()
-    return config.name, tfds.load_pairs(config.name, config.tfds_dir(), config.source, config.target)
 
 
 def read_table(path: pathlib.Path) -> dict[str, list[Pair]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from train.data.dataset import IN_MEMORY_BYTES, Arrays, ArraySplit, LazySplit
+from train.data.source import IN_MEMORY_BYTES, Arrays, ArraySplit, LazySplit
 from zoo.errors import ZooError, unknown
 from zoo.inputs.image import fit, open_image
 

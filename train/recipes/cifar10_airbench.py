@@ -1,11 +1,15 @@
-"""A fast small-image network on CIFAR-10, narrower than the paper's (Jordan 2024), 7 epochs.
+"""A fast network for small images on CIFAR-10, narrower than the paper's (Jordan 2024), 7 epochs.
 
     python -m train cifar10-airbench
 
-Costs 15 minutes on two CPU cores. Reaches 90.9 % on the test images, mirrored ones averaged in (seed 0).
+    Data: CIFAR-10
+    Result: test accuracy 90.9 % (seed 0)
+    Time: 912 s
+
+The predictions of an image and its mirror image are averaged.
 """
 
-from train import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig
+from train import AugmentConfig, Config, ImageData, LogConfig, ModelConfig, OptimizerConfig
 from train.tasks.classification import Classification
 
 
@@ -16,9 +20,10 @@ def config() -> Config:
         batch_size=500,
         eval_every=210,
         model=ModelConfig("airbench", {"widths": (48, 96, 192)}),
-        data=DataConfig("cifar10"),
-        augment=AugmentConfig(shift=2, pad="reflect", flip=True),
-        task=Classification(label_smoothing=0.2, test_flip=True),
+        data=ImageData("cifar10"),
+        task=Classification(
+            label_smoothing=0.2, test_flip=True, augment=AugmentConfig(shift=2, pad="reflect", flip=True)
+        ),
         optimizer=OptimizerConfig(
             "sgd",
             0.75,

@@ -2,11 +2,14 @@
 
     python -m train cifar10-resnet20
 
-Cost 46 minutes on two CPU cores, beside other work. Reaches 86.4 % on the test images (seed 0); the
-paper, after 182 epochs, 91.25 %.
+    Data: CIFAR-10
+    Result: test accuracy 86.4 % (seed 0)
+    Time: 2,748 s
+
+The paper reaches 91.25 % after 182 epochs.
 """
 
-from train import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig
+from train import AugmentConfig, Classification, Config, ImageData, LogConfig, ModelConfig, OptimizerConfig
 
 
 def config() -> Config:
@@ -16,8 +19,8 @@ def config() -> Config:
         batch_size=128,
         eval_every=352,
         model=ModelConfig("resnet20"),
-        data=DataConfig("cifar10"),
-        augment=AugmentConfig(shift=4, flip=True),
+        data=ImageData("cifar10"),
+        task=Classification(augment=AugmentConfig(shift=4, flip=True)),
         optimizer=OptimizerConfig(
             "sgd", 0.2, warmup_steps=352, weight_decay=5e-4, args={"momentum": 0.9, "nesterov": True}
         ),

@@ -1,12 +1,15 @@
-"""How a word is said: from its letters to its phones, by a small Transformer on the CMU dictionary.
+"""Pronunciation: from a word's letters to its phones, by a small Transformer.
 
     python -m train cmudict-transformer
 
-921 seconds on two cores that other work kept busy. Test, beam 5, seed 0: of the words 31.2 % are not said as the
-dictionary has it (27 was the aim), and 7.9 errors come on 100 phones (the aim: 7). Greedily 32.2 % and 8.2.
+    Data: CMUdict
+    Result: test word error 31.2 %, phone error 7.9 % (seed 0)
+    Time: 921 s
+
+Beam 5. Greedy decoding gives 32.2 and 8.2 %.
 """
 
-from train import Config, LogConfig, ModelConfig, OptimizerConfig, PairsConfig, Translation
+from train import Config, LogConfig, ModelConfig, OptimizerConfig, PairData, Translation
 
 
 def config() -> Config:
@@ -17,7 +20,7 @@ def config() -> Config:
         batch_size=128,
         eval_every=1000,
         model=ModelConfig("transformer_base", {**sizes, "dropout_rate": 0.1}),
-        data=PairsConfig("cmudict", source="word", target="phones", target_tokenizer="word"),
+        data=PairData("cmudict", source="word", target="phones", target_tokenizer="word"),
         task=Translation(label_smoothing=0.1),
         optimizer=OptimizerConfig("adamw", 1e-3, warmup_steps=500, weight_decay=0.01, clip_norm=1.0, ema=0.999),
         log=LogConfig(every=200),

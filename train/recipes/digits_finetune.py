@@ -1,12 +1,15 @@
-"""LeNet-5, trained on MNIST, tuned to scikit-learn's digits with 100 of them, offline.
+"""LeNet-5, trained on MNIST, fine-tuned to 100 of scikit-learn's digits, offline.
 
     python -m train digits-finetune
 
-Costs 10 seconds on two CPU cores. Reaches 93.3 % on the 360 test images (mean of seeds 0, 1, 2); the same steps from
-scratch, with --model.weights None, reach 84.1 %.
+    Data: scikit-learn's digits, 100 of them
+    Result: test accuracy 93.3 % (seeds 0, 1, 2)
+    Time: 22 s
+
+From scratch, with --model.weights None, the same steps reach 84.1 %.
 """
 
-from train import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig
+from train import AugmentConfig, Classification, Config, ImageData, LogConfig, ModelConfig, OptimizerConfig
 
 
 def config() -> Config:
@@ -16,8 +19,8 @@ def config() -> Config:
         batch_size=50,
         eval_every=50,
         model=ModelConfig("lenet5", weights="pretrained"),
-        data=DataConfig("digits", image_size=28, train_examples=100),
-        augment=AugmentConfig(shift=2, rotate=10, scale=0.1),
+        data=ImageData("digits", image_size=28, train_examples=100),
+        task=Classification(augment=AugmentConfig(shift=2, rotate=10, scale=0.1)),
         optimizer=OptimizerConfig("adamw", 1e-3, warmup_steps=30, weight_decay=1e-2, ema=0.98),
         log=LogConfig(every=50),
     )

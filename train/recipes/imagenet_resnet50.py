@@ -1,12 +1,16 @@
-"""ResNet-50 on ImageNet, 90 epochs (He et al. 2016; the rate and its warm-up are Goyal et al. 2017's).
+"""ResNet-50 on ImageNet, 90 epochs (He et al. 2016; rate and warm-up of Goyal et al. 2017).
 
     python -m train imagenet-resnet50 --data.dir DIR
 
-Compiled ahead of time (tests/train/test_recipes.py), never run here: the 76 % of the literature is to be expected, and
-hours, not minutes, on eight accelerators. Images are cropped out of 224 pixels a side, not out of the original.
+    Data: ImageNet
+    Result: not run
+    Time: not run
+
+Compiled ahead of time (tests/train/test_recipes.py). Crops are taken from images of 224 pixels a side, not from the
+originals.
 """
 
-from train import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig
+from train import AugmentConfig, Config, ImageData, LogConfig, ModelConfig, OptimizerConfig
 from train.tasks.classification import Classification
 
 
@@ -18,9 +22,8 @@ def config() -> Config:
         batch_size=1024,
         eval_every=steps_per_epoch,
         model=ModelConfig("resnet50", {"dtype": "bfloat16"}),
-        data=DataConfig("imagenet2012", image_size=224),
-        augment=AugmentConfig(crop_area=0.08, flip=True),
-        task=Classification(label_smoothing=0.1),
+        data=ImageData("imagenet2012", image_size=224),
+        task=Classification(label_smoothing=0.1, augment=AugmentConfig(crop_area=0.08, flip=True)),
         optimizer=OptimizerConfig(
             "sgd",
             0.4,

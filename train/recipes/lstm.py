@@ -1,12 +1,15 @@
-"""A character model on text that every machine has: the standard library's own sources, four modules of them held out.
+"""A character language model of the standard library's own sources, four modules held out; offline.
 
-python -m train lstm
+    python -m train lstm
 
-A minute on two cores (65 seconds from a cold start); 1.52 nats or 2.20 bits a character on the four modules (Python
-3.11.7, seed 0). It ends with a sample.
+    Data: the standard library's sources
+    Result: validation 1.505 nats, 2.17 bits per character (seeds 0, 1, 2)
+    Time: 52 to 61 s
+
+It ends with a sample. The text depends on the Python version; the result is of Python 3.11.7.
 """
 
-from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextConfig
+from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextData
 
 
 def config() -> Config:
@@ -16,7 +19,7 @@ def config() -> Config:
         batch_size=64,
         eval_every=400,
         model=ModelConfig("lstm_lm", {"hidden_size": 256, "num_layers": 1}),
-        data=TextConfig("stdlib", context=64),
+        data=TextData("stdlib", context=64),
         task=LanguageModel(),
         optimizer=OptimizerConfig("adamw", 5e-3, warmup_steps=50, weight_decay=0.01, clip_norm=1.0),
         log=LogConfig(every=50),

@@ -1,12 +1,15 @@
-"""Which module of the standard library does a snippet of 128 characters come from? Forty of them; offline.
+"""Which of forty modules of the standard library contains a snippet of 128 characters? Offline.
 
-python -m train lstm-classify
+    python -m train lstm-classify
 
-94 seconds on two cores; 34.5 % of the forty modules right on the last tenth of each, 41.5 % on the tenth before it
-(Python 3.11.7, seed 0). Chance is 2.5 %.
+    Data: the standard library's sources
+    Result: test accuracy 33.8 % (seeds 0, 1, 2)
+    Time: 77 to 94 s
+
+The last tenth of each module is the test data; chance is 2.5 %. The result is of Python 3.11.7.
 """
 
-from train import Classification, Config, LabelledTextConfig, LogConfig, ModelConfig, OptimizerConfig
+from train import Classification, Config, LabelledTextData, LogConfig, ModelConfig, OptimizerConfig
 
 
 def config() -> Config:
@@ -17,7 +20,7 @@ def config() -> Config:
         batch_size=64,
         eval_every=400,
         model=ModelConfig("lstm_classifier", fields),
-        data=LabelledTextConfig("stdlib", context=128),
+        data=LabelledTextData("stdlib", context=128),
         task=Classification(),
         optimizer=OptimizerConfig("adamw", 4e-3, warmup_steps=50, weight_decay=0.05, clip_norm=1.0),
         log=LogConfig(every=100),

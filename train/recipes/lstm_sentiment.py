@@ -1,11 +1,15 @@
-"""Good or bad: the phrases of film reviews of SST-2, by a bidirectional LSTM over words, from scratch.
+"""Sentiment of SST-2's phrases by a bidirectional LSTM over words, from scratch.
 
-python -m train lstm-sentiment
+    python -m train lstm-sentiment
 
-Eight minutes on one core; 84.5 % on validation, 83.8 % on test (means of seeds 0 to 4).
+    Data: SST-2
+    Result: test accuracy 83.8 %, validation 84.5 % (seeds 0 to 4)
+    Time: 474 to 548 s
+
+The times are of one core each.
 """
 
-from train import Classification, Config, LabelledTextConfig, LogConfig, ModelConfig, OptimizerConfig
+from train import Classification, Config, LabelledTextData, LogConfig, ModelConfig, OptimizerConfig
 
 
 def config() -> Config:
@@ -16,7 +20,7 @@ def config() -> Config:
         batch_size=64,
         eval_every=450,
         model=ModelConfig("lstm_classifier", {**sizes, "dropout_rate": 0.5, "word_dropout_rate": 0.1}),
-        data=LabelledTextConfig("sst2", tokenizer="word", vocab_size=20_000, context=48),
+        data=LabelledTextData("sst2", tokenizer="word", vocab_size=20_000, context=48),
         task=Classification(),
         optimizer=OptimizerConfig(
             "sgd", 0.1, warmup_steps=100, weight_decay=3e-6, clip_norm=1.0, ema=0.999, args={"momentum": 0.9}

@@ -1,12 +1,15 @@
-"""A small BERT that tells hidden word pieces of the standard library's sources, four modules held out.
+"""A small BERT that predicts hidden word pieces of the standard library's sources, four modules held out; offline.
 
-python -m train masked-lm
+    python -m train masked-lm
 
-Two and a half minutes on two cores; 5.366 nats a hidden piece on the four modules, of which 8.2 % are told right
-(Python 3.11.7, seed 0): so short a run is still close to a piece's frequency.
+    Data: the standard library's sources
+    Result: validation 5.351 nats (seeds 0, 1, 2)
+    Time: 143 to 382 s
+
+So short a run is still close to the frequencies of the pieces. The result is of Python 3.11.7.
 """
 
-from train import Config, LogConfig, MaskedLanguageModel, ModelConfig, OptimizerConfig, TextConfig
+from train import Config, LogConfig, MaskedLanguageModel, ModelConfig, OptimizerConfig, TextData
 
 
 def config() -> Config:
@@ -17,7 +20,7 @@ def config() -> Config:
         batch_size=16,
         eval_every=750,
         model=ModelConfig("bert_base", {**sizes, "dropout_rate": 0.0}),
-        data=TextConfig("stdlib", tokenizer="wordpiece", vocab_size=1024, context=128),
+        data=TextData("stdlib", tokenizer="wordpiece", vocab_size=1024, context=128),
         task=MaskedLanguageModel(),
         optimizer=OptimizerConfig("muon", 2e-2, warmup_steps=100, weight_decay=0.01, clip_norm=1.0),
         log=LogConfig(every=100),

@@ -1,11 +1,13 @@
 """A CNN on MNIST.
 
-    python -m train mnist
+python -m train mnist
 
-Costs 2 minutes on two CPU cores. Reaches 99.54 % on the test images (seed 0).
+Data: MNIST
+Result: test accuracy 99.47 % (seeds 0, 1, 2)
+Time: 97 to 107 s
 """
 
-from train import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig
+from train import AugmentConfig, Classification, Config, ImageData, LogConfig, ModelConfig, OptimizerConfig
 
 
 def config() -> Config:
@@ -16,8 +18,8 @@ def config() -> Config:
         batch_size=128,
         eval_every=1000,
         model=ModelConfig("simple_cnn", model),
-        data=DataConfig("mnist"),
-        augment=AugmentConfig(shift=2, rotate=15, scale=0.15),
+        data=ImageData("mnist"),
+        task=Classification(augment=AugmentConfig(shift=2, rotate=15, scale=0.15)),
         optimizer=OptimizerConfig("adamw", 4e-3, warmup_steps=200, weight_decay=1e-2, ema=0.998),
         log=LogConfig(every=100),
     )

@@ -1,11 +1,13 @@
 """LeNet-5 on MNIST: the weights that come with the zoo.
 
-    python -m train mnist-lenet
+python -m train mnist-lenet
 
-Costs 1 minute on two CPU cores. Reaches 99.27 % on the test images (seed 0).
+Data: MNIST
+Result: test accuracy 99.26 % (seeds 0, 1, 2)
+Time: 80 to 162 s
 """
 
-from train import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig
+from train import AugmentConfig, Classification, Config, ImageData, LogConfig, ModelConfig, OptimizerConfig
 
 
 def config() -> Config:
@@ -15,8 +17,8 @@ def config() -> Config:
         batch_size=128,
         eval_every=1000,
         model=ModelConfig("lenet5"),
-        data=DataConfig("mnist"),
-        augment=AugmentConfig(shift=2, rotate=15, scale=0.15),
+        data=ImageData("mnist"),
+        task=Classification(augment=AugmentConfig(shift=2, rotate=15, scale=0.15)),
         optimizer=OptimizerConfig("adamw", 3e-3, warmup_steps=200, weight_decay=1e-2, ema=0.998),
         log=LogConfig(every=200),
     )

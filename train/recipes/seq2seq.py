@@ -1,12 +1,15 @@
 """Dates as people write them in six languages, typing errors included, to ISO 8601; offline.
 
-python -m train seq2seq
+    python -m train seq2seq
 
-62 seconds from a cold start, on two cores; 99.95 % of 2,000 held-out dates
-right (seed 0), none of whose days was trained on. It ends with samples and a picture of the attention.
+    Data: computed dates
+    Result: test exact match 99.98 % (seeds 0, 1, 2)
+    Time: 46 to 94 s
+
+No test date is of a day in the training data. It ends with samples and a picture of the attention.
 """
 
-from train import Config, LogConfig, ModelConfig, OptimizerConfig, PairsConfig, Translation
+from train import Config, LogConfig, ModelConfig, OptimizerConfig, PairData, Translation
 
 
 def config() -> Config:
@@ -17,7 +20,7 @@ def config() -> Config:
         batch_size=64,
         eval_every=800,
         model=ModelConfig("seq2seq_gru_attention", sizes),
-        data=PairsConfig("dates"),
+        data=PairData("dates"),
         task=Translation(label_smoothing=0.0),
         optimizer=OptimizerConfig("adamw", 3e-3, warmup_steps=200, weight_decay=0.01, clip_norm=1.0),
         log=LogConfig(every=200),

@@ -1,12 +1,15 @@
-"""What a function does, in a line: the standard library's short functions to their docstrings' first lines; offline.
+"""Summaries: the standard library's short functions to the first lines of their docstrings; offline.
 
     python -m train summaries
 
-Not run yet: how many % of the lines' words come out right is not known; with a few thousand functions they are few. A
-table of texts and their summaries by --data.path FILE.tsv trains the same way. Meant for some minutes on two cores.
+    Data: the standard library's sources
+    Result: not run
+    Time: not run
+
+A table of texts and summaries, --data.path FILE.tsv, trains the same way.
 """
 
-from train import Config, LogConfig, ModelConfig, OptimizerConfig, PairsConfig, Translation
+from train import Config, LogConfig, ModelConfig, OptimizerConfig, PairData, Translation
 
 
 def config() -> Config:
@@ -17,7 +20,7 @@ def config() -> Config:
         batch_size=32,
         eval_every=200,
         model=ModelConfig("transformer_base", {**sizes, "dropout_rate": 0.2}),
-        data=PairsConfig(
+        data=PairData(
             "docstrings", source_tokenizer="bpe", target_tokenizer="bpe", vocab_size=2000, shared_vocabulary=True
         ),
         task=Translation(label_smoothing=0.1),

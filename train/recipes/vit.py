@@ -1,11 +1,15 @@
-"""A small Vision Transformer on CIFAR-10 from nothing: patches of 4 x 4 pixels, 5 epochs.
+"""A small Vision Transformer on CIFAR-10 from scratch: patches of 4 x 4 pixels, 5 epochs.
 
-python -m train vit
+    python -m train vit
 
-Eight and a half minutes on two cores; 74.4 % on test, 75.0 % on validation, mirrored images averaged in (seed 0).
+    Data: CIFAR-10
+    Result: test accuracy 74.4 %, validation 75.0 % (seed 0)
+    Time: 506 s
+
+The predictions of an image and its mirror image are averaged.
 """
 
-from train import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig
+from train import AugmentConfig, Config, ImageData, LogConfig, ModelConfig, OptimizerConfig
 from train.tasks.classification import Classification
 
 
@@ -16,9 +20,10 @@ def config() -> Config:
         batch_size=128,
         eval_every=440,
         model=ModelConfig("vit_tiny16", {"patch_size": 4, "hidden_size": 128, "num_layers": 4, "num_heads": 4}),
-        data=DataConfig("cifar10"),
-        augment=AugmentConfig(shift=2, pad="reflect", flip=True),
-        task=Classification(label_smoothing=0.1, test_flip=True),
+        data=ImageData("cifar10"),
+        task=Classification(
+            label_smoothing=0.1, test_flip=True, augment=AugmentConfig(shift=2, pad="reflect", flip=True)
+        ),
         optimizer=OptimizerConfig("muon", 2e-2, warmup_steps=100, weight_decay=0.05, clip_norm=1.0),
         log=LogConfig(every=40),
     )

@@ -1,1 +1,1 @@
-"""What is a loss and what is a metric."""
+"""What is learned: one file a task."""

@@ -1,89 +1,223 @@
-"""Classification of images and texts: cross-entropy and accuracy."""
+"""Classification of images and texts: cross-entropy, accuracy and per-class metrics."""
 
 import dataclasses
+import math
+import pathlib
+import shlex
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from train.data.augment import AugmentConfig, augment, mix
-from zoo.errors import ZooError
+from train.data.augment import AugmentConfig, augmented
+from train.data.source import Dataset, Split
+from train.evaluate import Evaluation
+from train.forward import Forward
+from train.report import images as images_report
+from train.settings import Arguments
+from train.tasks.task import Batch, Extra, Loss, Task
+from zoo.errors import ZooError, unknown
+from zoo.registry import fits
+from zoo.run import Run
 
-Batch = Mapping[str, jax.Array]
-MIXING = 2**31 - 1  # folded into the step's key where an example's is its row
+TOP = 5  # of top5: the share of examples whose label is among so many most probable classes
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(Task):
     label_smoothing: float = 0.0  # probability mass spread evenly over all classes, in training
-    test_flip: bool = False  # evaluate on the mean of the logits of an image and its mirror image
+    test_flip: bool = False  # evaluate the mean of the logits of an image and its mirror image
+    class_weights: Arguments = dataclasses.field(default_factory=dict)  # of the training loss, by label: cat=2 dog=0.5
+    balance_classes: bool = False  # weigh each class by one over its share of the training examples
+    # more metrics of every evaluation: top5 accuracy; precision, recall and f1 (means over classes; per_class adds those
+    # of each); auc, the area under the ROC curve of each class against the rest (mean)
+    extra_metrics: list[Literal["top5", "precision", "recall", "f1", "per_class", "auc"]] = dataclasses.field(
+        default_factory=list
+    )
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)  # of images
 
-    metric: ClassVar[str] = "accuracy"  # drawn beside the loss, and what "best" means
-    unit: ClassVar[str] = "examples"  # what `count` counts
-    model_args: ClassVar[dict[str, Any]] = {}  # the fields of a model that follow from the task
+    metric: ClassVar[str] = "accuracy"
+    needs: ClassVar[tuple[str, ...]] = ("label",)
+
+    @property
+    def mixes_examples(self) -> bool:
+        return self.augment.mixes
 
     def check(self) -> None:
-        """ZooError for a value out of range."""
         if not 0 <= self.label_smoothing < 1:
             raise ZooError(f"task.label-smoothing must be in [0, 1), not {self.label_smoothing}")
-
-    def augmented(
-        self, batch: Batch, config: AugmentConfig, key: jax.Array, inputs: Any, model: nn.Module, state: Any
-    ) -> Batch:
-        """A training batch with `image` augmented, uint8 to float32 of 0 to 255.
-
-        Where examples are mixed, `share` [B] is what is left of an example and `other_label` [B] whose the rest is.
-        """
-        if config == AugmentConfig():
-            return batch
-        images = augment(config, key, batch["image"].astype(jnp.float32), batch["row"])
-        if not config.mixes:
-            return {**batch, "image": images}
-        images, share = mix(config, jax.random.fold_in(key, MIXING), images)
-        others = jnp.roll(batch["label"], 1)
-        return {**batch, "image": images, "other_label": others, "share": jnp.full(others.shape, share)}
+        for label, weight in self.class_weights.items():
+            if not (fits(weight, float) and math.isfinite(weight) and weight >= 0):
+                raise ZooError(f"task.class-weights {label} must be a number of at least 0, not {weight!r}")
+        if self.class_weights and self.balance_classes:
+            raise ZooError("task.balance-classes computes the weights that task.class-weights gives; set one of them")
+        self.augment.check()
 
     def check_model(self, model: type[nn.Module]) -> None:
-        """ZooError for a model without classes."""
         if not hasattr(model, "num_classes"):
             raise ZooError(f"{model.__name__} is no classifier: it has no field num_classes")
 
-    def initial_carry(self, model: nn.Module, batch_size: int) -> None:
-        """Batches have nothing to do with one another."""
+    def check_data(self, dataset: Dataset) -> None:
+        super().check_data(dataset)
+        if dataset.inputs.kind != "image" and (self.augment != AugmentConfig() or self.test_flip):
+            raise ZooError(f"task.augment and task.test-flip are for images; {dataset.name} has {dataset.inputs.kind}s")
+        for label in self.class_weights:
+            if label not in dataset.inputs.labels:
+                raise unknown("label in task.class-weights", label, dataset.inputs.labels)
+        if self.balance_classes and not dataset.train.in_memory:
+            raise ZooError(f"task.balance-classes counts labels in memory; {dataset.name} is larger: use class-weights")
 
-    def evaluate(self, model: nn.Module, variables: Any, inputs: Any, carry: None, batch: Batch) -> tuple[Any, None]:
-        """What is evaluated: float32 [B, classes]; nothing is carried on."""
-        args, kwargs = inputs.arguments(batch)
-        logits = jnp.asarray(model.apply(variables, *args, **kwargs), jnp.float32)
+    def constants(self, dataset: Dataset) -> Any:
+        """`class_weights` float32 [classes], or None where all weigh the same."""
+        labels = dataset.inputs.labels
+        if self.balance_classes:
+            found = dataset.train.read(np.arange(dataset.train.size))["label"]
+            counts = np.bincount(found, minlength=len(labels))
+            return {"class_weights": (len(found) / np.maximum(len(labels) * counts, 1)).astype(np.float32)}
+        if self.class_weights:
+            return {"class_weights": np.array([self.class_weights.get(label, 1.0) for label in labels], np.float32)}
+        return None
+
+    def prepare(self, forward: Forward, state: Any, batch: Batch, key: jax.Array) -> tuple[Batch, Extra]:
+        return augmented(self.augment, key, batch, "label"), state.extra
+
+    def logits(self, forward: Forward, batch: Batch, train: bool) -> jax.Array:
+        """[B, classes]; in evaluation float32, with `test_flip` a mean over an image and its mirror image."""
+        args, kwargs = forward.inputs.arguments(batch)
+        logits = forward(*args, train=train, **kwargs)
+        if train:
+            return logits
+        logits = jnp.asarray(logits, jnp.float32)
         if self.test_flip:
-            mirrored = model.apply(variables, args[0][:, :, ::-1], **kwargs)
+            mirrored = forward(args[0][:, :, ::-1], **kwargs)
             logits = (logits + jnp.asarray(mirrored, jnp.float32)) / 2
-        return logits, None
+        return logits
 
-    def sums(self, logits: jax.Array, batch: Batch, train: bool) -> dict[str, jax.Array]:
-        """Sums over examples, in float32: `loss` in nats, `accuracy` (right answers), `count` (examples).
+    def loss(self, forward: Forward, batch: Batch, extra: Extra, key: jax.Array, train: bool) -> Loss:
+        """Cross-entropy in nats. The loss of a mixed example is shared between both labels; its accuracy is by its own.
 
-        An example counts with its `weight` [B], 1 or, for the padding of a last batch, 0. Of a mixed example the loss
-        is shared out between both labels, and the right answer is its own.
+        With class weights the total is weighted and `count` is the sum of the weights, so that the gradient is that of
+        a weighted mean.
         """
-        log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+        logits = self.logits(forward, batch, train)
         labels, weight = batch["label"], batch["weight"]
-        target = jax.nn.one_hot(labels, logits.shape[-1])
+        losses = cross_entropy(logits, self.target(batch, logits.shape[-1], train))
+        right = jnp.argmax(logits, axis=-1) == labels
+        sums = {"loss": jnp.sum(losses * weight), "accuracy": jnp.sum(right * weight)}
+        if train and extra.constants is not None:
+            by_class = extra.constants["class_weights"]
+            of_example = by_class[labels]
+            if "share" in batch:
+                share = batch["share"]
+                of_example = share * of_example + (1 - share) * by_class[batch["other_label"]]
+            total = jnp.sum(losses * weight * of_example)
+            return Loss(total, jnp.sum(weight * of_example), {**sums, "loss": total, "examples": jnp.sum(weight)})
+        if not train:
+            sums |= self._evaluation_sums(logits, labels, weight)
+        return Loss(sums["loss"], jnp.sum(weight), sums)
+
+    def target(self, batch: Batch, classes: int, train: bool) -> jax.Array:
+        """The probabilities [B, classes] to learn, mixed and smoothed in training."""
+        target = jax.nn.one_hot(batch["label"], classes)
         if "share" in batch:
             share = batch["share"][:, None]
-            target = share * target + (1 - share) * jax.nn.one_hot(batch["other_label"], logits.shape[-1])
+            target = share * target + (1 - share) * jax.nn.one_hot(batch["other_label"], classes)
         if train and self.label_smoothing:
-            target = (1 - self.label_smoothing) * target + self.label_smoothing / logits.shape[-1]
-        losses = -jnp.sum(target * log_probabilities, axis=-1)
-        right = jnp.argmax(logits, axis=-1) == labels
-        return {"loss": jnp.sum(losses * weight), "accuracy": jnp.sum(right * weight), "count": jnp.sum(weight)}
+            target = (1 - self.label_smoothing) * target + self.label_smoothing / classes
+        return target
 
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Means over examples, of summed sums."""
-        return {name: sums[name] / sums["count"] for name in ("loss", "accuracy")}
+    def _evaluation_sums(self, logits: jax.Array, labels: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
+        sums, classes = {}, logits.shape[-1]
+        if "top5" in self.extra_metrics:
+            _, best = jax.lax.top_k(logits, min(TOP, classes))
+            sums["top5"] = jnp.sum(jnp.any(best == labels[:, None], axis=-1) * weight)
+        if {"precision", "recall", "f1", "per_class"} & {*self.extra_metrics}:
+            right = jax.nn.one_hot(labels, classes) * weight[:, None]
+            sums["confusion"] = right.T @ jax.nn.one_hot(jnp.argmax(logits, axis=-1), classes)
+        return sums
+
+    def metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
+        """Means over examples."""
+        examples = sums.get("examples", sums["count"])
+        metrics = {"loss": sums["loss"] / sums["count"], "accuracy": sums["accuracy"] / examples}
+        if "top5" in sums:
+            metrics["top5"] = sums["top5"] / examples
+        return metrics
+
+    def evaluate(self, evaluation: Evaluation, split: Split) -> dict[str, float]:
+        """The means, and what `extra_metrics` names."""
+        sums = evaluation.sums(split)
+        metrics = self.metrics(sums)
+        if "confusion" in sums:
+            for name, values in per_class(sums["confusion"]).items():
+                if name in self.extra_metrics:
+                    metrics[name] = float(values.mean())
+                if "per_class" in self.extra_metrics:
+                    labels = evaluation.inputs.labels
+                    metrics |= {f"{name}/{label}": float(v) for label, v in zip(labels, values, strict=True)}
+        if "auc" in self.extra_metrics:
+            found = evaluation.collect(self._probabilities, split)
+            metrics["auc"] = area_under_curve(found["probabilities"], found["label"])
+        return metrics
+
+    def _probabilities(self, forward: Forward, batch: Batch) -> dict[str, jax.Array]:
+        return {"probabilities": jax.nn.softmax(self.logits(forward, batch, train=False)), "label": batch["label"]}
 
     def score(self, metrics: Mapping[str, float]) -> float:
-        """What the best checkpoint has the most of."""
         return metrics["accuracy"]
+
+    def report(self, run: Run, dataset: Dataset, options: Any) -> pathlib.Path:
+        return images_report.draw(run, dataset, options, self.metric)
+
+    def example(self, run: Run, dataset: Dataset, workdir: pathlib.Path) -> str:
+        """The command that predicts the first held-out example; an image is written to example.png."""
+        split = dataset.test or dataset.validation or dataset.train
+        raw = raw_example(run, split.read(np.arange(1)), workdir)
+        return f"use it: python -m zoo predict {workdir} {shlex.quote(raw)}"
+
+
+def cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """Losses [B] in nats, float32, of logits and target probabilities [B, classes]."""
+    return -jnp.sum(target * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+
+
+def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """Precision, recall and F1 [classes] of counts [label, prediction]; 0 where a class has none."""
+    right = np.diag(confusion)
+    precision = right / np.maximum(confusion.sum(axis=0), 1)
+    recall = right / np.maximum(confusion.sum(axis=1), 1)
+    return {
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * right / np.maximum(confusion.sum(0) + confusion.sum(1), 1),
+    }
+
+
+def area_under_curve(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The mean over classes of the area under the ROC curve of the class against the rest.
+
+    `probabilities` [n, classes], `labels` int [n]. Classes without an example are left out; ZooError where fewer than
+    two are left.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    present = np.unique(labels)
+    if len(present) < 2:
+        raise ZooError("task.extra-metrics auc needs examples of at least two classes in the split")
+    return float(np.mean([roc_auc_score(labels == label, probabilities[:, label]) for label in present]))
+
+
+def raw_example(run: Run, example: Mapping[str, np.ndarray], workdir: pathlib.Path) -> str:
+    """The argument of `python -m zoo predict` for one example: a text, or the path of an image written for it."""
+    if "image" in example:
+        from PIL import Image
+
+        image = example["image"][0]
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(workdir / "example.png")
+        return f"{workdir}/example.png"
+    inputs: Any = run.inputs
+    ends = int(inputs.tokenizer == "wordpiece")  # [CLS] and [SEP], which its encoding adds
+    return inputs.decode(example["tokens"][0, ends : example["length"][0] - ends])

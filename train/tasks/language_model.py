@@ -1,78 +1,80 @@
-"""Language modelling: the next symbol, by cross-entropy; nats, bits a character, perplexity."""
+"""Language modelling: predict the next token, by cross-entropy; nats, bits per character, perplexity."""
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from train.data.augment import AugmentConfig
+import zoo
+from train.data.source import Dataset
+from train.forward import Forward
+from train.report import cells
+from train.tasks.task import Batch, Extra, Loss, Task
 from zoo.errors import ZooError
-
-Batch = Mapping[str, jax.Array]
+from zoo.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModel:
-    """Back-propagation through the windows of a text; a recurrent model's state each hands on to the next."""
+class LanguageModel(Task):
+    """A recurrent model hands its state on from each window of the text to the next (truncated back-propagation)."""
 
-    z_loss: float = 0.0  # in training, this times log(Z)^2 a symbol, which keeps logits small (PaLM: 1e-4)
+    z_loss: float = 0.0  # in training, this times log(Z)^2 per token, which keeps logits small (PaLM: 1e-4)
 
-    metric: ClassVar[str] = "bits_per_character"  # drawn beside the loss
-    unit: ClassVar[str] = "tokens"  # what `count` counts
-    model_args: ClassVar[dict[str, Any]] = {}  # the fields of a model that follow from the task
+    metric: ClassVar[str] = "bits_per_character"
+    unit: ClassVar[str] = "tokens"
+    needs: ClassVar[tuple[str, ...]] = ("tokens", "targets", "characters")
 
     def check(self) -> None:
-        """ZooError for a value out of range."""
         if not self.z_loss >= 0:
             raise ZooError(f"task.z-loss must be at least 0, not {self.z_loss}")
 
     def check_model(self, model: type[nn.Module]) -> None:
-        """ZooError for a model that does not follow the protocol of `zoo.sequence`."""
         if not hasattr(model, "init_state"):
             raise ZooError(f"{model.__name__} is no language model: it has no init_state (see zoo.sequence)")
 
-    def initial_carry(self, model: nn.Module, batch_size: int) -> Any:
-        """A recurrent model's state before the first window; others read each window by itself."""
+    def carry(self, model: nn.Module, batch_size: int) -> Any:
+        """A recurrent model's state before the first window; other models read each window by itself."""
         return model.init_state(batch_size, 0) if getattr(model, "recurrent", False) else None  # type: ignore[attr-defined]
 
-    def augmented(
-        self, batch: Batch, config: AugmentConfig, key: jax.Array, inputs: Any, model: nn.Module, state: Any
-    ) -> Batch:
-        return batch
+    def loss(self, forward: Forward, batch: Batch, extra: Extra, key: jax.Array, train: bool) -> Loss:
+        """Cross-entropy in nats over tokens of weight 1, and the number of their `characters`.
 
-    def evaluate(self, model: nn.Module, variables: Any, inputs: Any, carry: Any, batch: Batch) -> tuple[Any, Any]:
-        """Logits [B, T, V] of a window, and the state after it."""
-        args, kwargs = inputs.arguments(batch)
-        if carry is None:
-            return model.apply(variables, *args, **kwargs), None
-        return model.apply(variables, *args, state=carry, **kwargs)  # type: ignore[return-value]
-
-    def sums(self, logits: jax.Array, batch: Batch, train: bool) -> dict[str, jax.Array]:
-        """Sums over symbols of weight 1, in float32: `loss` in nats, `characters` (theirs), `count`.
-
-        With `z_loss`, training minimises the `penalty` too: z_loss log(Z)^2, where Z is the softmax's denominator
-        (Chowdhery et al. 2022, section 5).
+        With `z_loss`, training adds z_loss log(Z)^2 to the total, where Z is the softmax's denominator (Chowdhery et
+        al. 2022, section 5).
         """
+        args, kwargs = forward.inputs.arguments(batch)
+        if extra.carry is None:
+            logits, carry = forward(*args, train=train, **kwargs), None
+        else:
+            logits, carry = forward(*args, train=train, state=extra.carry, **kwargs)
         logits, weight = logits.astype(jnp.float32), batch["weight"]
         log_probabilities = jax.nn.log_softmax(logits)
-        told = jnp.take_along_axis(log_probabilities, batch["targets"][..., None], axis=-1)[..., 0]
-        characters = jnp.sum(batch["characters"] * weight)
-        sums = {"loss": -jnp.sum(told * weight), "characters": characters, "count": jnp.sum(weight)}
+        predicted = jnp.take_along_axis(log_probabilities, batch["targets"][..., None], axis=-1)[..., 0]
+        total = -jnp.sum(predicted * weight)
+        sums = {"loss": total, "characters": jnp.sum(batch["characters"] * weight)}
         if train and self.z_loss:
             log_z = jax.nn.logsumexp(logits, axis=-1)
-            sums["penalty"] = self.z_loss * jnp.sum(log_z**2 * weight)
-        return sums
+            total += self.z_loss * jnp.sum(log_z**2 * weight)
+        return Loss(total, jnp.sum(weight), sums, carry)
 
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Nats and perplexity a token, bits a character, of summed sums."""
+    def metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
+        """Nats and perplexity per token, bits per character."""
         loss = sums["loss"] / sums["count"]
         bits = sums["loss"] / math.log(2) / max(sums["characters"], 1.0)
         return {"loss": loss, "bits_per_character": bits, "perplexity": math.exp(min(loss, 700.0))}
 
-    def score(self, metrics: Mapping[str, float]) -> float:
-        """What the best checkpoint has the most of."""
-        return -metrics["loss"]
+    def report(self, run: Run, dataset: Dataset, options: Any) -> pathlib.Path:
+        return cells.draw(run, dataset, options, self.metric)
+
+    def example(self, run: Run, dataset: Dataset, workdir: pathlib.Path) -> str:
+        """A sample that continues held-out text."""
+        split = dataset.test or dataset.validation or dataset.train
+        prompt = run.inputs.decode(split.read(np.zeros(1, int))["tokens"][0])
+        text = zoo.generate(run, prompt, length=300, temperature=0.8)
+        return f"a sample:\n{text}\nuse it: python -m zoo generate {workdir}"

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from train.journal import lives
-from train.report import read_rows
+from train.records import read_rows
 from zoo.errors import ZooError
 from zoo.files import read_json
 from zoo.registry import fits

@@ -1,11 +1,10 @@
-"""The run folder's own files: its settings, what is exported for others. (Checkpoints: checkpoint.py.)"""
+"""The run folder: its settings, and what it exports. (Checkpoints: checkpoint.py.)"""
 
 import dataclasses
 import json
 import os
 import pathlib
 import platform
-import shlex
 import warnings
 from typing import Any
 
@@ -16,21 +15,17 @@ import optax
 
 import zoo
 from train import processes
-from train.alignments import sample_pairs
-from train.config import Config, differences, from_json, to_json
-from train.data import Dataset
+from train.config import Config, read_settings
+from train.data.source import Dataset
 from train.journal import footprint
-from train.report import write_text
-from train.tasks.language_model import LanguageModel
-from train.tasks.translation import Translation
+from train.records import write_text
+from train.settings import differences, to_json
 from zoo.errors import ZooError
 from zoo.inputs import Inputs, inputs_from_json
-from zoo.inputs.image import ImageInputs
-from zoo.inputs.text import TextInputs
-from zoo.run import Run, read_config, step_folders
+from zoo.run import read_config, step_folders
 from zoo.weights import save_native
 
-# What may differ from the folder's settings when a run is taken up again.
+# What may differ from the folder's settings on resume.
 MAY_CHANGE = (
     "workdir",
     "steps",
@@ -40,6 +35,7 @@ MAY_CHANGE = (
     "resume",
     "profile",
     "keep",
+    "patience",
     "data.dir",
     "log.every",
     "log.tensorboard",
@@ -47,17 +43,17 @@ MAY_CHANGE = (
     "optimizer.nonfinite",
 )
 
-JOURNAL = ("train.log", "status.json")  # all that a run leaves which is killed before it has written its settings
+JOURNAL = ("train.log", "status.json")  # all that a run has written if it is killed before its settings are
 
 
 def take(config: Config) -> tuple[Config, pathlib.Path, tuple]:
-    """The settings to run with, the run folder and its footprint: the folder's settings where a run is taken up again.
+    """The settings to run with (on resume the folder's), the run folder and its footprint.
 
     ZooError for a folder that is not empty without `resume`, that is no run's or leads out of itself, or whose settings
     differ.
     """
     try:
-        config = from_json(json.loads(json.dumps(to_json(config))))  # as a folder holds them: lists, no tuples
+        config = read_settings(json.loads(json.dumps(to_json(config))))  # as a folder holds them: lists, no tuples
     except TypeError as error:
         raise ZooError(f"settings must be plain values (a dtype is a string): {error}") from None
     config.check()
@@ -69,8 +65,8 @@ def take(config: Config) -> tuple[Config, pathlib.Path, tuple]:
     if not workdir.exists() or all(path.name[0] == "." or path.name in JOURNAL for path in workdir.iterdir()):
         return _with_decay_steps(config, config), workdir, found
     if not config.resume:
-        raise ZooError(f"workdir {config.workdir!r} is not empty: --resume goes on there, --workdir DIR elsewhere")
-    stored = from_json(read_config(workdir).get("config"))
+        raise ZooError(f"workdir {config.workdir!r} is not empty: --resume continues it, --workdir DIR names another")
+    stored = read_settings(read_config(workdir).get("config"))
     config = _with_decay_steps(config, stored)
     changed = {name: pair for name, pair in differences(stored, config).items() if name not in MAY_CHANGE}
     if changed:
@@ -78,7 +74,7 @@ def take(config: Config) -> tuple[Config, pathlib.Path, tuple]:
         raise ZooError(f"on resume only {', '.join(MAY_CHANGE)} may change: {listed}")
     newest = max(step_folders(workdir / "checkpoints"), default=0)
     if newest > config.steps:
-        raise ZooError(f"{config.workdir!r} is at step {newest} already, beyond steps {config.steps}")
+        raise ZooError(f"{config.workdir!r} is at step {newest} already, after steps {config.steps}")
     end = config.optimizer.decay_steps
     if config.optimizer.schedule != "constant" and end and config.steps > max(end, stored.steps):
         warnings.warn(f"the learning rate is 0 after step {end}, where its schedule ends", stacklevel=2)
@@ -97,14 +93,16 @@ def check_within(workdir: pathlib.Path) -> None:
 
 
 def _with_decay_steps(config: Config, source: Config) -> Config:
-    """The settings with the end of the schedule written down, so that a later change of `steps` does not move it."""
+    """The settings with the end of the schedule fixed, so that a later change of `steps` does not move it."""
     if config.optimizer.decay_steps is not None:
         return config
     end = source.optimizer.decay_steps or source.steps
     return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, decay_steps=end))
 
 
-def describe(config: Config, workdir: pathlib.Path, model_args: dict[str, Any], dataset: Dataset) -> None:
+def describe(
+    config: Config, workdir: pathlib.Path, model_args: dict[str, Any], dataset: Dataset, recipe: str | None
+) -> None:
     """Writes config.json: what anyone needs to load or to resume the run."""
     versions = {"python": platform.python_version(), "flaxzoo": zoo.__version__}
     versions |= {module.__name__: module.__version__ for module in (jax, flax, optax, np)}
@@ -113,6 +111,7 @@ def describe(config: Config, workdir: pathlib.Path, model_args: dict[str, Any], 
         "inputs": dataset.inputs.to_json(),
         "data": dataset.content,
         "config": to_json(dataclasses.replace(config, distributed=None)),
+        "recipe": recipe,
         "versions": versions,
     }
     workdir.mkdir(parents=True, exist_ok=True)
@@ -120,7 +119,7 @@ def describe(config: Config, workdir: pathlib.Path, model_args: dict[str, Any], 
 
 
 def export(workdir: pathlib.Path, variables: Any, **about: Any) -> None:
-    """Writes export/: config.json with the model, its inputs and `about`, and model.safetensors."""
+    """Writes export/: config.json with the model, its inputs and `about`; and model.safetensors."""
     config = read_config(workdir)
     folder = workdir / "export"
     folder.mkdir(exist_ok=True)
@@ -129,17 +128,16 @@ def export(workdir: pathlib.Path, variables: Any, **about: Any) -> None:
     write_text(folder / "config.json", json.dumps(about, indent=2) + "\n")
 
 
-def stored_vocabulary(workdir: pathlib.Path) -> Inputs | None:
-    """The text inputs of a run that is taken up again, whose vocabulary is not learnt anew; None for any other."""
+def stored_inputs(workdir: pathlib.Path) -> Inputs | None:
+    """The inputs of a run that resumes, so that its vocabulary is not learned again; None for a new run."""
     if not (workdir / "config.json").is_file():
         return None
-    inputs = inputs_from_json(read_config(workdir)["inputs"])
-    return None if isinstance(inputs, ImageInputs) else inputs
+    return inputs_from_json(read_config(workdir)["inputs"])
 
 
 def check_data(workdir: pathlib.Path, dataset: Dataset) -> None:
-    """ZooError, in every process, where the data are not those of the run that is taken up again, as far as its folder
-    says (earlier versions wrote down no more than the labels)."""
+    """ZooError, in every process, where the data are not those that the resumed run began with, as far as its folder
+    records them (early versions recorded only the labels)."""
     wrong = ""
     if (workdir / "config.json").is_file():
         stored = read_config(workdir)
@@ -152,27 +150,3 @@ def check_data(workdir: pathlib.Path, dataset: Dataset) -> None:
     if processes.any_says(bool(wrong)):
         wrong = wrong or "another process reads others"
         raise ZooError(f"the data are not those that the run began with ({wrong}); another workdir begins a new one")
-
-
-def closing_words(workdir: pathlib.Path, config: Config, dataset: Dataset, run: Run) -> str:
-    """What a run ends with: how to use it, on the first held-out example; of what says texts, a sample too."""
-    split = dataset.test or dataset.validation or dataset.train
-    inputs = dataset.inputs
-    if isinstance(config.task, LanguageModel) and isinstance(inputs, TextInputs):
-        prompt = inputs.decode(split.read(np.zeros(1, int))["tokens"][0])
-        text = zoo.generate(run, prompt, length=300, temperature=0.8)
-        return f"a sample:\n{text}\nuse it: python -m zoo generate {config.workdir}"
-    if isinstance(config.task, Translation):
-        return sample_pairs(run, config, split, workdir)
-    example = split.read(np.arange(1))
-    if isinstance(inputs, TextInputs):
-        if "length" not in example:
-            return f"use it: python -m zoo predict {config.workdir} 'a text with a [MASK] to tell'"
-        ends = int(inputs.tokenizer == "wordpiece")  # which its encoding adds
-        text = inputs.decode(example["tokens"][0, ends : example["length"][0] - ends])
-        return f"use it: python -m zoo predict {config.workdir} {shlex.quote(text)}"
-    from PIL import Image
-
-    image = example["image"][0]
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(workdir / "example.png")
-    return f"use it: python -m zoo predict {config.workdir} {config.workdir}/example.png"

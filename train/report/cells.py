@@ -1,7 +1,7 @@
-"""The report of a language model: what its cells hold along held-out text, after Karpathy, Johnson and Li 2015.
+"""The page of a language model: its cells along held-out text, after Karpathy, Johnson and Li 2015.
 
-A cell is shown where it was asked for, or where of all cells it goes most with something that the text tells: the place
-in the line, being within quotes or brackets. Colours are tanh of an LSTM's c, of the other cells h.
+Cells are those asked for, or for each property of the text (position in the line, inside quotes or brackets) the cell
+that correlates most with it. Colours are tanh(c) of an LSTM and h of other cells.
 """
 
 import dataclasses
@@ -14,34 +14,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.config import Config
-from train.data import Dataset
-from train.data.text import Stream
-from train.pictures import ReportConfig, save, write_page
-from train.report import draw_curves
+from train.data.source import Dataset
+from train.data.streams import Stream
+from train.report.page import CURVES, Options, draw_curves, save, write_page
 from zoo.errors import ZooError
-from zoo.inputs.text import TextInputs
 from zoo.run import Run, named_leaves
 
-TEXT = 3000  # tokens that are shown
+TEXT = 3000  # tokens shown
 WINDOWS = 256  # from the zero state, over which the loss by position is a mean
-CURVES, CELLS, GATES, POSITIONS = "curves", "cells", "gates", "positions"
+CELLS, GATES, POSITIONS = "cells", "gates", "positions"
 CAPTIONS = {
-    CURVES: "Learning curves: loss and bits a character by step, on training and validation data.",
+    CURVES: "Learning curves: loss and bits per character by step, on training and validation data.",
     CELLS: "Cells along held-out text, from blue (-1) through white to red (1). The page's end has more of it.",
-    GATES: "How far the gates are open: histograms over the cells and symbols, by layer. Near 0 and 1 they are "
-    "saturated: an input gate at 0 shuts the cell, a forget gate at 1 keeps it.",
-    POSITIONS: "Loss by position from nothing before: what a longer past is worth.",
+    GATES: "Gate activations: histograms over cells and tokens, by layer. Near 0 and 1 they saturate: an input gate at 0 "
+    "closes the cell, a forget gate at 1 keeps it.",
+    POSITIONS: "Loss by position, starting from an empty state: the value of a longer context.",
 }
 
 
-def draw_cells(
-    config: ReportConfig, folder: pathlib.Path, settings: Config, run: Run, dataset: Dataset
-) -> pathlib.Path:
+def draw(run: Run, dataset: Dataset, options: Options, metric: str) -> pathlib.Path:
     """Draws the pictures and the page of a language model; returns the page's path."""
-    inputs = run.inputs
-    split = getattr(dataset, config.split) or dataset.validation
-    if not isinstance(split, Stream) or not isinstance(inputs, TextInputs):
+    inputs: Any = run.inputs
+    split = getattr(dataset, options.split) or dataset.validation
+    if split is None:
         raise ZooError(f"{dataset.name} has no held-out text")
     tokens = split.tokens[:TEXT].astype(np.int32)
     chosen: dict[str, np.ndarray] = {}
@@ -49,21 +44,21 @@ def draw_cells(
     symbols = [inputs.decode(token) for token in tokens]
     if getattr(run.model, "recurrent", False):
         activations, gates = trace(run, tokens)
-        chosen = choose_cells(activations, symbols, config.cells)
-    elif config.cells:
+        chosen = choose_cells(activations, symbols, options.cells)
+    elif options.cells:
         raise ZooError(f"{type(run.model).__name__} has no cells to draw; leave cells out")
-    output = pathlib.Path(config.output) if config.output else folder / "report"
-    output.mkdir(parents=True, exist_ok=True)
-    pictures = {CURVES: draw_curves(folder, settings.task.metric, output / f"{CURVES}.png")}
+    output = options.make_output()
+    pictures = {CURVES: draw_curves(options.folder(), metric, output / f"{CURVES}.png")}
     if chosen:
         pictures[CELLS] = draw_text(symbols, chosen, output / f"{CELLS}.png")
     if gates:
         pictures[GATES] = draw_gates(gates, output / f"{GATES}.png")
     losses = loss_by_position(run, split)
     pictures[POSITIONS] = draw_positions(losses, inputs.length, output / f"{POSITIONS}.png")
-    summary = f"{dataset.name}: the first {len(tokens):,} tokens of {config.split if split else 'validation'}"
+    name = options.split if getattr(dataset, options.split) else "validation"
+    summary = f"{dataset.name}: the first {len(tokens):,} tokens of {name}"
     coloured = "".join(coloured_text(title, symbols, values) for title, values in chosen.items())
-    return write_page(folder, summary, pictures, CAPTIONS, output / "report.html", coloured)
+    return write_page(options, summary, pictures, CAPTIONS, coloured)
 
 
 def trace(run: Run, tokens: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -80,7 +75,7 @@ def trace(run: Run, tokens: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str
 
 
 def choose_cells(activations: Mapping[str, np.ndarray], symbols: list[str], asked: list[str]) -> dict[str, np.ndarray]:
-    """Activations [T] by title: of the cells asked for, `layer0:12`, or of those that go most with the text."""
+    """Activations [T] by title: of the cells asked for, `layer0:12`, or of those that correlate most with the text."""
     chosen = {}
     for name in asked:
         layer, _, number = name.partition(":")
@@ -98,7 +93,7 @@ def choose_cells(activations: Mapping[str, np.ndarray], symbols: list[str], aske
             if correlation[i] > best:
                 best, title, along = correlation[i], f"{layer}:{i}", cells[:, i]
         if along is not None:
-            chosen[f"cell {title}, which goes with {what} (r {best:.2f})"] = along
+            chosen[f"cell {title}, which correlates with {what} (r {best:.2f})"] = along
     return chosen
 
 
@@ -110,7 +105,7 @@ def correlations(cells: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def text_properties(symbols: list[str]) -> dict[str, np.ndarray]:
-    """What the text tells after each symbol, float [T] by name."""
+    """Properties of the text after each token, float [T] by name."""
     column, quoted, depth, indent, leading, rows = 0, "", 0, 0, True, []
     for symbol in symbols:
         for character in symbol:
@@ -124,7 +119,7 @@ def text_properties(symbols: list[str]) -> dict[str, np.ndarray]:
                     quoted = "" if quoted else character
                 depth = max(0, depth + (character in "([{") - (character in ")]}"))
         rows.append((min(column, 80), bool(quoted), min(depth, 4), indent, symbol[-1:].isspace()))
-    names = ("the place in the line", "being within quotes", "being within brackets", "indentation", "a word's end")
+    names = ("the position in the line", "being inside quotes", "being inside brackets", "indentation", "a word's end")
     return dict(zip(names, np.array(rows, np.float64).T, strict=True))
 
 
@@ -163,7 +158,7 @@ def coloured_text(title: str, symbols: list[str], values: np.ndarray) -> str:
 
 
 def draw_gates(gates: Mapping[str, np.ndarray], path: pathlib.Path) -> pathlib.Path:
-    """A histogram a gate, a line a layer."""
+    """One histogram per gate, one line per layer."""
     import matplotlib.pyplot as plt
 
     kinds = list(dict.fromkeys(name.rsplit("/", 1)[1] for name in gates))
@@ -180,8 +175,8 @@ def draw_gates(gates: Mapping[str, np.ndarray], path: pathlib.Path) -> pathlib.P
 
 
 def loss_by_position(run: Run, split: Stream) -> np.ndarray:
-    """Mean nats [4 * window] by position from nothing before, over up to 256 windows spread over the split; as far as
-    the model reads. Of packed documents, by position in the part that a window has of one, as far as they go."""
+    """Mean nats [up to 4 * window] by position, starting from an empty state, over up to 256 windows spread over the
+    split and no longer than the model reads. In packed documents the position is that within the document's part."""
     length = min(4 * split.window, split.size, getattr(run.model, "max_length", split.size))
     starts = np.linspace(0, split.size - length, min(WINDOWS, split.size - length + 1)).astype(int)
     batch = dataclasses.replace(split, window=length).read(starts)
@@ -189,8 +184,10 @@ def loss_by_position(run: Run, split: Stream) -> np.ndarray:
 
     @jax.jit
     def losses(args: Any, kwargs: Any) -> jax.Array:
-        told = jax.nn.log_softmax(jnp.asarray(run.model.apply(run.variables, *args, **kwargs), jnp.float32))
-        return -jnp.take_along_axis(told, batch["targets"][..., None], axis=-1)[..., 0]
+        log_probabilities = jax.nn.log_softmax(
+            jnp.asarray(run.model.apply(run.variables, *args, **kwargs), jnp.float32)
+        )
+        return -jnp.take_along_axis(log_probabilities, batch["targets"][..., None], axis=-1)[..., 0]
 
     numbers = batch.get("segments", np.zeros(batch["tokens"].shape, np.int32))
     steps = np.arange(length)
@@ -211,7 +208,7 @@ def draw_positions(losses: np.ndarray, window: int, path: pathlib.Path) -> pathl
     if len(losses) >= 16:
         smooth = np.convolve(losses, np.ones(8) / 8, mode="valid")
         axis.plot(np.arange(len(smooth)) + 3.5, smooth, label="mean of 8")
-    axis.axvline(window, color="gray", ls=":", label="the window of training")
-    axis.set(xlabel="symbols read", ylabel="nats")
+    axis.axvline(window, color="gray", ls=":", label="training window")
+    axis.set(xlabel="tokens read", ylabel="nats")
     axis.legend()
     return save(figure, path)

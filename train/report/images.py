@@ -1,112 +1,65 @@
-"""python -m train report RUN: what a model learnt and where it errs, as pictures and a page that opens offline.
+"""The page of an image classifier: confusion matrix, worst mistakes, first kernels, Grad-CAM or attention rollout."""
 
-Image classifiers here; language models in `train.cells`, translations in `train.alignments`.
-"""
-
-import base64
-import dataclasses
-import html
-import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import zoo
-from train.config import Config, from_json
-from train.data import Split, eval_batches, load_dataset
-from train.report import draw_curves, write_text
-from train.tasks.language_model import LanguageModel
-from train.tasks.translation import Translation
+from train.data.source import Dataset
+from train.report.page import CURVES, Options, draw_curves, save, write_page
 from zoo.errors import ZooError
 from zoo.features import adding
 from zoo.inputs.image import ImageInputs
-from zoo.run import Run, named_leaves, read_config
+from zoo.run import Run, named_leaves
 from zoo.transformer import ViT
 
 BATCH = 256
-CURVES, CONFUSION, MISTAKES, KERNELS, ATTENTION = "curves", "confusion", "mistakes", "kernels", "attention"
+CONFUSION, MISTAKES, KERNELS, ATTENTION = "confusion", "mistakes", "kernels", "attention"
 CAPTIONS = {
     CURVES: "Learning curves: loss and accuracy by step, on training and validation data.",
-    CONFUSION: "Confusion matrix: of the examples of a class (row), the share that was called each class (column).",
-    MISTAKES: "The worst mistakes: the wrong answers with the highest loss, with what was said and what is right.",
-    KERNELS: "The first layer's kernels, each stretched to its own range.",
-    ATTENTION: "What the answer rests on: the image; Grad-CAM (Selvaraju et al. 2017), where the last maps speak for "
-    "the answer; the gradient of the answer's logit by the pixels, its largest channel.",
+    CONFUSION: "Confusion matrix: of the examples of a class (row), the share that was predicted as each class (column).",
+    MISTAKES: "The worst mistakes: wrong predictions with the highest loss, with prediction and label.",
+    KERNELS: "The first layer's kernels, each scaled to its own range.",
+    ATTENTION: "What the prediction depends on: the image; Grad-CAM (Selvaraju et al. 2017), where the last feature maps "
+    "support it; the gradient of its logit by the pixels (largest channel).",
 }
 ROLLOUT = (
-    "What the answer rests on: the image; attention rollout (Abnar and Zuidema 2020), how much of what is classified "
-    "came from each patch; the gradient of the answer's logit by the pixels, its largest channel."
+    "What the prediction depends on: the image; attention rollout (Abnar and Zuidema 2020), the share of each patch in "
+    "what is classified; the gradient of its logit by the pixels (largest channel)."
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class ReportConfig:
-    """Draws what a trained model learnt and where it errs."""
-
-    run: tyro.conf.Positional[str]  # a run folder
-    images: list[str] = dataclasses.field(default_factory=list)  # image files to explain; default: some of the split
-    split: Literal["test", "validation", "train"] = "test"  # the split whose mistakes are shown
-    output: str | None = None  # where the pictures and report.html go; default: RUN/report
-    number: int = 24  # mistakes shown
-    # of a language model: cells to colour held-out text by, as layer0:12; default: those that go most with the text
-    cells: list[str] = dataclasses.field(default_factory=list)
-
-
-def report_command(args: list[str]) -> None:
-    """Runs `python -m train report RUN ...` and prints the page's path."""
-    print(draw_report(tyro.cli(ReportConfig, args=args, prog="python -m train report")))
-
-
-def draw_report(config: ReportConfig) -> pathlib.Path:
-    """Draws the pictures and the page; returns the page's path. ZooError for what is not a run or an image."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    folder = pathlib.Path(config.run)
-    settings: Config = from_json(read_config(folder).get("config"))
-    run = zoo.load(folder)
-    dataset = load_dataset(settings.data, run.inputs.shape, run.inputs)
-    if isinstance(settings.task, LanguageModel):
-        from train.cells import draw_cells
-
-        return draw_cells(config, folder, settings, run, dataset)
-    if isinstance(settings.task, Translation):
-        from train.alignments import draw_translations
-
-        return draw_translations(config, folder, settings, run, dataset)
+def draw(run: Run, dataset: Dataset, options: Options, metric: str) -> pathlib.Path:
+    """Draws the pictures and the page of an image classifier; returns the page's path. ZooError for another model."""
     if not isinstance(run.inputs, ImageInputs):
         raise ZooError("report draws image classifiers and language models; this run classifies texts")
-    split: Split | None = getattr(dataset, config.split)
-    if split is None:
-        raise ZooError(f"{dataset.name} has no split {config.split} with labels")
-    chosen = [run.inputs.pixels(image) for image in config.images]
-    output = pathlib.Path(config.output) if config.output else folder / "report"
+    split = dataset.split(options.split)
+    chosen = [run.inputs.pixels(image) for image in options.images]
     check_convolutional(run)
-    output.mkdir(parents=True, exist_ok=True)
+    output = options.make_output()
     logits, labels = predictions(run, split)
-    pictures = {CURVES: draw_curves(folder, settings.task.metric, output / f"{CURVES}.png")}
+    pictures = {CURVES: draw_curves(options.folder(), metric, output / f"{CURVES}.png")}
     pictures[CONFUSION] = draw_confusion(logits, labels, run.inputs.labels, output / f"{CONFUSION}.png")
-    pictures[MISTAKES] = draw_mistakes(run, split, logits, labels, config.number, output / f"{MISTAKES}.png")
+    pictures[MISTAKES] = draw_mistakes(run, split, logits, labels, options.number, output / f"{MISTAKES}.png")
     pictures[KERNELS] = draw_kernels(run, output / f"{KERNELS}.png")
     images = np.stack(chosen) if chosen else split.read(np.arange(min(8, split.size)))["image"]
     pictures[ATTENTION] = draw_attention(run, images, output / f"{ATTENTION}.png")
     accuracy = float((logits.argmax(axis=1) == labels).mean())
-    summary = f"{dataset.name}: accuracy {accuracy:.4f} on {len(labels):,} examples of {config.split}"
+    summary = f"{dataset.name}: accuracy {accuracy:.4f} on {len(labels):,} examples of {options.split}"
     captions = {**CAPTIONS, ATTENTION: ROLLOUT} if isinstance(run.model, ViT) else CAPTIONS
-    return write_page(folder, summary, pictures, captions, output / "report.html")
+    return write_page(options, summary, pictures, captions)
 
 
-def predictions(run: Run, split: Split) -> tuple[np.ndarray, np.ndarray]:
+def predictions(run: Run, split: Any) -> tuple[np.ndarray, np.ndarray]:
     """Logits float32 [n, classes] and labels [n] of a whole split."""
     inputs: Any = run.inputs
     apply = jax.jit(lambda images: run.model.apply(run.variables, inputs.normalize(images)))
     logits, labels = [], []
-    for batch in eval_batches(split, BATCH):
+    for batch in split.eval_batches(BATCH):
         kept = batch["weight"] > 0
         logits.append(np.asarray(apply(batch["image"]), np.float32)[kept])
         labels.append(batch["label"][kept])
@@ -124,7 +77,7 @@ def draw_confusion(logits: np.ndarray, labels: np.ndarray, names: tuple[str, ...
     figure, axis = plt.subplots(figsize=(size + 1, size), layout="constrained")
     picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(picture, label="share of the row", shrink=0.8)
-    axis.set(xlabel="said", ylabel="right")
+    axis.set(xlabel="prediction", ylabel="label")
     if classes <= 50:
         axis.set_xticks(range(classes), names, rotation=90)
         axis.set_yticks(range(classes), names)
@@ -136,16 +89,16 @@ def draw_confusion(logits: np.ndarray, labels: np.ndarray, names: tuple[str, ...
 
 
 def confusion(logits: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Counts int [classes, classes]: rows are right, columns said."""
-    counts = np.zeros((classes, classes), int)
-    np.add.at(counts, (labels, logits.argmax(axis=1)), 1)
-    return counts
+    """Counts int [classes, classes]: a row per label, a column per prediction."""
+    from sklearn.metrics import confusion_matrix
+
+    return confusion_matrix(labels, logits.argmax(axis=1), labels=range(classes))
 
 
 def draw_mistakes(
-    run: Run, split: Split, logits: np.ndarray, labels: np.ndarray, number: int, path: pathlib.Path
+    run: Run, split: Any, logits: np.ndarray, labels: np.ndarray, number: int, path: pathlib.Path
 ) -> pathlib.Path:
-    """The wrong answers with the highest loss, worst first."""
+    """The wrong predictions with the highest loss, worst first."""
     import matplotlib.pyplot as plt
 
     worst = worst_mistakes(logits, labels, number)
@@ -157,23 +110,23 @@ def draw_mistakes(
     if len(worst):
         images = split.read(worst)["image"]
         for axis, i, image in zip(axes.ravel(), worst, images, strict=False):
-            said, right = run.inputs.labels[logits[i].argmax()], run.inputs.labels[labels[i]]
+            predicted, right = run.inputs.labels[logits[i].argmax()], run.inputs.labels[labels[i]]
             _show(axis, image)
-            axis.set_title(f"said {said}\nis {right}", fontsize=8)
+            axis.set_title(f"predicted {predicted}\nlabel {right}", fontsize=8)
     else:
         axes[0, 0].set_title("no mistakes", fontsize=8)
     return save(figure, path)
 
 
 def worst_mistakes(logits: np.ndarray, labels: np.ndarray, number: int) -> np.ndarray:
-    """Indices of up to `number` wrong answers, by falling loss."""
+    """Indices of up to `number` wrong predictions, by decreasing loss."""
     losses = -np.asarray(jax.nn.log_softmax(logits))[np.arange(len(labels)), labels]
     wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
     return wrong[np.argsort(-losses[wrong], kind="stable")][:number]
 
 
 def first_kernels(run: Run) -> dict[str, np.ndarray]:
-    """The kernels of the convolutions that may see the image, by name."""
+    """The kernels of the convolutions that may read the image, by name."""
     leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(run.variables).items() if name.endswith("kernel")}
     return {name: leaf for name, leaf in leaves.items() if leaf.ndim == 4 and leaf.shape[2] == run.inputs.shape[-1]}
 
@@ -185,14 +138,14 @@ def last_stage(run: Run) -> tuple[str, tuple[int, ...]]:
 
 
 def check_convolutional(run: Run) -> None:
-    """ZooError for a model of which there are no kernels to draw, or neither stages nor attention."""
+    """ZooError for a model without kernels to draw, or with neither stages nor attention."""
     if not first_kernels(run) or not (isinstance(run.model, ViT) or last_stage(run)[0]):
         name = type(run.model).__name__
         raise ZooError(f"report draws ViTs, and convolutions with features stage1, stage2, ...; {name} has none")
 
 
 def draw_kernels(run: Run, path: pathlib.Path) -> pathlib.Path:
-    """Kernels [h, w, C, out] of the convolution that sees the image; one with 3 channels in colour."""
+    """Kernels [h, w, C, out] of the convolution that reads the image; in colour where it has 3 channels."""
     import matplotlib.pyplot as plt
 
     channels = run.inputs.shape[-1]
@@ -212,7 +165,7 @@ def draw_kernels(run: Run, path: pathlib.Path) -> pathlib.Path:
 
 
 def draw_attention(run: Run, images: np.ndarray, path: pathlib.Path) -> pathlib.Path:
-    """A column an image, uint8 [n, H, W, C]: the image, Grad-CAM or attention over it, the gradient by its pixels."""
+    """One column per image, uint8 [n, H, W, C]: the image, Grad-CAM or attention over it, the gradient by its pixels."""
     import matplotlib.pyplot as plt
 
     logits, maps, gradients = (np.asarray(a, np.float32) for a in jax.jit(lambda x: explain(run, x))(images))
@@ -220,8 +173,8 @@ def draw_attention(run: Run, images: np.ndarray, path: pathlib.Path) -> pathlib.
     figure, axes = plt.subplots(3, len(images), figsize=(1.8 * len(images), 5.8), layout="constrained", squeeze=False)
     extent = (-0.5, images.shape[2] - 0.5, images.shape[1] - 0.5, -0.5)
     for i, image in enumerate(images):
-        said = logits[i].argmax()
-        axes[0, i].set_title(f"{run.inputs.labels[said]} {probabilities[i, said]:.0%}", fontsize=8)
+        best = logits[i].argmax()
+        axes[0, i].set_title(f"{run.inputs.labels[best]} {probabilities[i, best]:.0%}", fontsize=8)
         _show(axes[0, i], image)
         _show(axes[1, i], image)
         axes[1, i].imshow(maps[i], cmap="jet", alpha=0.45, extent=extent, interpolation="bilinear")
@@ -237,10 +190,10 @@ def draw_attention(run: Run, images: np.ndarray, path: pathlib.Path) -> pathlib.
 
 
 def explain(run: Run, images: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of uint8 images [B, H, W, C]: logits, Grad-CAM of the answer [B, h, w], and its gradient by the input.
+    """For uint8 images [B, H, W, C]: logits, Grad-CAM of the prediction [B, h, w], and its gradient by the input.
 
-    Grad-CAM is of the last stage: the ReLU of its maps, weighed by the mean gradient of the answer's logit by each. A
-    ViT has attention instead.
+    Grad-CAM is taken at the last stage: the ReLU of its maps, weighted by the mean gradient of the predicted class's
+    logit by each. A ViT has attention instead.
     """
     inputs: Any = run.inputs
     x = inputs.normalize(jnp.asarray(images))
@@ -260,7 +213,7 @@ def explain(run: Run, images: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def explain_by_attention(model: ViT, variables: Any, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of normalised images: logits, the share of each patch [B, h, w] in what is classified, the gradient by x."""
+    """For normalised images: logits, the share of each patch [B, h, w] in what is classified, the gradient by x."""
 
     def answer(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         logits, changed = model.apply(variables, x, mutable=["features"])
@@ -274,9 +227,10 @@ def explain_by_attention(model: ViT, variables: Any, x: jax.Array) -> tuple[jax.
 
 
 def rollout(weights: Sequence[jax.Array]) -> jax.Array:
-    """The share [B, T, T] that each token read has in each put out, of attention weights [B, N, T, T] by layer.
+    """The share [B, T, T] of each input token in each output token, from attention weights [B, N, T, T] by layer.
 
-    The product of the means over heads, half of each being the residual stream (Abnar and Zuidema 2020, section 3).
+    The product over layers of the mean over heads, averaged with the identity for the residual stream (Abnar and
+    Zuidema 2020, section 3).
     """
     stream = jnp.eye(weights[0].shape[-1])
     shares = jnp.broadcast_to(stream, (len(weights[0]), *stream.shape))
@@ -285,37 +239,5 @@ def rollout(weights: Sequence[jax.Array]) -> jax.Array:
     return shares
 
 
-def write_page(
-    folder: pathlib.Path,
-    summary: str,
-    pictures: dict[str, pathlib.Path],
-    captions: Mapping[str, str],
-    path: pathlib.Path,
-    more: str = "",
-) -> pathlib.Path:
-    """One HTML page with the pictures in it, and `more` HTML: it needs no other file and no network."""
-    model = read_config(folder)["model"]
-    parts = [
-        "<!doctype html><meta charset='utf-8'>",
-        f"<title>{html.escape(folder.name)}</title>",
-        "<style>body{font:15px/1.5 sans-serif;max-width:64em;margin:2em auto;padding:0 1em}img{max-width:100%}</style>",
-        f"<h1>{html.escape(folder.name)}</h1>",
-        f"<p>{html.escape(model['name'])} {html.escape(json.dumps(model['args']))} on {html.escape(summary)}.</p>",
-    ]
-    for name, picture in pictures.items():
-        data = base64.b64encode(picture.read_bytes()).decode()
-        parts.append(f"<p>{captions[name]}</p><img alt='{name}' src='data:image/png;base64,{data}'>")
-    write_text(path, "\n".join([*parts, more]) + "\n")
-    return path
-
-
 def _show(axis: Any, image: np.ndarray) -> None:
     axis.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
-
-
-def save(figure: Any, path: pathlib.Path) -> pathlib.Path:
-    import matplotlib.pyplot as plt
-
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path

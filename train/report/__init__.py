@@ -1,0 +1,1 @@
+"""What a run shows a person: one file a kind of page."""

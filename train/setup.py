@@ -1,0 +1,118 @@
+"""From settings to a run's parts: model, first weights, first state, score."""
+
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+import zoo
+from train.config import Config, ModelConfig
+from train.data.source import Dataset
+from train.optimizer import OptimizerConfig, check_patterns
+from train.sharding import Layout
+from train.step import TrainState, init_state
+from train.tasks.task import Task
+from zoo import huggingface
+from zoo.errors import ZooError, unknown
+from zoo.run import pretrained_file
+from zoo.weights import load_weights
+
+CALIBRATION_EXAMPLES = 5000  # what a model's `calibrate` sees, where it has one
+
+
+def make_model(config: Config, dataset: Dataset) -> tuple[dict[str, Any], nn.Module]:
+    """The model's arguments as the run folder keeps them, and the module; classes and vocabulary are the data's.
+
+    ZooError where model, task and data do not go together.
+    """
+    info, inputs = zoo.model_info(config.model.name), dataset.inputs
+    takes, gets = (np.dtype(dtype).kind for dtype in (info.input_dtype, inputs.example().dtype))
+    if takes != gets:
+        kinds = {"f": "numbers, such as images", "i": "tokens of a text"}
+        raise ZooError(f"{config.model.name} takes {kinds[takes]}; the data are {kinds[gets]}")
+    config.task.check_model(info.module_class)
+    config.task.check_data(dataset)
+    config.data.check_model(info.module_class)
+    follow = inputs.model_args()
+    args = {**follow, **config.model.args, **config.task.model_args}
+    if config.model.weights is not None and pathlib.Path(config.model.weights).is_dir():
+        name, fields = huggingface.read_config(config.model.weights)
+        if zoo.model_info(name).module_class is not info.module_class:
+            raise ZooError(f"model.weights {config.model.weights!r} are of {name}, not of {config.model.name}")
+        args = {**fields, **args}
+    for field in ("max_length", "image_size"):
+        if field in info.fields:
+            args.setdefault(field, inputs.shape[0])
+    for name, value in follow.items():
+        if name == "source_vocab_size" and name not in info.fields:
+            raise ZooError(f"{config.model.name} has one vocabulary for both sides: set data.shared-vocabulary")
+        if args[name] != value:
+            what = name.replace("num_", "").replace("vocab_size", "tokens in its vocabulary")
+            raise ZooError(f"model.args {name}={args[name]}, but {dataset.name} has {value} {what}")
+    if "axis_name" in args:
+        raise ZooError("model.args axis_name is set by --parallel pmap alone")
+    return args, zoo.create_model(config.model.name, **args)
+
+
+def initial_variables(settings: ModelConfig, seed: int, model: nn.Module, dataset: Dataset, layout: Layout) -> Any:
+    """The variables before the first step, for `layout.begin`: drawn from the seed, or those of a file."""
+    weights = settings.weights
+    if weights is not None:
+        path = pretrained_file(settings.name) if weights == "pretrained" else pathlib.Path(weights)
+        path = huggingface.weights_file(weights) if path.is_dir() else path
+        return load_weights(model, path, dataset.inputs.shape)
+    example = dataset.inputs.example()
+    variables = layout.draw(model.init, jax.random.key(seed), np.zeros(example.shape, example.dtype))
+    if hasattr(model, "calibrate"):
+        batch = dataset.train.read(np.arange(min(CALIBRATION_EXAMPLES, dataset.train.size)))
+        args, _ = dataset.inputs.arguments(batch)
+        variables = model.calibrate(variables, *args)
+    return variables
+
+
+def initial_state(
+    task: Task,
+    model: nn.Module,
+    dataset: Dataset,
+    optimizer: Any,
+    settings: OptimizerConfig,
+    batch_size: int,
+    seed: int,
+    variables: Any,
+) -> TrainState:
+    """The state before the first step, without `Extra.constants`; a pure function of the variables."""
+    check_patterns(settings, variables["params"])
+    if any(leaf.dtype == np.float16 for leaf in jax.tree.leaves(variables["params"])):
+        raise ZooError(
+            "parameters in float16 lose small updates, and an optimizer's squares are 0 in it: leave param_dtype "
+            "float32; model.args dtype=float16 with optimizer.loss-scale computes in float16"
+        )
+    key = jax.random.fold_in(jax.random.key(seed), BEGIN)
+    extra = task.begin(model, variables, dataset.inputs, batch_size, key)
+    extra = extra.replace(carry=task.carry(model, batch_size))  # type: ignore[attr-defined]
+    return init_state(variables, optimizer, settings.ema is not None, extra, settings.loss_scale)
+
+
+BEGIN = 2**31 - 2  # folded into the seed's key for a task's own state
+
+
+def score(best: str | None, task: Task, metrics: Mapping[str, float]) -> float | None:
+    """What the best checkpoint maximises: the metric `best`, `-name` for its negative, or the task's score; None where
+    it is not finite. ZooError for a metric that is not there."""
+    if best is None:
+        value = task.score(metrics)
+    else:
+        name = best.removeprefix("-")
+        if name not in metrics:
+            raise unknown("metric in best", name, metrics)
+        value = -metrics[name] if best.startswith("-") else metrics[name]
+    return value if math.isfinite(value) else None
+
+
+def megabytes(tree: Any) -> float:
+    """The size of a tree's arrays, or of their shapes."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 1e6
