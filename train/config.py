@@ -40,8 +40,8 @@ class Config:
     batch_size: int  # examples per update, over all devices
     seed: int = 0  # of initial weights, order of data, augmentation and dropout
     parallel: Literal["auto", "jit", "mesh", "pmap"] = "auto"  # auto: jit on one device, mesh on several
-    # the axes of parallel mesh and their sizes, data=2,fsdp=4: data splits the batch, fsdp also the state; tensor splits
-    # a Transformer's heads and features, context the sequence; data takes the devices that the others leave
+    # the axes of parallel mesh and their sizes, data=2,fsdp=4: data splits the batch, fsdp also the state; tensor
+    # splits a Transformer's heads and features, context the sequence; data takes the devices that the others leave
     mesh: str | None = None
     # several processes as one: auto (SLURM, Kubernetes, Open MPI, TPU pods), or coordinator=HOST:PORT,num=N,id=I; not
     # stored, so give it to each run
@@ -49,9 +49,7 @@ class Config:
     resume: bool = False  # continue from the newest checkpoint in workdir; start where there is none
     eval_every: int = 1000  # steps between evaluations on validation data, each followed by a checkpoint
     keep: int = 2  # newest checkpoints to keep, besides the best
-    best: str | None = (
-        None  # the validation metric that the best checkpoint maximises, -loss minimises; default: the task's
-    )
+    best: str | None = None  # the metric that the best checkpoint maximises (-loss: minimises); default: the task's
     patience: int | None = None  # evaluations in a row without a better one after which training stops
     profile: str | None = None  # START:STOP, steps to trace for TensorBoard's profiler
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)

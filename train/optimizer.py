@@ -237,7 +237,9 @@ def decay_mask(params: Any) -> Any:
 def make_optimizer(config: OptimizerConfig, steps: int, seed: int = 0) -> optax.GradientTransformation:
     """The chain. Where the optimizer has no decoupled weight decay of its own, the decay is added to the gradient.
 
-    `seed` draws the first factors of low-rank updates. ZooError for an optimizer or argument that Optax does not have, with the nearest ones.
+    `seed` draws the first factors of low-rank updates.
+
+    ZooError for an optimizer or argument that Optax does not have, with the nearest ones.
     """
     constructor = optax.contrib.muon if config.name == "muon" else getattr(optax, config.name, None)
     if config.name not in NAMES or constructor is None:

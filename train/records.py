@@ -20,8 +20,10 @@ STOPPED = "stopped; earlier checkpoints are kept. A lower optimizer.learning-rat
 
 
 class Records:
-    """The records of a run folder. `metrics.jsonl` has only what is deterministic; timings go to TensorBoard. Of several
-    processes the first one writes."""
+    """The records of a run folder: `metrics.jsonl` has only what is deterministic, timings go to TensorBoard.
+
+    Of several processes the first one writes.
+    """
 
     def __init__(self, workdir: pathlib.Path, tensorboard: bool, step: int, unevaluated: bool = False):
         self.path = workdir / "metrics.jsonl"
@@ -62,7 +64,7 @@ class Records:
 
 
 def cut_back(path: pathlib.Path, step: int, unevaluated: bool) -> None:
-    """Drops the lines of metrics.jsonl after `step`, those of its evaluation if that is still to come, and partial lines."""
+    """Drops from metrics.jsonl what is after `step`, its evaluation if that is still to come, and partial lines."""
     if not path.exists():
         return
     temporary = path.with_name(f".{path.name}.tmp")
@@ -104,7 +106,8 @@ class Interval:
 
     def __init__(self, fetch: Callable[[Any], Any], bounded: int, step: int, stored: Mapping[str, Any]):
         self.fetch, self.bounded, self.step = fetch, bounded, step
-        self.steps, self.sums = stored["steps"], {}
+        self.steps: int = stored["steps"]
+        self.sums: dict[str, Any] = {}
         add_sums(self.sums, stored["sums"])
         self._unread: list[Any] = []
 

@@ -86,7 +86,7 @@ def at_least(name: str, value: float, least: float) -> None:
 
 def to_json(settings: Any) -> dict[str, Any]:
     """Settings as plain JSON data; those of a registered family with their `kind`."""
-    data = {"kind": type(settings).__name__} if isinstance(settings, Registered) else {}
+    data: dict[str, Any] = {"kind": type(settings).__name__} if isinstance(settings, Registered) else {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         data[field.name] = to_json(value) if dataclasses.is_dataclass(value) else value

@@ -51,7 +51,7 @@ def describe(name: str) -> dict[str, str]:
 
 def table() -> str:
     """All recipes, one a line: name, data, result, time on two CPU cores."""
-    rows = [("recipe", "data", "result", "time on two cores")]
+    rows: list[tuple[str, ...]] = [("recipe", "data", "result", "time on two cores")]
     rows += [(name, *describe(name).values()) for name in recipe_files()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

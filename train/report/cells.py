@@ -26,8 +26,8 @@ CELLS, GATES, POSITIONS = "cells", "gates", "positions"
 CAPTIONS = {
     CURVES: "Learning curves: loss and bits per character by step, on training and validation data.",
     CELLS: "Cells along held-out text, from blue (-1) through white to red (1). The page's end has more of it.",
-    GATES: "Gate activations: histograms over cells and tokens, by layer. Near 0 and 1 they saturate: an input gate at 0 "
-    "closes the cell, a forget gate at 1 keeps it.",
+    GATES: "Gate activations: histograms over cells and tokens, by layer. Near 0 and 1 they saturate: an input gate at "
+    "0 closes the cell, a forget gate at 1 keeps it.",
     POSITIONS: "Loss by position, starting from an empty state: the value of a longer context.",
 }
 

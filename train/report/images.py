@@ -21,11 +21,11 @@ BATCH = 256
 CONFUSION, MISTAKES, KERNELS, ATTENTION = "confusion", "mistakes", "kernels", "attention"
 CAPTIONS = {
     CURVES: "Learning curves: loss and accuracy by step, on training and validation data.",
-    CONFUSION: "Confusion matrix: of the examples of a class (row), the share that was predicted as each class (column).",
+    CONFUSION: "Confusion matrix: the share of a class's examples (row) that was predicted as each class (column).",
     MISTAKES: "The worst mistakes: wrong predictions with the highest loss, with prediction and label.",
     KERNELS: "The first layer's kernels, each scaled to its own range.",
-    ATTENTION: "What the prediction depends on: the image; Grad-CAM (Selvaraju et al. 2017), where the last feature maps "
-    "support it; the gradient of its logit by the pixels (largest channel).",
+    ATTENTION: "What the prediction depends on: the image; Grad-CAM (Selvaraju et al. 2017), where the last feature "
+    "maps support it; the gradient of its logit by the pixels (largest channel).",
 }
 ROLLOUT = (
     "What the prediction depends on: the image; attention rollout (Abnar and Zuidema 2020), the share of each patch in "
@@ -165,7 +165,7 @@ def draw_kernels(run: Run, path: pathlib.Path) -> pathlib.Path:
 
 
 def draw_attention(run: Run, images: np.ndarray, path: pathlib.Path) -> pathlib.Path:
-    """One column per image, uint8 [n, H, W, C]: the image, Grad-CAM or attention over it, the gradient by its pixels."""
+    """One column per image, uint8 [n, H, W, C]: the image, Grad-CAM or attention over it, the gradient by pixels."""
     import matplotlib.pyplot as plt
 
     logits, maps, gradients = (np.asarray(a, np.float32) for a in jax.jit(lambda x: explain(run, x))(images))

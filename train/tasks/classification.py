@@ -32,8 +32,8 @@ class Classification(Task):
     test_flip: bool = False  # evaluate the mean of the logits of an image and its mirror image
     class_weights: Arguments = dataclasses.field(default_factory=dict)  # of the training loss, by label: cat=2 dog=0.5
     balance_classes: bool = False  # weigh each class by one over its share of the training examples
-    # more metrics of every evaluation: top5 accuracy; precision, recall and f1 (means over classes; per_class adds those
-    # of each); auc, the area under the ROC curve of each class against the rest (mean)
+    # more metrics of every evaluation: top5 accuracy; precision, recall and f1 (means over classes; per_class adds
+    # those of each class); auc, the area under the ROC curve of each class against the rest (mean over classes)
     extra_metrics: list[Literal["top5", "precision", "recall", "f1", "per_class", "auc"]] = dataclasses.field(
         default_factory=list
     )
@@ -186,14 +186,9 @@ def cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
 
 def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
     """Precision, recall and F1 [classes] of counts [label, prediction]; 0 where a class has none."""
-    right = np.diag(confusion)
-    precision = right / np.maximum(confusion.sum(axis=0), 1)
-    recall = right / np.maximum(confusion.sum(axis=1), 1)
-    return {
-        "precision": precision,
-        "recall": recall,
-        "f1": 2 * right / np.maximum(confusion.sum(0) + confusion.sum(1), 1),
-    }
+    right, predicted, labelled = np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)
+    f1 = 2 * right / np.maximum(predicted + labelled, 1)
+    return {"precision": right / np.maximum(predicted, 1), "recall": right / np.maximum(labelled, 1), "f1": f1}
 
 
 def area_under_curve(probabilities: np.ndarray, labels: np.ndarray) -> float:

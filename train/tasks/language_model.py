@@ -75,6 +75,7 @@ class LanguageModel(Task):
     def example(self, run: Run, dataset: Dataset, workdir: pathlib.Path) -> str:
         """A sample that continues held-out text."""
         split = dataset.test or dataset.validation or dataset.train
-        prompt = run.inputs.decode(split.read(np.zeros(1, int))["tokens"][0])
+        inputs: Any = run.inputs
+        prompt = inputs.decode(split.read(np.zeros(1, int))["tokens"][0])
         text = zoo.generate(run, prompt, length=300, temperature=0.8)
         return f"a sample:\n{text}\nuse it: python -m zoo generate {workdir}"

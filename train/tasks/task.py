@@ -7,7 +7,7 @@ three are pure functions of their arguments and of the task's settings.
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
 import flax.struct
@@ -45,7 +45,8 @@ class Extra:
     constants: Any = None
 
 
-class Loss(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Loss:
     """What `Task.loss` returns. Gradients are those of `total`, divided by `count`, over the global batch."""
 
     total: jax.Array  # the loss, summed over what is counted, float32 []
