@@ -21,12 +21,11 @@ import zoo
 from benchmarks.problems import make_problem
 from benchmarks.step_peers import torch_peers, transformers_peers
 from benchmarks.timer import RESULTS, append_row, circumstances, fastest, in_turn, percentiles_of, torch_or_none
-from train.__main__ import load_recipe
 from train.checkpoint import Checkpoints
-from train.config import Arguments, OptimizerConfig, at_least
-from train.data import load_dataset, train_batches
-from train.data.dataset import ArraySplit
-from train.optimizer import make_optimizer
+from train.data.source import ArraySplit
+from train.optimizer import OptimizerConfig, make_optimizer
+from train.recipes import load_recipe
+from train.settings import Arguments, at_least
 from train.step import init_state
 from zoo.errors import ZooError
 from zoo.registry import abstract_variables
@@ -138,9 +137,9 @@ def run_pipeline(config: PipelineConfig) -> dict[str, Any]:
     """Measures, prints and appends one row; returns it. Ours are as wide as their texts, the peer's as the widest."""
     settings = load_recipe(config.recipe).config()
     start = time.perf_counter()
-    dataset = load_dataset(settings.data, zoo.model_info(settings.model.name).input_shape)
+    dataset = settings.data.load(zoo.model_info(settings.model.name).input_shape)
     loaded = time.perf_counter() - start
-    coming = train_batches(dataset.train, settings.batch_size, settings.seed).from_step(0, 10**9)
+    coming = dataset.train.batches(settings.batch_size, settings.seed).from_step(0, 10**9)
     first = next(coming)
     works: dict[str, Callable[[], Any]] = {"ours": lambda: next(coming)}
     if isinstance(dataset.train, ArraySplit):

@@ -9,7 +9,7 @@ from benchmarks.contestants import Update
 from benchmarks.problems import make_problem
 from benchmarks.steps import TrainStepConfig, prepared
 from benchmarks.timer import RESULTS, append_row, circumstances, matmul_gflops
-from train.config import at_least
+from train.settings import at_least
 
 
 @dataclasses.dataclass(frozen=True)

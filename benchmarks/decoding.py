@@ -25,7 +25,7 @@ from benchmarks.timer import (
     torch_device,
     torch_or_none,
 )
-from train.config import Arguments, at_least
+from train.settings import Arguments, at_least
 from zoo.decode import Sampling, sample
 from zoo.errors import ZooError
 from zoo.registry import count_parameters

@@ -11,13 +11,11 @@ import jax
 
 import zoo
 from benchmarks.timer import RESULTS, append_row, circumstances, in_turn
-from train import folder
-from train.__main__ import load_recipe
-from train.config import at_least
-from train.data import load_dataset
 from train.interrupt import Stop
 from train.loop import Trainer
-from train.report import Phases
+from train.recipes import load_recipe
+from train.settings import at_least
+from train.timing import Phases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +38,7 @@ def run(config: LoopConfig) -> dict[str, Any]:
         )
         settings, path, _ = folder.take(settings)
         steps = -(-config.steps // settings.log.every) * settings.log.every
-        dataset = load_dataset(settings.data, zoo.model_info(settings.model.name).input_shape)
+        dataset = settings.data.load(zoo.model_info(settings.model.name).input_shape)
         with Trainer(settings, path, dataset, Phases()) as trainer, Stop() as stop:
             batch = trainer.layout.put_batch(trainer.batches(0))
 

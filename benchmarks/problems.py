@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 import zoo
-from train.config import at_least
+from train.settings import at_least
 from train.tasks.classification import Classification
 from train.tasks.language_model import LanguageModel
 from train.tasks.translation import Translation

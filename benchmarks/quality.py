@@ -12,13 +12,14 @@ from tyro.conf import Positional
 
 import zoo
 from benchmarks.timer import RESULTS, append_row, circumstances, matmul_gflops, nominal_minutes
-from train import folder
-from train.__main__ import load_recipe, use_compilation_cache
+from train.__main__ import use_compilation_cache
 from train.config import Config
-from train.data import Batches, Dataset, eval_batches, load_dataset
+from train.data.batches import Batches
+from train.data.source import Dataset
 from train.interrupt import Stop
 from train.loop import Trainer
-from train.report import Phases
+from train.recipes import load_recipe
+from train.timing import Phases
 from zoo.errors import ZooError
 from zoo.weights import torchvision
 
@@ -52,7 +53,7 @@ def run(config: QualityConfig) -> list[dict[str, Any]]:
     rates, phases = [matmul_gflops()], Phases()
     settings, path, _ = folder.take(settings)
     with phases("data"):
-        dataset = load_dataset(settings.data, zoo.model_info(settings.model.name).input_shape)
+        dataset = settings.data.load(zoo.model_info(settings.model.name).input_shape)
     with phases("setup"):
         trainer = Trainer(settings, path, dataset, phases)
     variables = trainer.layout.fetch(trainer.state.variables())
@@ -165,7 +166,7 @@ def train_peer(settings: Config, dataset: Dataset, variables: Any, rates: list[f
     sums = {"loss": 0.0, "accuracy": 0.0, "count": 0.0}
     peer.eval()
     with torch.no_grad():
-        for batch in eval_batches(dataset.test, settings.batch_size):
+        for batch in dataset.test.eval_batches(settings.batch_size):
             weight, labels = torch.from_numpy(batch["weight"]), torch.from_numpy(batch["label"].astype(np.int64))
             logits = peer(images(batch))
             losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")

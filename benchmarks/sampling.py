@@ -20,7 +20,7 @@ from benchmarks.timer import (
     torch_device,
     torch_or_none,
 )
-from train.config import at_least
+from train.settings import at_least
 from zoo.decode import sample
 from zoo.errors import ZooError
 from zoo.ops.recurrence import Cell

@@ -17,8 +17,10 @@ import numpy as np
 
 import zoo
 from benchmarks.timer import RESULTS, append_row, circumstances, peak_bytes
-from train.config import Config, OptimizerConfig, TextConfig, at_least
-from train.optimizer import make_optimizer
+from train.config import Config
+from train.data.text import TextData
+from train.optimizer import OptimizerConfig, make_optimizer
+from train.settings import at_least
 from train.sharding import make_layout
 from train.step import init_state, make_train_step
 from train.tasks.language_model import LanguageModel
@@ -103,7 +105,7 @@ def measured(config: SavingsConfig, way: Way) -> dict[str, Any]:
     model = zoo.create_model("nanogpt", max_length=config.length, **{**sizes, **way.model})
     inputs = TextInputs("char", "".join(map(chr, range(config.vocab_size))), config.length)
     settings = OptimizerConfig("adamw", 1e-3, clip_norm=1.0, **way.optimizer)
-    recipe = Config("", 1, config.batch_size, data=TextConfig(), task=LanguageModel(), optimizer=settings)
+    recipe = Config("", 1, config.batch_size, data=TextData(), task=LanguageModel(), optimizer=settings)
     optimizer = make_optimizer(settings, 1)
     layout = make_layout("mesh" if way.mesh else "jit", config.batch_size, settings.accumulate, way.mesh)
     tokens = jax.ShapeDtypeStruct((config.batch_size, config.length), jnp.int32)
@@ -114,7 +116,7 @@ def measured(config: SavingsConfig, way: Way) -> dict[str, Any]:
     state = jax.eval_shape(lambda tokens: begin(model.init(jax.random.key(0), tokens[:1, :2])), tokens)
     state = layout.template(state)
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.split), batch)
-    pure = make_train_step(recipe, model, inputs, optimizer)
+    pure = make_train_step(recipe.task, model, inputs, optimizer, recipe.optimizer, recipe.seed)
     step: Any = layout.compile_train(pure, state) if way.donated else jax.jit(pure)
     start = time.perf_counter()
     memory = step.lower(state, placed).compile().memory_analysis()

@@ -23,12 +23,12 @@ import numpy as np
 import zoo
 from benchmarks.quality import step_flops
 from benchmarks.timer import RESULTS, append_row, circumstances, matmul_gflops, nominal_minutes
-from train.__main__ import load_recipe
-from train.config import at_least, from_json
-from train.data import load_dataset
-from train.data.text import Stream
+from train.config import read_settings
+from train.data.streams import Stream
 from train.loop import Trainer
-from train.report import Phases
+from train.recipes import load_recipe
+from train.settings import at_least
+from train.timing import Phases
 from zoo.errors import ZooError
 from zoo.run import read_config
 
@@ -54,7 +54,7 @@ def run(config: ShakespeareConfig) -> list[dict[str, Any]]:
     at_least("the number of steps", len(config.steps), 1)
     at_least("steps", min((*config.steps, config.peer_steps)), 1)
     settings = load_recipe(config.recipe).config()
-    dataset = load_dataset(settings.data, zoo.model_info(settings.model.name).input_shape)
+    dataset = settings.data.load(zoo.model_info(settings.model.name).input_shape)
     splits = dataset.train, dataset.validation, dataset.test
     streams = [split.tokens for split in splits if isinstance(split, Stream)]
     if len(streams) < 3:
@@ -121,9 +121,9 @@ def loss_of(run: zoo.Run, tokens: np.ndarray) -> float:
 
 def flops_of_step(workdir: str, place: str) -> float:
     """FLOPs of a training step of the run in a folder."""
-    stored = from_json(read_config(pathlib.Path(workdir))["config"])
+    stored = read_settings(read_config(pathlib.Path(workdir))["config"])
     settings = dataclasses.replace(stored, workdir=tempfile.mkdtemp(dir=place))
-    dataset = load_dataset(settings.data, zoo.model_info(settings.model.name).input_shape)
+    dataset = settings.data.load(zoo.model_info(settings.model.name).input_shape)
     with Trainer(settings, pathlib.Path(settings.workdir), dataset, Phases()) as trainer:
         return step_flops(trainer, 1)
 

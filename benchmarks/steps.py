@@ -23,8 +23,9 @@ from benchmarks.problems import Problem, make_problem
 from benchmarks.step_peers import PEERS
 from benchmarks.timer import PACKAGES, RESULTS, append_row, circumstances, fastest, in_turn, large_pages_mb, taken_mb
 from train import memory
-from train.config import Arguments, Config, OptimizerConfig, at_least
-from train.optimizer import make_optimizer
+from train.config import Config
+from train.optimizer import OptimizerConfig, make_optimizer
+from train.settings import Arguments, at_least
 from train.sharding import make_layout
 from train.step import init_state, make_train_step
 from zoo.errors import ZooError, unknown
@@ -141,7 +142,7 @@ def prepared(problem: Problem, update: Update, seed: int) -> tuple[Any, Any, Any
     optimizer, layout = make_optimizer(optimizer_config, 1), make_layout("jit", rows, 1)
     carry = problem.task.initial_carry(problem.model, rows)
     state = layout.put_state(init_state(problem.variables, optimizer, ema=False, carry=carry))
-    pure = make_train_step(settings, problem.model, problem.inputs, optimizer)
+    pure = make_train_step(settings.task, problem.model, problem.inputs, optimizer, settings.optimizer, settings.seed)
     return layout.compile_train(pure, state), pure, state, layout.put_batch(problem.batch)
 
 

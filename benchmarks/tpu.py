@@ -26,11 +26,13 @@ import zoo
 from benchmarks.flax_layers import flax_model
 from benchmarks.hlo import Traffic, traffic
 from benchmarks.timer import RESULTS, append_row, circumstances, peak_bytes
-from train.__main__ import load_recipe
-from train.config import Config, DataConfig, PairsConfig
-from train.data.text import Stream
+from train.config import Config
+from train.data.images import ImageData
+from train.data.pairs import PairData
+from train.data.streams import Stream
 from train.mesh import mesh_sizes
 from train.optimizer import make_optimizer
+from train.recipes import load_recipe
 from train.sharding import make_layout
 from train.step import init_state, make_train_step
 from zoo.errors import ZooError, unknown
@@ -144,11 +146,11 @@ def stand_in(settings: Config, **sizes: int) -> tuple[Any, dict[str, np.ndarray]
     """Inputs and a batch of one that have the sizes of a recipe's data."""
     ones = {"row": np.zeros(1, np.int32), "weight": np.ones(1, np.float32)}
     symbols = "".join(map(chr, range(sizes.get("symbols", 0))))
-    if isinstance(settings.data, DataConfig):
+    if isinstance(settings.data, ImageData):
         shape: Any = zoo.model_info(settings.model.name).input_shape
         inputs: Any = ImageInputs(shape, (0.5,) * 3, (0.25,) * 3, tuple(map(str, range(sizes["classes"]))))
         return inputs, {"image": np.zeros((1, *shape), np.uint8), "label": np.zeros(1, np.int32), **ones}
-    if isinstance(settings.data, PairsConfig):
+    if isinstance(settings.data, PairData):
         source = TextInputs("char", symbols, sizes["source"])
         target = TextInputs("char", symbols[::-1], sizes["target"])  # a vocabulary of its own
         batch = {side: np.zeros((1, sizes[side]), np.int32) for side in ("source", "target")}
@@ -212,7 +214,9 @@ class Step:
             name: jax.ShapeDtypeStruct((settings.batch_size, *array.shape[1:]), array.dtype)
             for name, array in self.example.items()
         }
-        step = layout.compile_train(make_train_step(settings, self.model, self.inputs, optimizer), state)
+        step = layout.compile_train(
+            make_train_step(settings.task, self.model, self.inputs, optimizer, settings.optimizer, settings.seed), state
+        )
         return step, placed, _placed(rows, layout.split)
 
 

@@ -14,9 +14,10 @@ import numpy as np
 
 import zoo
 from benchmarks.timer import RESULTS, append_row, circumstances, first_call, in_turn, torch_device, torch_or_none
-from train.__main__ import load_recipe
-from train.config import PairsConfig, at_least, from_json
-from train.data.pairs import load_pairs
+from train.config import read_settings
+from train.data.pairs import PairData
+from train.recipes import load_recipe
+from train.settings import at_least
 from zoo.decode import decode_sources
 from zoo.errors import ZooError
 from zoo.inputs.pairs import SPECIAL, PairInputs
@@ -102,7 +103,7 @@ def check_targets(ours: Said, theirs: Said, beams: int) -> float:
 def _of_recipe(config: TranslatingConfig) -> tuple[Any, Any, list[Batch]]:
     """A recipe's model with vocabularies as large as it may learn, random variables and sources."""
     settings = load_recipe(config.recipe).config()
-    if not isinstance(settings.data, PairsConfig):
+    if not isinstance(settings.data, PairData):
         raise ZooError(f"translating times recipes of pairs, such as multi30k-gru; {config.recipe} is none")
     sizes = {"vocab_size": settings.data.vocab_size + SPECIAL}
     if not settings.data.shared_vocabulary:
@@ -118,8 +119,8 @@ def _of_recipe(config: TranslatingConfig) -> tuple[Any, Any, list[Batch]]:
 def _of_run(config: TranslatingConfig) -> tuple[Any, Any, list[Batch]]:
     """A run's model and variables, and the first test sources of its data."""
     found = zoo.load(config.run)
-    settings = from_json(read_config(pathlib.Path(config.run))["config"])
-    if not isinstance(found.inputs, PairInputs) or not isinstance(settings.data, PairsConfig):
+    settings = read_settings(read_config(pathlib.Path(config.run))["config"])
+    if not isinstance(found.inputs, PairInputs) or not isinstance(settings.data, PairData):
         raise ZooError(f"{config.run!r} is a run of {found.inputs.kind}s, not of pairs")
     test: Any = load_pairs(settings.data, found.inputs).test
     if test is None:

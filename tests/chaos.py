@@ -50,7 +50,7 @@ import train.events
 import train.loop  # noqa: F401
 from benchmarks.timer import append_row, circumstances
 from train.__main__ import main
-from train.report import Phases
+from train.timing import Phases
 from zoo.run import step_folders
 
 ROOT = pathlib.Path(__file__).parents[1]

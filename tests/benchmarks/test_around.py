@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import around
 from benchmarks.__main__ import main
-from train.data.dataset import ArraySplit
+from train.data.source import ArraySplit
 from zoo import ZooError
 
 TINY = {"num_classes": 3, "hidden_size": 8}

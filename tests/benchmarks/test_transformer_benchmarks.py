@@ -104,11 +104,11 @@ def test_memory_in_blocks_is_linear_in_the_context(tmp_path):
 
 
 RECIPE = """
-from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextConfig
+from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextData
 
 def config():
     model = ModelConfig("nanogpt_4x128", {{"hidden_size": 8, "num_layers": 1, "num_heads": 2}})
-    data, log = TextConfig(path={path!r}, context=8), LogConfig(tensorboard=False)
+    data, log = TextData(path={path!r}, context=8), LogConfig(tensorboard=False)
     parts = {{"model": model, "data": data, "task": LanguageModel(), "optimizer": OptimizerConfig(), "log": log}}
     return Config("", 2, 2, parallel="jit", **parts)
 """

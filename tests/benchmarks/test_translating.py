@@ -69,10 +69,10 @@ def test_targets_are_those_of_torch(kind, beams):
 
 
 RECIPE = """
-from train import Config, ModelConfig, PairsConfig, Translation
+from train import Config, ModelConfig, PairData, Translation
 
 def config():
-    data = PairsConfig({path!r}, vocab_size=40)
+    data = PairData({path!r}, vocab_size=40)
     return Config("", 1, 2, model=ModelConfig("seq2seq_gru_attention", {fields!r}), data=data, task=Translation())
 """
 

@@ -8,8 +8,10 @@ import re
 import pytest
 
 import train
-from train.__main__ import load_recipe, main, recipe_files
-from train.config import Config, differences, from_json, to_json
+from train.__main__ import main
+from train.config import Config, read_settings
+from train.recipes import load_recipe, recipe_files
+from train.settings import differences, to_json
 from zoo import ZooError
 
 SOURCE = pathlib.Path(train.__file__).parent
@@ -39,7 +41,7 @@ def test_recipes_are_valid_and_survive_json(name):
     config = load_recipe(name).config()
     config.check()
     stored = json.loads(json.dumps(to_json(config)))
-    assert json.loads(json.dumps(to_json(from_json(stored)))) == stored
+    assert json.loads(json.dumps(to_json(read_settings(stored)))) == stored
     assert config.workdir == f"runs/{name}"
 
 
@@ -99,7 +101,7 @@ def test_differences_are_found_by_dotted_name():
 
 def test_a_whole_number_where_a_fraction_may_be_is_read_as_one():
     """JAX takes no whole number beyond 32 bits."""
-    read = from_json({"workdir": "x", "steps": 1, "batch_size": 1, "optimizer": {"clip_norm": 2**31}})
+    read = read_settings({"workdir": "x", "steps": 1, "batch_size": 1, "optimizer": {"clip_norm": 2**31}})
     assert isinstance(read.optimizer.clip_norm, float)
     assert isinstance(read.steps, int)
 
@@ -118,4 +120,4 @@ def test_a_whole_number_where_a_fraction_may_be_is_read_as_one():
 )
 def test_wrong_stored_settings_are_refused(data, message):
     with pytest.raises(ZooError, match=message):
-        from_json(data)
+        read_settings(data)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import train.data.dataset
-from train import Classification, Config, LanguageModel, ModelConfig, TextConfig
-from train.config import DataConfig
-from train.data import Batches, eval_batches, load_dataset
-from train.data.dataset import ArraySplit, LazySplit, hold_out, statistics
+import train.data.source
+from train import Classification, Config, LanguageModel, ModelConfig, TextData
+from train.data.batches import Batches
+from train.data.images import ImageData, statistics
+from train.data.source import ArraySplit, LazySplit, hold_out
 from zoo import ZooError
 
 SHAPE = (8, 8, 1)
@@ -56,7 +56,7 @@ def test_processes_read_their_rows_of_the_same_batch(processes):
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9])
 def test_evaluation_counts_every_example_once(size):
-    batches = list(eval_batches(numbered(size), 4))
+    batches = list(numbered(size).eval_batches(4))
     assert {len(batch["label"]) for batch in batches} == {4}
     seen = np.concatenate([batch["label"][batch["weight"] == 1] for batch in batches])
     np.testing.assert_array_equal(seen, np.arange(size))
@@ -88,10 +88,10 @@ def test_statistics_are_those_of_the_pixels():
 
 
 def test_digits_keep_the_last_360_for_test():
-    dataset = load_dataset(DataConfig("digits"), SHAPE)
+    dataset = ImageData("digits").load(SHAPE)
     assert (dataset.train.size, dataset.validation.size, dataset.test.size) == (1437 - 143, 143, 360)
     assert dataset.inputs.shape == (8, 8, 1)
-    assert load_dataset(DataConfig("digits", validation_fraction=0), SHAPE).validation is None
+    assert ImageData("digits", validation_fraction=0).load(SHAPE).validation is None
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def photos(tmp_path):
 
 
 def test_a_folder_of_class_folders(photos):
-    dataset = load_dataset(DataConfig(path=str(photos), image_size=8), (32, 32, 3))
+    dataset = ImageData(path=str(photos), image_size=8).load((32, 32, 3))
     assert dataset.inputs.labels == ("cat", "dog")
     assert (dataset.train.size, dataset.validation.size, dataset.test) == (18, 2, None)
     examples = dataset.train.read(np.arange(18))
@@ -114,10 +114,10 @@ def test_a_folder_of_class_folders(photos):
 
 
 def test_large_folders_are_read_batch_by_batch(photos, monkeypatch):
-    config = DataConfig(path=str(photos), image_size=8)
-    whole = load_dataset(config, (32, 32, 3)).train
+    config = ImageData(path=str(photos), image_size=8)
+    whole = config.load((32, 32, 3)).train
     monkeypatch.setattr("train.data.folder.IN_MEMORY_BYTES", 100)
-    lazy = load_dataset(config, (32, 32, 3)).train
+    lazy = config.load((32, 32, 3)).train
     assert (whole.in_memory, lazy.in_memory) == (True, False)
     for a, b in zip(Batches(whole, 4, 0).from_step(0, 6), Batches(lazy, 4, 0).from_step(0, 6), strict=True):
         np.testing.assert_array_equal(a["image"], b["image"])
@@ -129,35 +129,35 @@ def test_split_folders(photos):
         for label in ("cat", "dog"):
             (photos / split / label).mkdir()
             Image.new("L", (9, 9)).save(photos / split / label / "a.png")
-    dataset = load_dataset(DataConfig(path=str(photos), image_size=8), (32, 32, 3))
+    dataset = ImageData(path=str(photos), image_size=8).load((32, 32, 3))
     assert (dataset.train.size, dataset.validation.size, dataset.test.size) == (2, 2, 2)
     (photos / "test" / "bird").mkdir()
     Image.new("L", (9, 9)).save(photos / "test" / "bird" / "a.png")
     with pytest.raises(ZooError, match="classes that train does not have: bird"):
-        load_dataset(DataConfig(path=str(photos), image_size=8), (32, 32, 3))
+        ImageData(path=str(photos), image_size=8).load((32, 32, 3))
 
 
 def test_wrong_folders_say_what_they_need(tmp_path):
     with pytest.raises(ZooError, match="is not a folder"):
-        load_dataset(DataConfig(path=str(tmp_path / "absent")), SHAPE)
+        ImageData(path=str(tmp_path / "absent")).load(SHAPE)
     with pytest.raises(ZooError, match="needs at least two folders of images"):
-        load_dataset(DataConfig(path=str(tmp_path)), SHAPE)
+        ImageData(path=str(tmp_path)).load(SHAPE)
     for label in "ab":
         (tmp_path / label).mkdir()
         (tmp_path / label / "empty.png").touch()
     with pytest.raises(ZooError, match=r"empty.png' is not an image"):
-        load_dataset(DataConfig(path=str(tmp_path)), SHAPE)
+        ImageData(path=str(tmp_path)).load(SHAPE)
 
 
 def test_an_unknown_set_gives_the_nearest_names(tmp_path):
     with pytest.raises(ZooError, match="unknown data set 'cifar_10'; did you mean cifar10") as error:
-        load_dataset(DataConfig("cifar_10", dir=str(tmp_path)), SHAPE)
+        ImageData("cifar_10", dir=str(tmp_path)).load(SHAPE)
     assert len(str(error.value)) < 200
 
 
 def test_a_set_that_cannot_be_prepared_says_why(tmp_path):
     with pytest.raises(ZooError, match=r"imagenet2012 is not prepared in .* and could not be: "):
-        load_dataset(DataConfig("imagenet2012", dir=str(tmp_path)), SHAPE)
+        ImageData("imagenet2012", dir=str(tmp_path)).load(SHAPE)
 
 
 PREPARED = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
@@ -172,7 +172,7 @@ def prepared(name):
 def test_a_tfds_set_is_read_without_tensorflow():
     import sys
 
-    dataset = load_dataset(DataConfig("mnist"), SHAPE)
+    dataset = ImageData("mnist").load(SHAPE)
     assert (dataset.train.size, dataset.validation.size, dataset.test.size) == (54_000, 6_000, 10_000)
     assert dataset.inputs.shape == (28, 28, 1)
     assert np.bincount(dataset.test.read(np.arange(10_000))["label"])[:2].tolist() == [980, 1135]  # as published
@@ -182,27 +182,27 @@ def test_a_tfds_set_is_read_without_tensorflow():
 @prepared("sst2")
 def test_a_set_without_images_is_refused_by_its_features():
     with pytest.raises(ZooError, match=r"sst2 is no labelled image set: .* it has label, sentence"):
-        load_dataset(DataConfig("sst2"), SHAPE)
+        ImageData("sst2").load(SHAPE)
 
 
 def test_the_limit_of_memory_is_two_gigabytes():
-    assert train.data.dataset.IN_MEMORY_BYTES == 2 * 1024**3
+    assert train.data.source.IN_MEMORY_BYTES == 2 * 1024**3
 
 
 def test_digits_are_scaled_where_asked():
-    dataset = load_dataset(DataConfig(image_size=28), (32, 32, 3))
+    dataset = ImageData(image_size=28).load((32, 32, 3))
     assert dataset.inputs.shape == (28, 28, 1)
-    small = load_dataset(DataConfig(), (32, 32, 3))
+    small = ImageData().load((32, 32, 3))
     middle = dataset.test.read(np.arange(5))["image"][:, 1::7, 1::7]  # near the middles of the old rows
     assert np.corrcoef(middle.ravel(), small.test.read(np.arange(5))["image"][:, ::2, ::2].ravel())[0, 1] > 0.5
 
 
 def test_train_may_be_cut_short_and_the_rest_stays():
-    whole, cut = (load_dataset(DataConfig(train_examples=n), (8, 8, 1)) for n in (None, 100))
+    whole, cut = (ImageData(train_examples=n).load((8, 8, 1)) for n in (None, 100))
     assert (cut.train.size, cut.validation.size, cut.test.size) == (100, whole.validation.size, whole.test.size)
     np.testing.assert_array_equal(cut.train.read(np.arange(100))["image"], whole.train.read(np.arange(100))["image"])
     with pytest.raises(ZooError, match=r"data\.train-examples is 1295, but digits has 1294 to train on"):
-        load_dataset(DataConfig(train_examples=1295), (8, 8, 1))
+        ImageData(train_examples=1295).load((8, 8, 1))
 
 
 def test_a_class_of_one_image_counts_like_any_other(tmp_path):
@@ -210,14 +210,14 @@ def test_a_class_of_one_image_counts_like_any_other(tmp_path):
         (tmp_path / name).mkdir()
         for i in range(count):
             Image.new("RGB", (9, 9), (i, 0, 0)).save(tmp_path / name / f"{i}.png")
-    dataset = load_dataset(DataConfig(path=str(tmp_path), validation_fraction=0.0), (8, 8, 3))
+    dataset = ImageData(path=str(tmp_path), validation_fraction=0.0).load((8, 8, 3))
     labels = dataset.train.read(np.arange(dataset.train.size))["label"]
     assert dataset.inputs.labels == ("common", "rare")
     assert sorted(labels.tolist()) == [0] * 12 + [1]
 
 
 def run_on(data, workdir, **changes):
-    text = isinstance(data, TextConfig)
+    text = isinstance(data, TextData)
     model = ("lstm_lm", {"hidden_size": 8, "num_layers": 1}) if text else ("simple_cnn", {"widths": (4,)})
     task = LanguageModel() if text else Classification()
     config = Config(str(workdir), 2, 4, data=data, task=task, model=ModelConfig(*model), parallel="jit")
@@ -242,7 +242,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_run_is_not_taken_up_again_on_other_data(change, photos, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    data = DataConfig(path=str(photos), image_size=8)
+    data = ImageData(path=str(photos), image_size=8)
     run_on(data, workdir)
     run_on(data, workdir, resume=True)
     before = (workdir / "config.json").read_bytes()
@@ -258,7 +258,7 @@ def test_a_run_is_not_taken_up_again_on_other_data(change, photos, tmp_path_fact
 def test_a_text_that_was_cut_is_another_but_a_run_of_an_earlier_version_goes_on(tmp_path):
     path, workdir = tmp_path / "text", tmp_path / "run"
     path.write_text("the cat sat on the mat\n" * 40)
-    data = TextConfig(path=str(path), context=8)
+    data = TextData(path=str(path), context=8)
     run_on(data, workdir)
     path.write_text("the cat sat on the mat\n" * 30)
     with pytest.raises(
@@ -273,9 +273,9 @@ def test_a_text_that_was_cut_is_another_but_a_run_of_an_earlier_version_goes_on(
 
 
 def test_what_is_read_from_files_is_told_apart_by_some_of_it(photos, monkeypatch):
-    config = DataConfig(path=str(photos), image_size=8)
+    config = ImageData(path=str(photos), image_size=8)
     monkeypatch.setattr("train.data.folder.IN_MEMORY_BYTES", 100)
-    before = load_dataset(config, (32, 32, 3)).content
-    assert load_dataset(config, (32, 32, 3)).content == before
+    before = config.load((32, 32, 3)).content
+    assert config.load((32, 32, 3)).content == before
     swapped(photos)
-    assert load_dataset(config, (32, 32, 3)).content != before
+    assert config.load((32, 32, 3)).content != before

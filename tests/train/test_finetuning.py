@@ -12,11 +12,12 @@ import pytest
 
 import zoo
 from runs import finish
-from train.config import Config, OptimizerConfig, TextConfig
+from train.config import Config
 from train.data.augment import AugmentConfig
+from train.data.text import TextData
 from train.loop import run
 from train.lora import lora
-from train.optimizer import check_patterns, make_optimizer, role
+from train.optimizer import OptimizerConfig, check_patterns, make_optimizer, role
 from train.tasks.masked_language_model import MaskedLanguageModel, every_seventh
 from zoo.__main__ import main
 from zoo.errors import ZooError
@@ -138,7 +139,7 @@ def test_evaluation_hides_every_token_once_in_seven_passes():
 
 def masked(tmp_path, **changes):
     (tmp_path / "text.txt").write_text(RUNS)
-    data = TextConfig(path=str(tmp_path / "text.txt"), tokenizer="wordpiece", vocab_size=64, context=16)
+    data = TextData(path=str(tmp_path / "text.txt"), tokenizer="wordpiece", vocab_size=64, context=16)
     optimizer = OptimizerConfig("adam", 1e-2, warmup_steps=10)
     config = Config(str(tmp_path / "run"), 400, 8, data=data, task=MaskedLanguageModel(), optimizer=optimizer)
     model = dataclasses.replace(config.model, name="bert_base", args=SIZES)

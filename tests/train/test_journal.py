@@ -17,7 +17,7 @@ from train import journal as journal_module
 from train.__main__ import main
 from train.journal import Journal, lives
 from train.loop import Trainer
-from train.report import Phases
+from train.timing import Phases
 from zoo import ZooError
 
 

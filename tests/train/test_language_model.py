@@ -12,15 +12,13 @@ import pytest
 import train
 import zoo
 from runs import resumed_like
-from train import Classification, Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextConfig
+from train import Classification, Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextData
 from train.__main__ import main
-from train.data import load_dataset, train_batches
-from train.data.batches import eval_batches
-from train.evaluate import evaluate
-from train.loop import make_model
+from train.evaluate import make_eval_step
 from train.optimizer import make_optimizer
+from train.setup import make_model
 from train.sharding import make_layout
-from train.step import init_state, make_eval_step, make_train_step
+from train.step import init_state, make_train_step
 
 TEXT = "".join(f"{i} green bottles hanging on the wall,\n" for i in range(300))
 TOLERANCE = 2e-5  # sums in another order on eight devices than on one
@@ -32,22 +30,24 @@ def config(tmp_path_factory):
     path.write_text(TEXT)
     optimizer = OptimizerConfig("adamw", 1e-2, clip_norm=1.0, ema=0.9)
     return Config(
-        "", 20, 16, eval_every=5, model=ModelConfig("lstm_lm", {"hidden_size": 8}), data=TextConfig(path=str(path)),
+        "", 20, 16, eval_every=5, model=ModelConfig("lstm_lm", {"hidden_size": 8}), data=TextData(path=str(path)),
         task=LanguageModel(), optimizer=optimizer, log=LogConfig(5, tensorboard=False),
     )  # fmt: skip
 
 
 def steps(config, parallel, n=4):
     """Host state and metrics after n steps, and the compiled step."""
-    dataset = load_dataset(config.data, (64,))
+    dataset = config.data.load((64,))
     _, model = make_model(config, dataset)
     optimizer = make_optimizer(config.optimizer, config.steps)
     layout = make_layout(parallel, config.batch_size, config.optimizer.accumulate)
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
     carry = config.task.initial_carry(model, config.batch_size)
     state = layout.put_state(init_state(variables, optimizer, True, carry))
-    step = layout.compile_train(make_train_step(config, model, dataset.inputs, optimizer), state)
-    batches, seen = train_batches(dataset.train, config.batch_size, 0), []
+    step = layout.compile_train(
+        make_train_step(config.task, model, dataset.inputs, optimizer, config.optimizer, config.seed), state
+    )
+    batches, seen = dataset.train.batches(config.batch_size, 0), []
     for k in range(n):
         state, metrics = step(state, layout.put_batch(batches(k)))
         jax.block_until_ready(metrics)
@@ -93,7 +93,7 @@ def test_the_state_is_carried_from_batch_to_batch(config, on_one_device):
 def test_the_loss_of_a_whole_text_is_the_mean_over_its_symbols(config, on_one_device, batch_size):
     state, _, _, (model, dataset, _) = on_one_device
     layout = make_layout("jit", batch_size, 1)
-    step = layout.compile_eval(make_eval_step(config, model, dataset.inputs))
+    step = layout.compile_eval(make_eval_step(config.task, model, dataset.inputs))
     split = dataset.validation
     metrics = evaluate(step, layout, state.variables(), split, batch_size, config.task, model)
     told, total = 0, 0.0
@@ -112,8 +112,8 @@ def test_the_loss_of_a_whole_text_is_the_mean_over_its_symbols(config, on_one_de
 def test_bits_a_character_do_not_depend_on_the_tokens(config):
     """A model that says nothing pays log2 of its vocabulary a token: per character less where tokens are longer."""
     data = dataclasses.replace(config.data, tokenizer="bpe", vocab_size=300)
-    dataset = load_dataset(data, (64,))
-    batch = next(eval_batches(dataset.validation, 4))
+    dataset = data.load((64,))
+    batch = next(dataset.validation.eval_batches(4))
     logits = np.zeros((*batch["tokens"].shape, dataset.inputs.vocab_size), np.float32)
     metrics = config.task.metrics(config.task.sums(logits, batch, train=False))
     targets = batch["targets"][batch["weight"] > 0]
@@ -182,11 +182,11 @@ def test_a_transformer_agrees_on_a_mesh_and_carries_nothing(of_windows):
 
 
 def test_windows_are_scored_each_from_nothing_before(of_windows):
-    dataset = load_dataset(of_windows.data, (64,))
+    dataset = of_windows.data.load((64,))
     _, model = make_model(of_windows, dataset)
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
     layout, split = make_layout("jit", 1, 1), dataset.validation
-    step = layout.compile_eval(make_eval_step(of_windows, model, dataset.inputs))
+    step = layout.compile_eval(make_eval_step(of_windows.task, model, dataset.inputs))
     metrics = evaluate(step, layout, variables, split, 1, of_windows.task, model)
     total = 0.0
     for start in range(0, split.size, 64):
@@ -221,7 +221,7 @@ def test_a_transformers_run_resumes_to_the_bit_and_is_of_use(of_windows, tmp_pat
     ("changes", "message"),
     [
         ({"parallel": "pmap"}, "parallel pmap: a language model's state is carried over the batch; use mesh"),
-        ({"task": Classification()}, "task Classification does not go with data TextConfig"),
+        ({"task": Classification()}, "task Classification does not go with data TextData"),
         ({"model": ModelConfig("resnet8")}, "resnet8 takes numbers, such as images; the data are tokens of a text"),
         ({"model": ModelConfig("lstm_classifier")}, "RecurrentClassifier is no language model: it has no init_state"),
         ({"model": ModelConfig("lstm_lm", {"vocab_size": 9})}, "vocab_size=9, but bottles.txt has"),

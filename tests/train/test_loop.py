@@ -14,13 +14,12 @@ from tensorboardX.proto.event_pb2 import Event
 import train
 import zoo
 from runs import TINY, command, environment, finish
-from train import AugmentConfig, Config, DataConfig, LogConfig, ModelConfig, OptimizerConfig
-from train.data import load_dataset
+from train import AugmentConfig, Config, ImageData, LogConfig, ModelConfig, OptimizerConfig
 from train.interrupt import Stop
 from train.journal import lives
 from train.loop import Trainer
-from train.report import Phases
 from train.sharding import Layout
+from train.timing import Phases
 from zoo import ZooError
 
 
@@ -209,7 +208,7 @@ def test_an_infinite_loss_stops_at_its_step_and_keeps_the_checkpoints(tmp_path):
         ({"model": ModelConfig("simple_cnn", {"dtype": np.float32})}, "a dtype is a string"),
         ({"model": ModelConfig("lenet5")}, "LeNet5 takes images .* of 16 pixels or more"),
         ({"model": ModelConfig("simple_cnn", weights="absent.safetensors")}, "no weights file"),
-        ({"data": DataConfig("digit")}, "unknown data set 'digit'; did you mean digits"),
+        ({"data": ImageData("digit")}, "unknown data set 'digit'; did you mean digits"),
         ({"optimizer": OptimizerConfig("adamm")}, "unknown optimizer 'adamm'; did you mean"),
         ({"batch_size": 20, "parallel": "mesh"}, "16 or 24 does"),
         ({"steps": 0}, "steps must be at least 1"),
@@ -260,7 +259,7 @@ def test_events_that_find_the_disk_full_are_lost_in_silence(tmp_path):
 def test_records_that_find_the_disk_full_lose_no_save_that_is_under_way(tmp_path):
     """Closing a file writes again what could not be written."""
     workdir, config = tmp_path / "run", tiny(tmp_path / "run")
-    dataset = load_dataset(config.data, (8, 8, 1))
+    dataset = config.data.load((8, 8, 1))
 
     def trained():
         with Stop() as stop, Trainer(config, workdir, dataset, Phases()) as trainer, open("/dev/full", "w") as full:
@@ -303,7 +302,7 @@ def test_a_trace_is_written_where_it_was_asked_for(tmp_path):
 
 
 def test_settings_without_validation_take_the_last_step(tmp_path):
-    result = train.run(tiny(tmp_path / "run", data=DataConfig(validation_fraction=0.0)))
+    result = train.run(tiny(tmp_path / "run", data=ImageData(validation_fraction=0.0)))
     assert result["best_step"] == 30
     assert "validation" not in result
     assert result["test"]["accuracy"] > 0.1

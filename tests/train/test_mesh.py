@@ -16,13 +16,14 @@ import train
 import zoo
 from benchmarks.hlo import traffic
 from runs import assert_close
-from train import Classification, Config, LanguageModel, ModelConfig, OptimizerConfig, TextConfig, Translation
+from train import Classification, Config, LanguageModel, ModelConfig, OptimizerConfig, TextData, Translation
 from train.checkpoint import Checkpoints
-from train.loop import initial_state
+from train.evaluate import make_eval_step
 from train.mesh import check_model, mesh_sizes, where_it_fits
 from train.optimizer import make_optimizer
+from train.setup import initial_state
 from train.sharding import Layout, make_layout
-from train.step import init_state, make_eval_step, make_train_step
+from train.step import init_state, make_train_step
 from zoo import split
 from zoo.inputs.image import ImageInputs
 from zoo.inputs.pairs import PairInputs
@@ -97,7 +98,7 @@ def parts(case):
     kind = of_images if case in ("cnn", "vit") else of_pairs if case in ("seq2seq", "t5") else of_texts
     inputs, task, fields, batch = kind(name)
     model = zoo.create_model(name, **{**inputs.model_args(), **args, **fields})
-    config = Config("", 10, BATCH, model=ModelConfig(name, args), task=task, optimizer=OPTIMIZER, data=TextConfig())
+    config = Config("", 10, BATCH, model=ModelConfig(name, args), task=task, optimizer=OPTIMIZER, data=TextData())
     example = inputs.example()
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros(example.shape, example.dtype))
     optimizer = make_optimizer(config.optimizer, config.steps)
@@ -111,7 +112,9 @@ def compiled(case, mesh):
     config, model, inputs, optimizer, state, batch = parts(case)
     layout = make_layout("jit" if mesh is None else "mesh", BATCH, 1, mesh)
     state, batch = layout.put_state(state), layout.put_batch(batch)
-    step = layout.compile_train(make_train_step(config, model, inputs, optimizer), state)
+    step = layout.compile_train(
+        make_train_step(config.task, model, inputs, optimizer, config.optimizer, config.seed), state
+    )
     return layout, step.lower(state, batch).compile()
 
 
@@ -125,7 +128,7 @@ def steps(case, mesh, n=3):
         state, metrics = step(state, batch)
         jax.block_until_ready(metrics)
         seen.append(layout.fetch(metrics))
-    evaluate = layout.compile_eval(make_eval_step(config, model, inputs))
+    evaluate = layout.compile_eval(make_eval_step(config.task, model, inputs))
     sums, _ = evaluate(state.eval_variables(), state.carry, batch)
     return (layout.fetch(state), seen, layout.fetch(sums)), jax.tree.map(lambda leaf: leaf.sharding, state)
 
@@ -238,7 +241,9 @@ def test_accumulation_gathers_no_more_than_it_must(case, times):
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, accumulate=MICRO))
     layout = make_layout("mesh", MICRO * BATCH, MICRO, "fsdp=8")
     batch = layout.put_batch(jax.tree.map(lambda x: np.concatenate([x] * MICRO), batch))
-    step = layout.compile_train(make_train_step(config, model, inputs, optimizer), state)
+    step = layout.compile_train(
+        make_train_step(config.task, model, inputs, optimizer, config.optimizer, config.seed), state
+    )
     found = traffic(step.lower(layout.put_state(state), batch).compile().as_text())
     layers = GPT["num_layers"] if case == "scanned" else 1
     arrays = sum(layers if path.startswith("layers") else 1 for path in large(state.params))

@@ -11,14 +11,13 @@ from test_loop import tiny
 
 import train
 from runs import fingerprint
-from train.data import load_dataset
 from train.data.batches import Batches
 from train.interrupt import Stop
 from train.loop import Trainer
 from train.optimizer import make_optimizer
-from train.report import Phases
 from train.sharding import make_layout
 from train.step import init_state, make_train_step
+from train.timing import Phases
 
 BAD = (7, 8)  # steps whose batch has a weight that is no number
 
@@ -42,7 +41,7 @@ def bad_batches(monkeypatch):
 @pytest.mark.parametrize("mode", ["jit", "mesh", "pmap"])
 def test_a_skipped_step_leaves_everything_but_the_count_as_it_was(mode, bad_batches, tmp_path):
     config = skipping(tmp_path / "run", parallel=mode, augment=train.AugmentConfig())
-    dataset = load_dataset(config.data, (8, 8, 1))
+    dataset = config.data.load((8, 8, 1))
     with Trainer(config, tmp_path / "run", dataset, Phases()) as trainer, Stop() as stop:
         trainer.train(stop, until=BAD[0])
         before = trainer.layout.fetch(trainer.state)
@@ -122,14 +121,16 @@ def test_an_infinite_gradient_of_a_finite_loss_is_skipped(tmp_path):
             return {**super().sums(logits, batch, train), "penalty": jnp.sqrt(jnp.abs(jnp.sum(0 * logits)))}
 
     config = skipping(tmp_path, task=Rooted(), augment=train.AugmentConfig())
-    dataset = load_dataset(config.data, (8, 8, 1))
-    _, model = train.loop.make_model(config, dataset)
+    dataset = config.data.load((8, 8, 1))
+    _, model = train.setup.make_model(config, dataset)
     optimizer = make_optimizer(config.optimizer, config.steps)
     variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
     layout = make_layout("jit", 16, 1)
     state = layout.put_state(init_state(variables, optimizer, True))
     params = layout.fetch(state.params)
-    step = layout.compile_train(make_train_step(config, model, dataset.inputs, optimizer), state)
+    step = layout.compile_train(
+        make_train_step(config.task, model, dataset.inputs, optimizer, config.optimizer, config.seed), state
+    )
     state, metrics = step(state, layout.put_batch(Batches(dataset.train, 16, 0)(0)))
     assert {name: float(value) for name, value in metrics.items()} == {**dict.fromkeys(metrics, 0.0), "skipped": 1.0}
     jax.tree.map(np.testing.assert_array_equal, layout.fetch(state.params), params)

@@ -7,8 +7,15 @@ import optax
 import pytest
 
 import zoo
-from train.config import OptimizerConfig
-from train.optimizer import NAMES, check_patterns, decay_mask, make_optimizer, make_schedule, stop_frozen
+from train.optimizer import (
+    NAMES,
+    OptimizerConfig,
+    check_patterns,
+    decay_mask,
+    make_optimizer,
+    make_schedule,
+    stop_frozen,
+)
 from zoo import ZooError
 from zoo.registry import abstract_variables
 

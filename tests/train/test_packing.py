@@ -10,15 +10,15 @@ import pytest
 import train
 import zoo
 from runs import resumed_like
-from train import Config, LabelledTextConfig, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextConfig
-from train.cells import loss_by_position
-from train.data import eval_batches, load_dataset, train_batches
-from train.data.text import Stream
-from train.evaluate import EvaluateConfig, evaluate, evaluate_target
-from train.loop import make_model
+from train import Config, LabelledTextData, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextData
+from train.commands.evaluate import EvaluateConfig, evaluate_target
+from train.data.streams import Stream
+from train.evaluate import make_eval_step
 from train.optimizer import make_optimizer
+from train.report.cells import loss_by_position
+from train.setup import make_model
 from train.sharding import make_layout
-from train.step import init_state, make_eval_step, make_train_step
+from train.step import init_state, make_train_step
 from zoo.run import Run
 
 LENGTHS = (7, 1, 30, 2, 19, 5, 44, 12)  # of documents: 120 tokens
@@ -39,7 +39,7 @@ def document(places):
 
 
 def test_segments_are_documents_and_the_first_token_of_each_is_not_told():
-    batches = train_batches(packed(6), 5, seed=3)
+    batches = packed(6).batches(5, seed=3)
     for k in range(12):
         batch = batches(k)
         of_tokens, of_targets = document(batch["tokens"]), document(batch["targets"])
@@ -53,7 +53,7 @@ def test_segments_are_documents_and_the_first_token_of_each_is_not_told():
 
 
 def test_an_epoch_tells_every_token_but_the_first_of_each_document_once():
-    batches = train_batches(packed(6), 5, seed=1)  # 120 tokens are 4 batches of 5 rows of 6
+    batches = packed(6).batches(5, seed=1)  # 120 tokens are 4 batches of 5 rows of 6
     told = np.concatenate([batch["targets"][batch["weight"] > 0] for batch in map(batches, range(4))])
     assert sorted(told.tolist()) == sorted(set(range(120)) - set(BEGINS.tolist()))
     assert packed(6).size == len(told)
@@ -69,15 +69,15 @@ def test_around_the_end_a_lone_document_begins_anew():
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 150])
 @pytest.mark.parametrize("window", [1, 4, 64])
 def test_evaluation_tells_each_prediction_within_a_document_once(batch_size, window):
-    batches = list(eval_batches(packed(window), batch_size))
+    batches = list(packed(window).eval_batches(batch_size))
     told = np.concatenate([batch["targets"][batch["weight"] > 0] for batch in batches])
     assert sorted(told.tolist()) == sorted(set(range(120)) - set(BEGINS.tolist()))
     assert set(np.unique([batch["weight"] for batch in batches])) <= {0.0, 1.0}
 
 
 def test_processes_read_their_own_rows_of_the_global_batch():
-    whole = train_batches(packed(4), 6, seed=0)(7)
-    parts = [train_batches(packed(4), 6, 0, rows)(7) for rows in np.split(np.arange(6), 3)]
+    whole = packed(4).batches(6, seed=0)(7)
+    parts = [packed(4).batches(6, 0, rows)(7) for rows in np.split(np.arange(6), 3)]
     assert "segments" in whole
     for name, array in whole.items():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)
@@ -101,13 +101,13 @@ def text_of(stream, inputs):
 
 
 def test_the_files_of_a_folder_are_documents_in_the_order_of_their_paths(folder):
-    whole = TextConfig(path=str(folder), context=4, validation_fraction=0.0)
-    dataset = load_dataset(whole, (64,))
+    whole = TextData(path=str(folder), context=4, validation_fraction=0.0)
+    dataset = whole.load((64,))
     assert dataset.inputs.decode(dataset.train.tokens) == "yyy\nzz\nbbbb\nb"
     assert (dataset.name, dataset.validation, dataset.test) == ("texts", None, None)
-    apart = load_dataset(dataclasses.replace(whole, packed=True), (64,))
+    apart = dataclasses.replace(whole, packed=True).load((64,))
     assert text_of(apart.train, apart.inputs) == ["yyy", "zz", "bbbb\nb"]
-    held = load_dataset(dataclasses.replace(whole, packed=True, validation_fraction=0.4), (64,))
+    held = dataclasses.replace(whole, packed=True, validation_fraction=0.4).load((64,))
     assert text_of(held.train, held.inputs) == ["yyy", "zz", "bb"]  # 11 characters, the last 4 held out
     assert text_of(held.validation, held.inputs) == ["bb\nb"]
 
@@ -117,7 +117,7 @@ def test_parts_of_a_folder_that_are_named_so_are_splits(folder):
     (folder / "dev.txt").write_text("zzyy")
     (folder / "test").mkdir()
     (folder / "test" / "1.txt").write_text("yyzz")
-    dataset = load_dataset(TextConfig(path=str(folder), packed=True), (64,))
+    dataset = TextData(path=str(folder), packed=True).load((64,))
     splits = (dataset.train, dataset.validation, dataset.test)
     assert [text_of(split, dataset.inputs) for split in splits] == [["yyy", "zz"], ["zzyy"], ["yyzz"]]
 
@@ -125,9 +125,9 @@ def test_parts_of_a_folder_that_are_named_so_are_splits(folder):
 def test_what_is_no_text_is_left_out_and_said(folder):
     (folder / "photo.png").write_bytes(b"\x89PNG\xff")
     (folder / "a" / "empty.txt").write_bytes(b"")
-    config = TextConfig(path=str(folder), packed=True, validation_fraction=0.0)
+    config = TextData(path=str(folder), packed=True, validation_fraction=0.0)
     with pytest.warns(UserWarning, match=r"left out 2 files, empty or not UTF-8 text, such as '.*empty\.txt'"):
-        dataset = load_dataset(config, (64,))
+        dataset = config.load((64,))
     assert text_of(dataset.train, dataset.inputs) == ["yyy", "zz", "bbbb\nb"]
 
 
@@ -136,7 +136,7 @@ def test_a_folder_without_text(tmp_path, content):
     if content is not None:
         (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(zoo.ZooError, match="has no text to train on: no file that is UTF-8, not empty and not hidden"):
-        load_dataset(TextConfig(path=str(tmp_path)), (64,))
+        TextData(path=str(tmp_path)).load((64,))
 
 
 # Models.
@@ -151,14 +151,14 @@ def config(tmp_path_factory):
     fields = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "scan_layers": True}
     return Config(
         "", 12, 16, eval_every=6, model=ModelConfig("nanogpt", fields),
-        data=TextConfig(path=str(root), context=32, packed=True), task=LanguageModel(z_loss=1e-3),
+        data=TextData(path=str(root), context=32, packed=True), task=LanguageModel(z_loss=1e-3),
         optimizer=OptimizerConfig("adamw", 1e-2, schedule="wsd", clip_norm=1.0, ema=0.9),
         log=LogConfig(6, tensorboard=False),
     )  # fmt: skip
 
 
 def parts(config):
-    dataset = load_dataset(config.data, (64,))
+    dataset = config.data.load((64,))
     _, model = make_model(config, dataset)
     return dataset, model, jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
 
@@ -187,7 +187,7 @@ def assert_close(ours, theirs, tolerance=1e-5):
 
 def test_loss_and_gradient_of_a_packed_batch_are_those_of_its_documents_read_one_by_one(config):
     dataset, model, variables = parts(config)
-    batch = train_batches(dataset.train, 3, 0)(0)
+    batch = dataset.train.batches(3, 0)(0)
     documents = apart(batch)
     assert len(documents[0]) > 6
 
@@ -205,11 +205,9 @@ def test_loss_and_gradient_of_a_packed_batch_are_those_of_its_documents_read_one
 def test_a_packed_text_is_scored_as_its_documents_are(config):
     dataset, model, variables = parts(config)
     layout = make_layout("jit", 4, 1)
-    step = layout.compile_eval(make_eval_step(config, model, dataset.inputs))
+    step = layout.compile_eval(make_eval_step(config.task, model, dataset.inputs))
     metrics = evaluate(step, layout, variables, dataset.validation, 4, config.task, model)
-    documents = [
-        np.concatenate(arrays) for arrays in zip(*map(apart, eval_batches(dataset.validation, 4)), strict=True)
-    ]
+    documents = [np.concatenate(arrays) for arrays in zip(*map(apart, dataset.validation.eval_batches(4)), strict=True)]
     assert documents[2].sum() == dataset.validation.size
     total = float(jax.jit(summed, static_argnums=0)(model, variables["params"], *documents))
     assert metrics["loss"] == pytest.approx(total / dataset.validation.size, rel=1e-5)
@@ -235,8 +233,10 @@ def test_a_mesh_and_micro_batches_agree_with_one_device(config):
         optimizer = make_optimizer(settings.optimizer, settings.steps)
         layout = make_layout(parallel, 16, accumulate)
         state = layout.put_state(init_state(variables, optimizer, True))
-        step = layout.compile_train(make_train_step(settings, model, dataset.inputs, optimizer), state)
-        batches = train_batches(dataset.train, 16, 0)
+        step = layout.compile_train(
+            make_train_step(settings.task, model, dataset.inputs, optimizer, settings.optimizer, settings.seed), state
+        )
+        batches = dataset.train.batches(16, 0)
         for k in range(3):
             state, metrics = step(state, layout.put_batch(batches(k)))
             jax.block_until_ready(metrics)
@@ -261,4 +261,4 @@ def test_what_cannot_keep_documents_apart_is_refused(config, tmp_path):
     with pytest.raises(zoo.ZooError, match=message):
         evaluate_target(EvaluateConfig(str(tmp_path / "run"), data=config.data, task=config.task))
     with pytest.raises(zoo.ZooError, match=r"data\.packed is for language models; labelled texts are examples by them"):
-        LabelledTextConfig(packed=True).check()
+        LabelledTextData(packed=True).check()

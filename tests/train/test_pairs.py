@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import zoo
-from train import DataConfig, PairsConfig, TextConfig
-from train.data import dates, load_dataset, stdlib, train_batches
+from train import ImageData, PairData, TextData
+from train.data import dates, stdlib
 from train.data.pairs import PairSplit
-from train.tasks.translation import edit_distance
+from train.quality import edit_distance
 from zoo.inputs import inputs_from_json
 from zoo.inputs.pairs import BEGIN, END, SPECIAL, UNKNOWN, PairInputs, learn_pairs
 from zoo.inputs.text import TextInputs
@@ -140,7 +140,7 @@ def split(size=1000):
 
 def test_batches_are_a_pure_function_of_few_widths_and_lose_nothing():
     seen, shapes = [], set()
-    batches = train_batches(split(), 20, seed=5)
+    batches = split().batches(20, seed=5)
     for k in range(50):
         batch = batches(k)
         seen += (batch["source"][:, 0] - 4).tolist()
@@ -149,9 +149,9 @@ def test_batches_are_a_pure_function_of_few_widths_and_lose_nothing():
             np.testing.assert_array_equal((batch[name] > 0).sum(axis=1), batch[length])
     assert sorted(seen) == list(range(1000))
     assert {width for shape in shapes for width in shape} <= {8, 12, 16, 24, 32, 40}
-    again = train_batches(split(), 20, seed=5)(17)
+    again = split().batches(20, seed=5)(17)
     np.testing.assert_equal(again, batches(17))
-    parts = [train_batches(split(), 20, 5, rows)(17) for rows in np.split(np.arange(20), 4)]
+    parts = [split().batches(20, 5, rows)(17) for rows in np.split(np.arange(20), 4)]
     for name, array in again.items():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)
 
@@ -166,7 +166,7 @@ def write(path, text):
 
 def test_a_table_its_splits_and_its_last_tenth(tmp_path):
     table = write(tmp_path / "pairs.tsv", "".join(f"s{i}\tt {i}\n" for i in range(50)))
-    dataset = load_dataset(PairsConfig(path=table), ())
+    dataset = PairData(path=table).load(())
     assert (dataset.train.size, dataset.validation.size, dataset.test) == (45, 5, None)
     assert dataset.validation.texts[0] == ("s45", "t 45")
     batch = dataset.train.read(np.array([7]))
@@ -175,14 +175,14 @@ def test_a_table_its_splits_and_its_last_tenth(tmp_path):
     write(tmp_path / "train.tsv", "a\tb\nc\td\n")
     write(tmp_path / "dev.tsv", "e\tf\n")
     write(tmp_path / "test.tsv", "g\th\n")
-    dataset = load_dataset(PairsConfig(path=str(tmp_path)), (), PairInputs(*[TextInputs("byte", "", 9)] * 2))
+    dataset = PairData(path=str(tmp_path)).load((), PairInputs(*[TextInputs("byte", "", 9)] * 2))
     assert (dataset.train.size, dataset.validation.texts, dataset.test.texts) == (2, [("e", "f")], [("g", "h")])
     assert dataset.inputs.source.tokenizer == "byte"  # a run's own vocabulary stands
 
 
 def test_two_files_line_for_line(tmp_path):
     sources, targets = write(tmp_path / "a.de", "ein\nzwei\n"), write(tmp_path / "a.en", "one\ntwo")
-    dataset = load_dataset(PairsConfig(path=sources, target_path=targets, lowercase=True), ())
+    dataset = PairData(path=sources, target_path=targets, lowercase=True).load(())
     assert (dataset.train.texts, dataset.validation) == ([("ein", "one"), ("zwei", "two")], None)
 
 
@@ -203,30 +203,30 @@ def test_wrong_files_are_named_with_the_line(source, target, message, tmp_path):
     path = write(tmp_path / "a.de", source)
     target_path = None if target is None else write(tmp_path / "a.en", target)
     with pytest.raises(zoo.ZooError, match=message):
-        load_dataset(PairsConfig(path=path, target_path=target_path), ())
+        PairData(path=path, target_path=target_path).load(())
 
 
 def test_pairs_that_are_too_long_are_left_out_of_training_and_nowhere_else(tmp_path):
     write(tmp_path / "train.tsv", "abc\tx\nabcdefgh\ty\n")
-    config = PairsConfig(path=str(tmp_path), source_length=5)
+    config = PairData(path=str(tmp_path), source_length=5)
     with pytest.warns(UserWarning, match="of 2 pairs to train 1 are longer than 5 and 2 tokens and left out"):
-        assert load_dataset(config, ()).train.texts == [("abc", "x")]
+        assert config.load(()).train.texts == [("abc", "x")]
     write(tmp_path / "test.tsv", "abcdef\tx\n")
     with pytest.raises(zoo.ZooError, match="of 1 pairs to test 1 are longer than 5 and 2 tokens, which all must fit"):
-        load_dataset(config, ())
+        config.load(())
     with pytest.raises(zoo.ZooError, match="so that none is left"):
-        load_dataset(PairsConfig(path=str(tmp_path / "train.tsv"), target_length=1), ())
+        PairData(path=str(tmp_path / "train.tsv"), target_length=1).load(())
 
 
 def test_a_runs_inputs_are_not_those_of_another_task(tmp_path):
     table = write(tmp_path / "pairs.tsv", "a\tb\n" * 10)
     with pytest.raises(zoo.ZooError, match="the run takes texts, not pairs such as"):
-        load_dataset(PairsConfig(path=table), (), TextInputs("byte", "", 4))
-    inputs = load_dataset(PairsConfig(path=table), ()).inputs
+        PairData(path=table).load((), TextInputs("byte", "", 4))
+    inputs = PairData(path=table).load(()).inputs
     with pytest.raises(zoo.ZooError, match="the run takes pairs, not images such as digits"):
-        load_dataset(DataConfig(), (8, 8, 1), inputs)
+        ImageData().load((8, 8, 1), inputs)
     with pytest.raises(zoo.ZooError, match="the run takes pairs, not texts such as stdlib"):
-        load_dataset(TextConfig(), (8,), inputs)
+        TextData().load((8,), inputs)
 
 
 def test_functions_of_the_standard_library_and_the_first_lines_of_their_docstrings():
@@ -236,10 +236,10 @@ def test_functions_of_the_standard_library_and_the_first_lines_of_their_docstrin
 
 @pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="needs TFDS_DATA_DIR with multi30k")
 def test_a_set_of_tfds_by_its_own_and_by_given_features():
-    own = load_dataset(PairsConfig("multi30k", source_tokenizer="byte", target_tokenizer="byte"), ())
+    own = PairData("multi30k", source_tokenizer="byte", target_tokenizer="byte").load(())
     assert (own.train.size, own.validation.size, own.test.size) == (29_000, 1014, 1000)
     assert own.test.texts[3] == ("Zwei Jungen spielen auf dem Gehsteig.", "Two boys are playing on the sidewalk.")
     with pytest.raises(zoo.ZooError, match=r"multi30k has no pair of texts 'fr' and 'en': .* two of de, en"):
-        load_dataset(PairsConfig("multi30k", source="fr"), ())
+        PairData("multi30k", source="fr").load(())
     with pytest.raises(zoo.ZooError, match="mnist has no pair of texts"):
-        load_dataset(PairsConfig("mnist"), ())
+        PairData("mnist").load(())

@@ -9,12 +9,13 @@ import pytest
 import zoo
 from runs import assert_close
 from train import AugmentConfig, Classification, Config, ModelConfig, OptimizerConfig
-from train.data import Batches
-from train.data.dataset import ArraySplit, Dataset
-from train.loop import make_model
+from train.data.batches import Batches
+from train.data.source import ArraySplit, Dataset
+from train.evaluate import make_eval_step
 from train.optimizer import make_optimizer
+from train.setup import make_model
 from train.sharding import make_layout
-from train.step import init_state, make_eval_step, make_train_step
+from train.step import init_state, make_train_step
 from zoo.inputs.image import ImageInputs
 
 INPUTS = ImageInputs((8, 8, 1), (0.3,), (0.4,), tuple("0123456789"))
@@ -52,13 +53,15 @@ def steps(config, parallel, n=5):
     plain = zoo.create_model(config.model.name, num_classes=10, **config.model.args)
     variables = plain.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
     state = layout.put_state(init_state(variables, optimizer, config.optimizer.ema is not None))
-    step = layout.compile_train(make_train_step(config, model, INPUTS, optimizer, layout.axis_name), state)
+    step = layout.compile_train(
+        make_train_step(config.task, model, INPUTS, optimizer, config.optimizer, config.seed, layout.axis_name), state
+    )
     batches, seen = Batches(dataset.train, config.batch_size, 0), []
     for k in range(n):
         state, metrics = step(state, layout.put_batch(batches(k)))
         jax.block_until_ready(metrics)
         seen.append(layout.fetch(metrics))
-    evaluate = layout.compile_eval(make_eval_step(config, model, INPUTS, layout.axis_name))
+    evaluate = layout.compile_eval(make_eval_step(config.task, model, INPUTS, layout.axis_name))
     sums = layout.fetch(evaluate(state.eval_variables(), None, layout.put_batch(batches(0)))[0])
     return layout.fetch(state), seen, sums
 
@@ -119,7 +122,7 @@ def test_gradients_average_over_examples_not_batches():
     model = zoo.create_model("simple_cnn", num_classes=10, widths=(4,), hidden_size=16)
     variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
     optimizer = make_optimizer(c.optimizer, 10)
-    step = make_train_step(c, model, INPUTS, optimizer)
+    step = make_train_step(c.task, model, INPUTS, optimizer, c.optimizer, c.seed)
     batch = Batches(small_dataset().train, 16, 0)(0)
     half = {name: array[:8] for name, array in batch.items()}
     masked = {**batch, "weight": np.repeat(np.float32([1, 0]), 8)}
@@ -141,7 +144,9 @@ def test_nothing_compiles_after_the_first_step(parallel):
     plain = zoo.create_model("resnet8", num_classes=10, width=4)
     variables = plain.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
     state = layout.put_state(init_state(variables, optimizer, True))
-    step = layout.compile_train(make_train_step(c, model, INPUTS, optimizer, layout.axis_name), state)
+    step = layout.compile_train(
+        make_train_step(c.task, model, INPUTS, optimizer, c.optimizer, c.seed, layout.axis_name), state
+    )
     batches = Batches(dataset.train, 16, 0)
     counts = []
     for k in range(4):
@@ -160,7 +165,7 @@ def test_the_step_makes_no_host_transfer():
     optimizer = make_optimizer(c.optimizer, 10)
     variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
     state = layout.put_state(init_state(variables, optimizer, True))
-    step = layout.compile_train(make_train_step(c, model, INPUTS, optimizer), state)
+    step = layout.compile_train(make_train_step(c.task, model, INPUTS, optimizer, c.optimizer, c.seed), state)
     batch = layout.put_batch(Batches(dataset.train, 16, 0)(0))
     with jax.transfer_guard("disallow"):
         state, _ = step(state, batch)
@@ -175,7 +180,7 @@ def test_state_is_donated():
     state = layout.put_state(
         init_state(model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32)), optimizer, True)
     )
-    layout.compile_train(make_train_step(c, model, INPUTS, optimizer), state)(
+    layout.compile_train(make_train_step(c.task, model, INPUTS, optimizer, c.optimizer, c.seed), state)(
         state, layout.put_batch(Batches(dataset.train, 16, 0)(0))
     )
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))

@@ -11,7 +11,7 @@ import pytest
 import train
 import zoo
 from runs import assert_close, resumed_like
-from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextConfig
+from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextData
 from train.optimizer import make_optimizer
 from train.sharding import make_layout
 from train.step import GROWS_AFTER, LossScale, init_state, make_train_step
@@ -40,7 +40,7 @@ def variables():
 def compiled(optimizer=None, **fields):
     optimizer = {None: SGD, "scaled": SCALED, "accumulated": dataclasses.replace(SGD, accumulate=4)}[optimizer]
     model = zoo.create_model("nanogpt", **GPT, **fields)
-    config = Config("", 10, BATCH, data=TextConfig(), task=LanguageModel(), optimizer=optimizer)
+    config = Config("", 10, BATCH, data=TextData(), task=LanguageModel(), optimizer=optimizer)
     transformation, layout = make_optimizer(optimizer, 10), make_layout("jit", BATCH, optimizer.accumulate)
     given = jax.tree.map(lambda leaf: leaf.astype(fields.get("param_dtype", leaf.dtype)), variables())
     if fields.get("scan_layers"):
@@ -48,7 +48,9 @@ def compiled(optimizer=None, **fields):
         given = {"params": zoo.transformer.layers.stacked(given["params"], like)}
     state = init_state(given, transformation, False, loss_scale=optimizer.loss_scale)
     state = layout.put_state(state)
-    step = layout.compile_train(make_train_step(config, model, INPUTS, transformation), state)
+    step = layout.compile_train(
+        make_train_step(config.task, model, INPUTS, transformation, config.optimizer, config.seed), state
+    )
     return layout, jax.tree.map(np.array, state), step.lower(state, layout.put_batch(batch())).compile()
 
 

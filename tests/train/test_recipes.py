@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import zoo
-from train.__main__ import load_recipe, recipe_files
-from train.config import Config, TextConfig
-from train.data import load_dataset
-from train.data.text import Stream
-from train.loop import initial_variables, make_model
+from train.config import Config
+from train.data.streams import Stream
+from train.data.text import TextData
 from train.optimizer import make_optimizer
+from train.recipes import load_recipe, recipe_files
+from train.setup import initial_variables, make_model
 from train.sharding import make_layout
 from train.step import init_state, make_train_step
 from zoo.inputs.image import ImageInputs
@@ -24,7 +24,7 @@ from zoo.registry import abstract_variables
 
 def parts(config):
     """Model, inputs and the shapes of an example of a recipe whose data are not here."""
-    if isinstance(config.data, TextConfig):
+    if isinstance(config.data, TextData):
         vocabulary = "".join(map(chr, range(config.data.vocab_size)))
         inputs = TextInputs("char", vocabulary, config.data.context)
         stream = Stream(np.zeros(2, np.int32), config.data.context, inputs.characters, np.zeros(1, int))
@@ -53,7 +53,9 @@ def lowered(name, batch_size, platform, **model_args):
         key: jax.ShapeDtypeStruct((batch_size, *rest), jnp.dtype(dtype), sharding=layout.split)
         for key, (rest, dtype) in shapes.items()
     }
-    step = layout.compile_train(make_train_step(config, model, inputs, optimizer), state)
+    step = layout.compile_train(
+        make_train_step(config.task, model, inputs, optimizer, config.optimizer, config.seed), state
+    )
     return step.trace(state, batch).lower(lowering_platforms=(platform,))
 
 
@@ -93,7 +95,7 @@ def test_every_recipe_names_a_model_and_settings_that_exist(name):
 def test_a_vit_is_as_large_as_the_images():
     config = load_recipe("vit").config()
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, name="digits"))
-    args, model = make_model(config, load_dataset(config.data, (224, 224, 3)))
+    args, model = make_model(config, config.data.load((224, 224, 3)))
     assert args == {**config.model.args, "image_size": 8, "num_classes": 10}
     variables = abstract_variables(model, jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
     assert variables["params"]["positions"].shape == (1, 1 + 4, 128)
@@ -104,7 +106,7 @@ def test_fine_tuning_begins_with_the_given_weights_and_a_new_head(tmp_path):
     variables = jax.jit(model.init)(jax.random.key(5), np.zeros((1, 28, 28, 1), np.float32))
     zoo.save_weights(variables, tmp_path / "seven.safetensors")
     config = load_recipe("digits-finetune").config()
-    dataset = load_dataset(config.data, (32, 32, 1))
+    dataset = config.data.load((32, 32, 1))
     weights = dataclasses.replace(config.model, weights=str(tmp_path / "seven.safetensors"))
     config, layout = dataclasses.replace(config, model=weights), make_layout("mesh", 8, 1)
     with pytest.warns(UserWarning, match="the head 'fc3' \\(10\\) is drawn anew"):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import zoo
-from train import LabelledTextConfig, TextConfig
-from train.data import eval_batches, load_dataset, stdlib, train_batches
-from train.data.dataset import ArraySplit
-from train.data.text import Stream, snippets
+from train import LabelledTextData, TextData
+from train.data import stdlib
+from train.data.labelled_text import snippets
+from train.data.source import ArraySplit
+from train.data.streams import Stream
 from zoo.inputs import inputs_from_json
 from zoo.inputs.text import TextInputs, learn
 
@@ -61,7 +62,7 @@ def stream(size=101, window=4):
 
 
 def test_rows_go_on_where_they_ended_and_targets_are_the_next_symbols():
-    batches = train_batches(stream(), 5, seed=3)
+    batches = stream().batches(5, seed=3)
     before = batches(0)
     for k in range(1, 60):
         batch = batches(k)
@@ -72,15 +73,15 @@ def test_rows_go_on_where_they_ended_and_targets_are_the_next_symbols():
 
 
 def test_an_epoch_reads_every_symbol_once():
-    batches = train_batches(stream(120), 5, seed=1)  # 120 tokens are 6 batches of 5 rows of 4
+    batches = stream(120).batches(5, seed=1)  # 120 tokens are 6 batches of 5 rows of 4
     seen = np.concatenate([batches(k)["tokens"].ravel() for k in range(6)])
     assert sorted(seen.tolist()) == list(range(120))
-    assert batches(0)["tokens"][0, 0] != train_batches(stream(120), 5, seed=2)(0)["tokens"][0, 0]
+    assert batches(0)["tokens"][0, 0] != stream(120).batches(5, seed=2)(0)["tokens"][0, 0]
 
 
 def test_processes_read_their_own_rows_of_the_global_batch():
-    whole = train_batches(stream(), 6, seed=0)(7)
-    parts = [train_batches(stream(), 6, 0, rows)(7) for rows in np.split(np.arange(6), 3)]
+    whole = stream().batches(6, seed=0)(7)
+    parts = [stream().batches(6, 0, rows)(7) for rows in np.split(np.arange(6), 3)]
     for name, array in whole.items():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)
 
@@ -89,14 +90,14 @@ def test_processes_read_their_own_rows_of_the_global_batch():
 @pytest.mark.parametrize("window", [1, 4, 64])
 def test_evaluation_tells_each_symbol_once(batch_size, window):
     told = []
-    for batch in eval_batches(stream(101, window), batch_size):
+    for batch in stream(101, window).eval_batches(batch_size):
         told += batch["targets"][batch["weight"] > 0].tolist()
         np.testing.assert_array_equal((batch["tokens"] + 1)[batch["weight"] > 0], batch["targets"][batch["weight"] > 0])
     assert sorted(told) == list(range(1, 101))
 
 
 def test_evaluation_rows_go_on_from_batch_to_batch():
-    batches = list(eval_batches(stream(101, 4), 3))
+    batches = list(stream(101, 4).eval_batches(3))
     for before, batch in itertools.pairwise(batches):
         on = batch["weight"][:, 0] > 0
         np.testing.assert_array_equal(batch["tokens"][on, 0], before["targets"][on, -1])
@@ -109,7 +110,7 @@ def test_the_standard_library_is_there_and_held_out_by_module():
     name, texts = stdlib.load()
     assert name.startswith(f"the standard library of Python {sys.version.split()[0]} (sha256 ")
     assert len(texts) == 40
-    dataset = load_dataset(TextConfig("stdlib"), (64,))
+    dataset = TextData("stdlib").load((64,))
     assert dataset.train.size > 1_500_000
     held_out = dataset.inputs.decode(dataset.validation.tokens)
     assert held_out == "\n".join(texts[module] for module in stdlib.VALIDATION)
@@ -117,10 +118,10 @@ def test_the_standard_library_is_there_and_held_out_by_module():
 
 def test_a_text_file_and_its_last_tenth(tmp_path):
     (tmp_path / "a.txt").write_text("abcdefghij" * 10)
-    dataset = load_dataset(TextConfig(path=str(tmp_path / "a.txt"), context=4), (64,))
+    dataset = TextData(path=str(tmp_path / "a.txt"), context=4).load((64,))
     assert (len(dataset.train.tokens), len(dataset.validation.tokens), dataset.test) == (90, 10, None)
     assert dataset.inputs.vocabulary == "abcdefghij"
-    kept = load_dataset(TextConfig(path=str(tmp_path / "a.txt")), (64,), TextInputs("byte", "", 4))
+    kept = TextData(path=str(tmp_path / "a.txt")).load((64,), TextInputs("byte", "", 4))
     assert kept.inputs.tokenizer == "byte"  # a run's own vocabulary stands
 
 
@@ -136,14 +137,14 @@ def test_a_text_file_and_its_last_tenth(tmp_path):
 def test_empty_and_binary_files(tmp_path, content, message):
     (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(zoo.ZooError, match=message):
-        load_dataset(TextConfig(path=str(tmp_path / "x.txt")), (64,))
+        TextData(path=str(tmp_path / "x.txt")).load((64,))
 
 
 def test_a_missing_file_and_a_text_shorter_than_a_batch(tmp_path):
     with pytest.raises(zoo.ZooError, match=r"data\.path '.*none.txt' is no file or folder"):
-        load_dataset(TextConfig(path=str(tmp_path / "none.txt")), (64,))
+        TextData(path=str(tmp_path / "none.txt")).load((64,))
     with pytest.raises(zoo.ZooError, match="the training text has 101 tokens, fewer than one batch of batch-size 30"):
-        train_batches(stream(), 30, seed=0)
+        stream().batches(30, seed=0)
 
 
 def test_snippets_do_not_cross_the_splits():
@@ -161,14 +162,14 @@ def test_tables_of_labelled_texts(tmp_path):
     (tmp_path / "train.tsv").write_text("sentence\tlabel\ngood film\tyes\nbad film\tno\n" * 1 + "so so\tno\n")
     (tmp_path / "dev.tsv").write_text("label\tsentence\nyes\tgood\n")
     (tmp_path / "test.tsv").write_text("index\tsentence\n0\tsecret\n")
-    config = LabelledTextConfig(path=str(tmp_path), tokenizer="word", context=5)
-    dataset = load_dataset(config, (64,))
+    config = LabelledTextData(path=str(tmp_path), tokenizer="word", context=5)
+    dataset = config.load((64,))
     assert dataset.inputs.labels == ("no", "yes")
     assert dataset.test is None
-    batch = next(eval_batches(dataset.validation, 2))
+    batch = next(dataset.validation.eval_batches(2))
     assert (batch["label"][0], batch["length"][0], batch["weight"].tolist()) == (1, 1, [1, 0])
     (tmp_path / "plain.tsv").write_text("a b\tx\nc\ty\n" * 10)
-    plain = load_dataset(LabelledTextConfig(path=str(tmp_path / "plain.tsv"), context=5), (64,))
+    plain = LabelledTextData(path=str(tmp_path / "plain.tsv"), context=5).load((64,))
     assert (plain.train.size, plain.validation.size) == (18, 2)
 
 
@@ -183,7 +184,7 @@ def test_tables_of_labelled_texts(tmp_path):
 def test_wrong_tables(tmp_path, content, message):
     (tmp_path / "t.tsv").write_text(content)
     with pytest.raises(zoo.ZooError, match=message):
-        load_dataset(LabelledTextConfig(path=str(tmp_path / "t.tsv")), (64,))
+        LabelledTextData(path=str(tmp_path / "t.tsv")).load((64,))
 
 
 def test_a_batch_is_what_the_model_takes():
@@ -201,7 +202,7 @@ def lengths_split(size=1000):
 
 
 def test_texts_come_with_others_of_their_length_and_lose_none_of_their_tokens():
-    batches = train_batches(lengths_split(), 20, seed=0)
+    batches = lengths_split().batches(20, seed=0)
     seen, widths, spread = [], set(), []
     for k in range(50):
         batch = batches(k)
@@ -212,12 +213,12 @@ def test_texts_come_with_others_of_their_length_and_lose_none_of_their_tokens():
     assert sorted(seen) == list(range(1000))  # an epoch is every example once
     assert widths == {8, 12, 16, 24, 32, 48}
     assert np.median(spread) <= 2
-    order = [train_batches(lengths_split(), 20, seed=0)(k)["length"].max() for k in range(8)]
+    order = [lengths_split().batches(20, seed=0)(k)["length"].max() for k in range(8)]
     assert order != sorted(order)
 
 
 def test_every_process_pads_to_the_longest_text_of_the_whole_batch():
-    whole = train_batches(lengths_split(), 20, seed=0)(49)
-    parts = [train_batches(lengths_split(), 20, 0, rows)(49) for rows in np.split(np.arange(20), 4)]
+    whole = lengths_split().batches(20, seed=0)(49)
+    parts = [lengths_split().batches(20, 0, rows)(49) for rows in np.split(np.arange(20), 4)]
     for name, array in whole.items():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)

@@ -15,13 +15,13 @@ import pytest
 import train
 import zoo
 from runs import fingerprint
-from train import Config, LogConfig, ModelConfig, OptimizerConfig, PairsConfig, Translation
+from train import Config, LogConfig, ModelConfig, OptimizerConfig, PairData, Translation
 from train.__main__ import main
-from train.data import load_dataset
 from train.interrupt import Stop
-from train.loop import Trainer, make_model
-from train.report import Phases
-from train.tasks.translation import edit_distance, quality, sampled
+from train.loop import Trainer
+from train.quality import edit_distance, quality
+from train.setup import make_model
+from train.timing import Phases
 from zoo.__main__ import main as zoo_main
 from zoo.decode import translate
 
@@ -36,7 +36,7 @@ def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("pairs") / "copies.tsv"
     path.write_text("".join(f"{word}\t{word}\n" for word in words))
     return Config(
-        "", 400, 64, eval_every=200, model=ModelConfig("transformer_base", SIZES), data=PairsConfig(path=str(path)),
+        "", 400, 64, eval_every=200, model=ModelConfig("transformer_base", SIZES), data=PairData(path=str(path)),
         task=Translation(label_smoothing=0.0, beam_size=2),
         optimizer=OptimizerConfig("adamw", 1e-2, warmup_steps=20, clip_norm=1.0), log=LogConfig(100, tensorboard=False),
     )  # fmt: skip
@@ -142,12 +142,12 @@ def test_each_width_is_compiled_in_its_phase(config, tmp_path, capsys):
     """Words of three and of twelve letters, a batch of one kind each: two widths in one run."""
     words = ["".join(random.Random(i).choices("abcd", k=3 if i % 2 else 12)) for i in range(512)]
     (tmp_path / "words.tsv").write_text("".join(f"{word}\t{word}\n" for word in words))
-    data, compilations, phases = PairsConfig(path=str(tmp_path / "words.tsv")), [], Phases()
+    data, compilations, phases = PairData(path=str(tmp_path / "words.tsv")), [], Phases()
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, _, **__: compilations.append(phases.current) if "backend_compile" in name else None
     )
     changed = dataclasses.replace(config, workdir=str(tmp_path / "run"), data=data)
-    dataset = load_dataset(data, zoo.model_info(config.model.name).input_shape)
+    dataset = data.load(zoo.model_info(config.model.name).input_shape)
     with Stop() as stop, Trainer(changed, tmp_path / "run", dataset, phases) as trainer:
         del compilations[:]
         trainer.train(stop, until=6)
@@ -168,7 +168,7 @@ def batch():
 
 
 def test_padding_changes_no_loss(config):
-    dataset = load_dataset(config.data, ())
+    dataset = config.data.load(())
     _, model = make_model(config, dataset)
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
     task, sums = Translation(), {}
@@ -196,7 +196,7 @@ def test_sums_are_those_of_a_plain_loop():
 
 
 def test_scheduled_sampling_tells_what_the_model_says_by_a_rising_share(config):
-    dataset = load_dataset(config.data, ())
+    dataset = config.data.load(())
     _, model = make_model(config, dataset)
     inputs, task = dataset.inputs, Translation(sampling_rate=1.0, sampling_steps=10)
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
@@ -268,10 +268,10 @@ def test_a_missing_spacy_is_named(monkeypatch):
         ({"task": Translation(beam_size=0)}, "task.beam-size must be at least 1"),
         ({"task": Translation(sampling_rate=1.5)}, r"task.sampling-rate must be in \[0, 1\], not 1.5"),
         ({"task": Translation(sampling_steps=0)}, "task.sampling-steps must be at least 1"),
-        ({"task": train.LanguageModel()}, "task LanguageModel does not go with data PairsConfig"),
-        ({"data": train.TextConfig()}, "task Translation does not go with data TextConfig"),
-        ({"data": PairsConfig(target_path="x")}, "data.target-path goes with a data.path"),
-        ({"data": PairsConfig(source_length=1)}, "data.source-length must be at least 2, not 1"),
+        ({"task": train.LanguageModel()}, "task LanguageModel does not go with data PairData"),
+        ({"data": train.TextData()}, "task Translation does not go with data TextData"),
+        ({"data": PairData(target_path="x")}, "data.target-path goes with a data.path"),
+        ({"data": PairData(source_length=1)}, "data.source-length must be at least 2, not 1"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, message, config):
@@ -289,7 +289,7 @@ def test_settings_that_do_not_fit_are_refused(changes, message, config):
 )
 def test_models_that_read_no_source_are_refused(model, message, config, tmp_path):
     (tmp_path / "pairs.tsv").write_text("a\tb\n" * 100)
-    data = PairsConfig(path=str(tmp_path / "pairs.tsv"))
+    data = PairData(path=str(tmp_path / "pairs.tsv"))
     wrong = dataclasses.replace(config, model=ModelConfig(model), data=data, workdir=str(tmp_path / "run"))
     with pytest.raises(zoo.ZooError, match=message):
         train.run(wrong)

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import zoo
-from train import PairsConfig, TextConfig
-from train.data import load_dataset
+from train import PairData, TextData
 from zoo import ZooError
 from zoo.inputs.image import ImageInputs
 from zoo.inputs.text import TextInputs, learn, read_tokenizer
@@ -209,6 +208,6 @@ tokenizers = {kind: learn(kind, TEXTS, 300, 16) for kind in ("char", "byte", "bp
 def test_any_file_is_a_text_or_pairs_to_train_on_or_refused(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "data.tsv"
     path.write_bytes(content)
-    for config in (TextConfig(path=str(path), context=8), PairsConfig(path=str(path))):
+    for config in (TextData(path=str(path), context=8), PairData(path=str(path))):
         with contextlib.suppress(ZooError):
-            load_dataset(config, (8,))
+            config.load((8,))

@@ -21,12 +21,11 @@ import zoo
 from train import Config, ModelConfig
 from train.__main__ import main
 from train.checkpoint import Checkpoints
-from train.config import from_json
-from train.data import load_dataset
-from train.loop import initial_state, make_model
+from train.commands.status import status
 from train.optimizer import make_optimizer
-from train.report import cut_back, draw_curves
-from train.status import status
+from train.records import cut_back
+from train.report.page import draw_curves
+from train.setup import initial_state, make_model
 from zoo import ZooError
 from zoo.files import MOST_LEVELS, read_json
 from zoo.huggingface import from_pretrained, save_pretrained
@@ -86,7 +85,7 @@ def run_folder(tmp_path_factory):
 def template(run_folder):
     """The shapes of the run's state."""
     config = from_json(json.loads((run_folder / "config.json").read_text())["config"])
-    dataset = load_dataset(config.data, (8, 8, 1))
+    dataset = config.data.load((8, 8, 1))
     optimizer = make_optimizer(config.optimizer, config.steps)
     model = make_model(config, dataset)[1]
     variables = abstract_variables(model, dataset.inputs.example())

@@ -21,7 +21,7 @@ RAWS = {"cnn": IMAGE, "lstm": "7 green", "seq2seq": "abcd", "transformer": "7 gr
 def write_exports():
     """Trains a tiny model of each family and keeps its export/, an input's arrays and its logits."""
     import train
-    from train import Config, DataConfig, LanguageModel, ModelConfig, OptimizerConfig, PairsConfig, TextConfig
+    from train import Config, ImageData, LanguageModel, ModelConfig, OptimizerConfig, PairData, TextData
 
     with tempfile.TemporaryDirectory() as place:
         bottles, pairs = pathlib.Path(place) / "bottles.txt", pathlib.Path(place) / "pairs.tsv"
@@ -34,12 +34,12 @@ def write_exports():
         seq2seq = ModelConfig("seq2seq_gru_attention", sizes)
         transformer = ModelConfig("nanogpt", {"hidden_size": 8, "num_layers": 2, "num_heads": 2})
         runs = {
-            "cnn": {"model": cnn, "data": DataConfig("digits")},
-            "lstm": {"model": lstm, "data": TextConfig(path=str(bottles), context=16), "task": LanguageModel()},
-            "seq2seq": {"model": seq2seq, "data": PairsConfig(path=str(pairs)), "task": train.Translation()},
+            "cnn": {"model": cnn, "data": ImageData("digits")},
+            "lstm": {"model": lstm, "data": TextData(path=str(bottles), context=16), "task": LanguageModel()},
+            "seq2seq": {"model": seq2seq, "data": PairData(path=str(pairs)), "task": train.Translation()},
             "transformer": {
                 "model": transformer,
-                "data": TextConfig(path=str(bottles), context=16, tokenizer="word", vocab_size=64),
+                "data": TextData(path=str(bottles), context=16, tokenizer="word", vocab_size=64),
                 "task": LanguageModel(),
             },
         }
