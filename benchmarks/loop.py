@@ -36,7 +36,7 @@ def run(config: LoopConfig) -> dict[str, Any]:
         settings = dataclasses.replace(
             load_recipe(config.recipe).config(), workdir=workdir + "/run", steps=never, eval_every=never
         )
-        settings, path, _ = folder.take(settings)
+        settings, path, _ = run_folder.take(settings)
         steps = -(-config.steps // settings.log.every) * settings.log.every
         dataset = settings.data.load(zoo.model_info(settings.model.name).input_shape)
         with Trainer(settings, path, dataset, Phases()) as trainer, Stop() as stop:

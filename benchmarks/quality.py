@@ -19,6 +19,7 @@ from train.data.source import Dataset
 from train.interrupt import Stop
 from train.loop import Trainer
 from train.recipes import load_recipe
+from train.tasks.classification import Classification
 from train.timing import Phases
 from zoo.errors import ZooError
 from zoo.weights import torchvision
@@ -51,7 +52,7 @@ def run(config: QualityConfig) -> list[dict[str, Any]]:
     shutil.rmtree(workdir, ignore_errors=True)
     settings = dataclasses.replace(recipe.config(), workdir=str(workdir), seed=config.seed)
     rates, phases = [matmul_gflops()], Phases()
-    settings, path, _ = folder.take(settings)
+    settings, path, _ = run_folder.take(settings)
     with phases("data"):
         dataset = settings.data.load(zoo.model_info(settings.model.name).input_shape)
     with phases("setup"):
@@ -142,7 +143,7 @@ def train_peer(settings: Config, dataset: Dataset, variables: Any, rates: list[f
     plain = dataclasses.replace(
         plain, learning_rate=optimizer_settings.learning_rate, decay_steps=optimizer_settings.decay_steps
     )
-    if optimizer_settings != plain or settings.augment != type(settings.augment)() or dataset.test is None:
+    if optimizer_settings != plain or settings.task != Classification() or dataset.test is None:
         raise ZooError("the PyTorch peer trains recipes with Adam at a constant rate, without augmentation")
     torch.manual_seed(settings.seed)
     inputs: Any = dataset.inputs

@@ -23,11 +23,11 @@ from benchmarks.problems import Problem, make_problem
 from benchmarks.step_peers import PEERS
 from benchmarks.timer import PACKAGES, RESULTS, append_row, circumstances, fastest, in_turn, large_pages_mb, taken_mb
 from train import memory
-from train.config import Config
 from train.optimizer import OptimizerConfig, make_optimizer
 from train.settings import Arguments, at_least
 from train.sharding import make_layout
 from train.step import init_state, make_train_step
+from train.tasks.task import Extra
 from zoo.errors import ZooError, unknown
 from zoo.registry import count_parameters
 
@@ -120,7 +120,7 @@ def our_contestant(problem: Problem, update: Update | None, seed: int) -> tuple[
 
         def again(state: Any) -> Any:
             """The state at the start of a text, where peers begin every step; what is timed goes on in it."""
-            return dataclasses.replace(state, carry=problem.task.initial_carry(problem.model, rows))
+            return dataclasses.replace(state, extra=Extra(problem.task.carry(problem.model, rows)))
 
         def read(sums: Any) -> float:
             return float(sums["loss"] / sums["count"])
@@ -128,7 +128,8 @@ def our_contestant(problem: Problem, update: Update | None, seed: int) -> tuple[
         return of_jax(step, state, (batch,), problem, parameters, read, again), flops
 
     def forward(variables: Any, batch: Any) -> Any:
-        return problem.task.evaluate(problem.model, variables, problem.inputs, None, batch)[0]
+        args, kwargs = problem.inputs.arguments(batch)
+        return problem.model.apply(variables, *args, **kwargs)
 
     batch = jax.device_put(problem.batch)
     flops = zoo.count_flops(forward, problem.variables, batch)
@@ -138,11 +139,10 @@ def our_contestant(problem: Problem, update: Update | None, seed: int) -> tuple[
 def prepared(problem: Problem, update: Update, seed: int) -> tuple[Any, Any, Any, Any]:
     """The loop's step, compiled when first called and as it is, and its state and batch on the device."""
     rows, optimizer_config = len(problem.batch["row"]), OptimizerConfig(*update, schedule="constant")
-    settings = Config("", 1, rows, seed=seed, task=problem.task, optimizer=optimizer_config)
     optimizer, layout = make_optimizer(optimizer_config, 1), make_layout("jit", rows, 1)
-    carry = problem.task.initial_carry(problem.model, rows)
-    state = layout.put_state(init_state(problem.variables, optimizer, ema=False, carry=carry))
-    pure = make_train_step(settings.task, problem.model, problem.inputs, optimizer, settings.optimizer, settings.seed)
+    extra = Extra(problem.task.carry(problem.model, rows))
+    state = layout.put_state(init_state(problem.variables, optimizer, ema=False, extra=extra))
+    pure = make_train_step(problem.task, problem.model, problem.inputs, optimizer, optimizer_config, seed)
     return layout.compile_train(pure, state), pure, state, layout.put_batch(problem.batch)
 
 

@@ -35,6 +35,7 @@ from train.optimizer import make_optimizer
 from train.recipes import load_recipe
 from train.sharding import make_layout
 from train.step import init_state, make_train_step
+from train.tasks.task import Extra
 from zoo.errors import ZooError, unknown
 from zoo.inputs.image import ImageInputs
 from zoo.inputs.pairs import PairInputs
@@ -156,9 +157,10 @@ def stand_in(settings: Config, **sizes: int) -> tuple[Any, dict[str, np.ndarray]
         batch = {side: np.zeros((1, sizes[side]), np.int32) for side in ("source", "target")}
         lengths = {name: np.ones(1, np.int32) for name in ("source_length", "length")}
         return PairInputs(source, target), {**batch, **lengths, **ones}
-    inputs = TextInputs("char", symbols, settings.data.context)
-    documents = (np.zeros(1, int),) if settings.data.packed else ()
-    stream = Stream(np.zeros(2, np.int32), settings.data.context, inputs.characters, *documents)
+    text: Any = settings.data
+    inputs = TextInputs("char", symbols, text.context)
+    documents = (np.zeros(1, int),) if text.packed else ()
+    stream = Stream(np.zeros(2, np.int32), text.context, inputs.characters, *documents)
     return inputs, {**stream.read(np.zeros(1, int)), "row": ones["row"]}
 
 
@@ -205,9 +207,9 @@ class Step:
         layout = make_layout("mesh", settings.batch_size, settings.optimizer.accumulate, settings.mesh)
         variables = abstract_variables(self.model, self.inputs.example())
         ema = settings.optimizer.ema is not None
-        carry = settings.task.initial_carry
+        carry = settings.task.carry
         state = jax.eval_shape(
-            lambda v: init_state(v, optimizer, ema, carry(self.model, settings.batch_size)), variables
+            lambda v: init_state(v, optimizer, ema, Extra(carry(self.model, settings.batch_size))), variables
         )
         placed = jax.tree.map(_placed, state, layout.shardings(state))
         rows = {

@@ -122,7 +122,7 @@ def _of_run(config: TranslatingConfig) -> tuple[Any, Any, list[Batch]]:
     settings = read_settings(read_config(pathlib.Path(config.run))["config"])
     if not isinstance(found.inputs, PairInputs) or not isinstance(settings.data, PairData):
         raise ZooError(f"{config.run!r} is a run of {found.inputs.kind}s, not of pairs")
-    test: Any = load_pairs(settings.data, found.inputs).test
+    test: Any = settings.data.load((), found.inputs).test
     if test is None:
         raise ZooError(f"the data of {config.run!r} have no test split")
     sources = [found.inputs.encode(source) for source, _ in test.texts[: config.sentences]]
