@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 import zoo
 from benchmarks.timer import RESULTS, append_row, circumstances, matmul_gflops, nominal_minutes
+from train import run_folder
 from train.__main__ import use_compilation_cache
 from train.config import Config
 from train.data.batches import Batches
