@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from train.loop import run
     from train.optimizer import OptimizerConfig
     from train.tasks.classification import Classification
+    from train.tasks.distillation import Distillation
     from train.tasks.language_model import LanguageModel
     from train.tasks.masked_language_model import MaskedLanguageModel
     from train.tasks.task import Extra, Loss, Task
@@ -31,6 +32,7 @@ _HOMES = {
     "train.loop": ("run",),
     "train.optimizer": ("OptimizerConfig",),
     "train.tasks.classification": ("Classification",),
+    "train.tasks.distillation": ("Distillation",),
     "train.tasks.language_model": ("LanguageModel",),
     "train.tasks.masked_language_model": ("MaskedLanguageModel",),
     "train.tasks.task": ("Extra", "Loss", "Task"),
@@ -42,6 +44,7 @@ __all__ = [
     "Classification",
     "Config",
     "Dataset",
+    "Distillation",
     "Extra",
     "ImageData",
     "LabelledTextData",

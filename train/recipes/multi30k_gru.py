@@ -6,8 +6,8 @@
     Result: test2016 41.2 BLEU, lower-cased (seed 0)
     Time: 1,184 s
 
-Beam 5; 4.6 % of the captions match exactly. With
---task.spacy-language en, on spaCy's tokens, it has 41.3 BLEU, where others report 28.3 for such a model over words.
+Beam 5; 4.6 % of the captions match exactly. With --task.spacy-language en, on spaCy's tokens, it has 41.3 BLEU, where
+others report 28.3 for such a model over words.
 """
 
 from train import Config, LogConfig, ModelConfig, OptimizerConfig, PairData, Translation

@@ -6,8 +6,8 @@
     Result: test2016 39.6 BLEU, lower-cased (seed 0)
     Time: 2,387 s
 
-Beam 5; 4.0 % of the captions match exactly. With
---task.spacy-language en, on spaCy's tokens, it has 39.7 BLEU, where others report 36.5 for a Transformer of nine million parameters over words.
+Beam 5; 4.0 % of the captions match exactly. With --task.spacy-language en, on spaCy's tokens, it has 39.7 BLEU, where
+others report 36.5 for a Transformer of nine million parameters over words.
 """
 
 from train import Config, LogConfig, ModelConfig, OptimizerConfig, PairData, Translation

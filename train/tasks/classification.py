@@ -70,8 +70,8 @@ class Classification(Task):
         if self.balance_classes and not dataset.train.in_memory:
             raise ZooError(f"task.balance-classes counts labels in memory; {dataset.name} is larger: use class-weights")
 
-    def constants(self, dataset: Dataset) -> Any:
-        """`class_weights` float32 [classes], or None where all weigh the same."""
+    def constants(self, dataset: Dataset) -> dict[str, Any]:
+        """`class_weights` float32 [classes], where classes do not weigh the same."""
         labels = dataset.inputs.labels
         if self.balance_classes:
             found = dataset.train.read(np.arange(dataset.train.size))["label"]
@@ -79,7 +79,7 @@ class Classification(Task):
             return {"class_weights": (len(found) / np.maximum(len(labels) * counts, 1)).astype(np.float32)}
         if self.class_weights:
             return {"class_weights": np.array([self.class_weights.get(label, 1.0) for label in labels], np.float32)}
-        return None
+        return {}
 
     def prepare(self, forward: Forward, state: Any, batch: Batch, key: jax.Array) -> tuple[Batch, Extra]:
         return augmented(self.augment, key, batch, "label"), state.extra
@@ -97,27 +97,36 @@ class Classification(Task):
         return logits
 
     def loss(self, forward: Forward, batch: Batch, extra: Extra, key: jax.Array, train: bool) -> Loss:
-        """Cross-entropy in nats. The loss of a mixed example is shared between both labels; its accuracy is by its own.
+        """The sum of `losses`. The accuracy of a mixed example is by its own label.
 
         With class weights the total is weighted and `count` is the sum of the weights, so that the gradient is that of
         a weighted mean.
         """
         logits = self.logits(forward, batch, train)
         labels, weight = batch["label"], batch["weight"]
-        losses = cross_entropy(logits, self.target(batch, logits.shape[-1], train))
+        constants = extra.constants or {}
+        losses = self.losses(forward, logits, batch, constants, train)
         right = jnp.argmax(logits, axis=-1) == labels
         sums = {"loss": jnp.sum(losses * weight), "accuracy": jnp.sum(right * weight)}
-        if train and extra.constants is not None:
-            by_class = extra.constants["class_weights"]
-            of_example = by_class[labels]
-            if "share" in batch:
-                share = batch["share"]
-                of_example = share * of_example + (1 - share) * by_class[batch["other_label"]]
-            total = jnp.sum(losses * weight * of_example)
-            return Loss(total, jnp.sum(weight * of_example), {**sums, "loss": total, "examples": jnp.sum(weight)})
+        if "class_weights" in constants:
+            weighted = weight * self._weights(constants["class_weights"], batch)
+            sums |= {"loss": jnp.sum(losses * weighted), "examples": jnp.sum(weight)}
+            return Loss(sums["loss"], jnp.sum(weighted), sums)
         if not train:
             sums |= self._evaluation_sums(logits, labels, weight)
         return Loss(sums["loss"], jnp.sum(weight), sums)
+
+    def losses(
+        self, forward: Forward, logits: jax.Array, batch: Batch, constants: Mapping[str, Any], train: bool
+    ) -> jax.Array:
+        """The loss [B] of each example, float32: cross-entropy in nats, shared between both labels of a mixed one."""
+        return cross_entropy(logits, self.target(batch, logits.shape[-1], train))
+
+    def _weights(self, by_class: jax.Array, batch: Batch) -> jax.Array:
+        weights = by_class[batch["label"]]
+        if "share" in batch:
+            weights = batch["share"] * weights + (1 - batch["share"]) * by_class[batch["other_label"]]
+        return weights
 
     def target(self, batch: Batch, classes: int, train: bool) -> jax.Array:
         """The probabilities [B, classes] to learn, mixed and smoothed in training."""

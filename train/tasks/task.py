@@ -85,7 +85,7 @@ class Task(Registered):
     def constants(self, dataset: Dataset) -> Any:
         """NumPy arrays that follow from the settings and the data alone, such as a teacher's weights.
 
-        They are made again when a run resumes, and not saved.
+        They are made again when a run resumes, and not saved. Evaluation has none.
         """
         return None
 

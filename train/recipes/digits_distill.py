@@ -1,0 +1,25 @@
+"""A small student of the CNN of `cnn`: knowledge distillation on scikit-learn's digits, offline.
+
+    python -m train cnn && python -m train digits-distill
+
+    Data: scikit-learn's digits
+    Result: not run
+    Time: not run
+"""
+
+from train import AugmentConfig, Config, Distillation, ImageData, LogConfig, ModelConfig, OptimizerConfig
+
+
+def config() -> Config:
+    augment = AugmentConfig(shift=1, rotate=10, scale=0.1)
+    return Config(
+        workdir="runs/digits-distill",
+        steps=1500,
+        batch_size=64,
+        eval_every=250,
+        model=ModelConfig("simple_cnn", {"widths": (4, 8), "hidden_size": 16}),
+        data=ImageData("digits"),
+        task=Distillation(teacher="runs/cnn", temperature=4.0, alpha=0.9, augment=augment),
+        optimizer=OptimizerConfig("adamw", 1e-2, warmup_steps=50, weight_decay=1e-2, ema=0.99),
+        log=LogConfig(every=100),
+    )
