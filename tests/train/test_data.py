@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import train.data.source
-from train import Classification, Config, LanguageModel, ModelConfig, TextData
+from train import Classification, Config, LanguageModel, ModelConfig, OptimizerConfig, TextData
 from train.data.batches import Batches
 from train.data.images import ImageData, statistics
 from train.data.source import ArraySplit, LazySplit, hold_out
@@ -116,7 +116,7 @@ def test_a_folder_of_class_folders(photos):
 def test_large_folders_are_read_batch_by_batch(photos, monkeypatch):
     config = ImageData(path=str(photos), image_size=8)
     whole = config.load((32, 32, 3)).train
-    monkeypatch.setattr("train.data.folder.IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr("train.data.image_folder.IN_MEMORY_BYTES", 100)
     lazy = config.load((32, 32, 3)).train
     assert (whole.in_memory, lazy.in_memory) == (True, False)
     for a, b in zip(Batches(whole, 4, 0).from_step(0, 6), Batches(lazy, 4, 0).from_step(0, 6), strict=True):
@@ -137,7 +137,7 @@ def test_split_folders(photos):
         ImageData(path=str(photos), image_size=8).load((32, 32, 3))
 
 
-def test_wrong_folders_say_what_they_need(tmp_path):
+def test_wrong_folders_are_refused_with_what_is_needed(tmp_path):
     with pytest.raises(ZooError, match="is not a folder"):
         ImageData(path=str(tmp_path / "absent")).load(SHAPE)
     with pytest.raises(ZooError, match="needs at least two folders of images"):
@@ -220,12 +220,14 @@ def run_on(data, workdir, **changes):
     text = isinstance(data, TextData)
     model = ("lstm_lm", {"hidden_size": 8, "num_layers": 1}) if text else ("simple_cnn", {"widths": (4,)})
     task = LanguageModel() if text else Classification()
-    config = Config(str(workdir), 2, 4, data=data, task=task, model=ModelConfig(*model), parallel="jit")
+    constant = OptimizerConfig(schedule="constant")  # which more steps do not end
+    model = ModelConfig(*model)
+    config = Config(str(workdir), 2, 4, data=data, task=task, model=model, optimizer=constant, parallel="jit")
     return train.run(dataclasses.replace(config, **changes))
 
 
 def swapped(photos):
-    """As many images of the same names, two of which are others'."""
+    """Exchanges the contents of two images; number and names stay."""
     one, other = (photos / label / "3.png" for label in ("cat", "dog"))
     content = one.read_bytes(), other.read_bytes()
     one.write_bytes(content[1])
@@ -240,7 +242,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_run_is_not_taken_up_again_on_other_data(change, photos, tmp_path_factory):
+def test_a_run_does_not_resume_on_other_data(change, photos, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     data = ImageData(path=str(photos), image_size=8)
     run_on(data, workdir)
@@ -255,7 +257,7 @@ def test_a_run_is_not_taken_up_again_on_other_data(change, photos, tmp_path_fact
     assert (workdir / "config.json").read_bytes() == before
 
 
-def test_a_text_that_was_cut_is_another_but_a_run_of_an_earlier_version_goes_on(tmp_path):
+def test_a_shortened_text_is_refused_but_a_run_without_a_record_of_its_data_resumes(tmp_path):
     path, workdir = tmp_path / "text", tmp_path / "run"
     path.write_text("the cat sat on the mat\n" * 40)
     data = TextData(path=str(path), context=8)
@@ -272,9 +274,9 @@ def test_a_text_that_was_cut_is_another_but_a_run_of_an_earlier_version_goes_on(
     assert "620 examples" in json.loads((workdir / "config.json").read_text())["data"]["train"]
 
 
-def test_what_is_read_from_files_is_told_apart_by_some_of_it(photos, monkeypatch):
+def test_data_read_from_files_are_recognised_by_a_sample(photos, monkeypatch):
     config = ImageData(path=str(photos), image_size=8)
-    monkeypatch.setattr("train.data.folder.IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr("train.data.image_folder.IN_MEMORY_BYTES", 100)
     before = config.load((32, 32, 3)).content
     assert config.load((32, 32, 3)).content == before
     swapped(photos)

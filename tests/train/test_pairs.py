@@ -1,4 +1,4 @@
-"""Pairs: dates as a pure function, vocabularies of two sides, batches of few widths, and files that do not fit."""
+"""Pairs: dates as a pure function, vocabularies of both sides, batches of few widths, and wrong files."""
 
 import datetime
 import itertools
@@ -59,7 +59,7 @@ def test_typing_errors_are_of_letters_and_leave_one_month_the_nearest():
                 assert others > 1, (slip, name)
 
 
-def test_each_writing_means_one_day_and_holds_its_year_and_day():
+def test_each_written_date_means_one_day_and_has_its_year_and_day():
     meanings = {}
     for written, iso in (dates.example(1, "train", k) for k in range(5000)):
         meanings.setdefault(written.lower(), set()).add(iso)
@@ -80,7 +80,7 @@ def test_a_month_is_shortened_only_where_no_other_begins_so():
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe", "unigram", "word"])
-def test_a_targets_text_comes_back_and_its_vocabulary_with_the_run(tokenizer):
+def test_a_target_and_the_inputs_round_trip(tokenizer):
     inputs = learn_pairs(PAIRS, (tokenizer, tokenizer), 300, (40, 40), shared=False, lowercase=False)
     tokens = inputs.tokens(inputs.target, "a dog runs")
     assert tokens[-1] == END
@@ -105,7 +105,7 @@ def test_both_sides_may_share_a_vocabulary_and_lose_their_capitals():
         learn_pairs(PAIRS, ("word", "bpe"), 300, (9, 9), shared=True, lowercase=False)
 
 
-def test_unknown_characters_are_one_token_and_what_is_no_source_is_refused():
+def test_unknown_characters_are_one_token_and_sources_too_long_or_empty_are_refused():
     inputs = PairInputs(TextInputs("char", "abc", 5), TextInputs("char", "xyz", 5))
     assert inputs.encode("aqb").tolist() == [SPECIAL, UNKNOWN, SPECIAL + 1, END]
     assert inputs.decode([SPECIAL, UNKNOWN, SPECIAL + 2]) == "x\ufffdz"
@@ -117,7 +117,7 @@ def test_unknown_characters_are_one_token_and_what_is_no_source_is_refused():
         inputs.encode(3)
 
 
-def test_the_model_is_told_what_precedes_each_token():
+def test_the_decoder_reads_the_token_before_each_target():
     inputs = PairInputs(TextInputs("char", "abc", 5), TextInputs("char", "xyz", 5))
     target = np.array([[4, 5, END], [6, END, 0]], np.int32)
     args, kwargs = inputs.arguments({**inputs.batch(["a", "abc"]), "target": target})
@@ -177,7 +177,7 @@ def test_a_table_its_splits_and_its_last_tenth(tmp_path):
     write(tmp_path / "test.tsv", "g\th\n")
     dataset = PairData(path=str(tmp_path)).load((), PairInputs(*[TextInputs("byte", "", 9)] * 2))
     assert (dataset.train.size, dataset.validation.texts, dataset.test.texts) == (2, [("e", "f")], [("g", "h")])
-    assert dataset.inputs.source.tokenizer == "byte"  # a run's own vocabulary stands
+    assert dataset.inputs.source.tokenizer == "byte"  # a run keeps its own vocabulary
 
 
 def test_two_files_line_for_line(tmp_path):

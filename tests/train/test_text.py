@@ -1,4 +1,4 @@
-"""Texts: tokenizers there and back, streams that go on from batch to batch, labelled tables, and wrong files."""
+"""Texts: tokenizers round-trip, streams continue from batch to batch, labelled tables, and wrong files."""
 
 import itertools
 import sys
@@ -20,7 +20,7 @@ TEXT = "def f(x):\n    return x + 1  # naïve — 日本\n" * 20
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])
-def test_every_text_comes_back(tokenizer):
+def test_every_text_round_trips(tokenizer):
     inputs = learn(tokenizer, [TEXT], 300, 16)
     tokens = inputs.encode(TEXT)
     assert inputs.decode(tokens) == TEXT
@@ -31,7 +31,7 @@ def test_every_text_comes_back(tokenizer):
     np.testing.assert_array_equal(again.encode(TEXT), tokens)
 
 
-def test_words_that_are_rare_are_one_unknown():
+def test_rare_words_are_the_unknown_token():
     inputs = learn("word", ["a a a b b c", "a b"], 3, 8)
     assert inputs.vocab_size == 3
     assert inputs.decode(inputs.encode("a c b d")) == "a [UNK] b [UNK]"
@@ -61,7 +61,7 @@ def stream(size=101, window=4):
     return Stream(np.arange(size).astype(np.uint16), window, np.ones(size, np.float32))
 
 
-def test_rows_go_on_where_they_ended_and_targets_are_the_next_symbols():
+def test_rows_continue_from_batch_to_batch_and_targets_are_the_next_tokens():
     batches = stream().batches(5, seed=3)
     before = batches(0)
     for k in range(1, 60):
@@ -72,7 +72,7 @@ def test_rows_go_on_where_they_ended_and_targets_are_the_next_symbols():
         before = batch
 
 
-def test_an_epoch_reads_every_symbol_once():
+def test_an_epoch_reads_every_token_once():
     batches = stream(120).batches(5, seed=1)  # 120 tokens are 6 batches of 5 rows of 4
     seen = np.concatenate([batches(k)["tokens"].ravel() for k in range(6)])
     assert sorted(seen.tolist()) == list(range(120))
@@ -88,15 +88,15 @@ def test_processes_read_their_own_rows_of_the_global_batch():
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100, 150])
 @pytest.mark.parametrize("window", [1, 4, 64])
-def test_evaluation_tells_each_symbol_once(batch_size, window):
-    told = []
+def test_evaluation_predicts_each_token_once(batch_size, window):
+    predicted = []
     for batch in stream(101, window).eval_batches(batch_size):
-        told += batch["targets"][batch["weight"] > 0].tolist()
+        predicted += batch["targets"][batch["weight"] > 0].tolist()
         np.testing.assert_array_equal((batch["tokens"] + 1)[batch["weight"] > 0], batch["targets"][batch["weight"] > 0])
-    assert sorted(told) == list(range(1, 101))
+    assert sorted(predicted) == list(range(1, 101))
 
 
-def test_evaluation_rows_go_on_from_batch_to_batch():
+def test_evaluation_rows_continue_from_batch_to_batch():
     batches = list(stream(101, 4).eval_batches(3))
     for before, batch in itertools.pairwise(batches):
         on = batch["weight"][:, 0] > 0
@@ -122,7 +122,7 @@ def test_a_text_file_and_its_last_tenth(tmp_path):
     assert (len(dataset.train.tokens), len(dataset.validation.tokens), dataset.test) == (90, 10, None)
     assert dataset.inputs.vocabulary == "abcdefghij"
     kept = TextData(path=str(tmp_path / "a.txt")).load((64,), TextInputs("byte", "", 4))
-    assert kept.inputs.tokenizer == "byte"  # a run's own vocabulary stands
+    assert kept.inputs.tokenizer == "byte"  # a run keeps its own vocabulary
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def lengths_split(size=1000):
     return ArraySplit({"tokens": tokens, "length": length, "label": np.arange(size).astype(np.int32)})
 
 
-def test_texts_come_with_others_of_their_length_and_lose_none_of_their_tokens():
+def test_texts_are_batched_by_length_and_keep_all_their_tokens():
     batches = lengths_split().batches(20, seed=0)
     seen, widths, spread = [], set(), []
     for k in range(50):
