@@ -4,14 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.data.augment import AugmentConfig, augment, mix, random_resized_crop
+from runs import loss_of
+from train.data.augment import AugmentConfig, augment, augmented, mix, random_resized_crop
 from train.data.randaugment import OPERATIONS, equalize, operation, rand_augment
 from train.data.warp import affine
 from train.tasks.classification import Classification
+from zoo.inputs.image import ImageInputs
 
 KEY = jax.random.key(0)
 IMAGES = jnp.asarray(np.random.default_rng(0).uniform(1, 255, (32, 12, 12, 3)), jnp.float32)
 ROWS = jnp.arange(32)
+INPUTS = ImageInputs((12, 12, 3), (0.5,) * 3, (0.5,) * 3, tuple("abcd"))
 
 
 def test_an_image_depends_on_its_row_not_on_its_neighbours():
@@ -59,11 +62,11 @@ def test_the_centre_stays():
     assert out[0, 6, 6, 0] > 99.9
 
 
-def test_nothing_asked_is_nothing_done():
+def test_default_settings_change_nothing():
     np.testing.assert_array_equal(augment(AugmentConfig(), KEY, IMAGES, ROWS), IMAGES)
 
 
-def test_a_shift_may_mirror_the_edge():
+def test_a_shift_can_mirror_the_edge():
     out = np.asarray(augment(AugmentConfig(shift=2, pad="reflect"), KEY, IMAGES, ROWS))
     padded = np.pad(np.asarray(IMAGES), ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
     for image, source in zip(out, padded, strict=True):
@@ -81,7 +84,7 @@ def test_cutout_blanks_one_square():
 
 
 def test_a_random_resized_crop_of_a_ramp_is_a_flatter_ramp():
-    """What is seen of a linear ramp is linear, within its range, and the area drawn is at least the one asked for."""
+    """What is seen of a linear ramp is linear, within its range, and the area drawn is at least the least one."""
     ramp = jnp.broadcast_to(jnp.arange(64.0)[None, :, None], (64, 64, 1))
     slopes = []
     for i in range(20):
@@ -167,17 +170,20 @@ def test_rand_augment_draws_every_operation_and_stays_in_range():
 def test_mixed_examples_share_their_loss_between_both_labels():
     task, labels = Classification(), jnp.array([0, 1, 2])
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
-    batch = {"label": labels, "weight": jnp.ones(3)}
-    other = task.sums(logits, {**batch, "label": jnp.roll(labels, 1)}, train=True)["loss"]
-    mixed = {**batch, "other_label": jnp.roll(labels, 1), "share": jnp.full(3, 0.3)}
-    expected = 0.3 * task.sums(logits, batch, train=True)["loss"] + 0.7 * other
-    np.testing.assert_allclose(task.sums(logits, mixed, train=True)["loss"], expected, rtol=1e-6)
+    batch = {"image": IMAGES[:3], "label": labels, "weight": jnp.ones(3)}
+
+    def loss(**changes):
+        return loss_of(task, INPUTS, logits, {**batch, **changes}, train=True).total
+
+    others = jnp.roll(labels, 1)
+    mixed = loss(other_label=others, share=jnp.full(3, 0.3))
+    np.testing.assert_allclose(mixed, 0.3 * loss() + 0.7 * loss(label=others), rtol=1e-6)
 
 
-def test_a_mixed_batch_names_the_other_label_and_ones_own_share():
+def test_a_mixed_batch_has_the_other_label_and_the_share_of_its_own():
     images = IMAGES.astype(jnp.uint8)
     batch = {"image": images, "label": jnp.arange(32), "row": ROWS, "weight": jnp.ones(32)}
-    mixed = Classification().augmented(batch, AugmentConfig(mixup=1.0), KEY, None, None, None)
+    mixed = augmented(AugmentConfig(mixup=1.0), KEY, batch, "label")
     share = mixed["share"][:, None, None, None]
     expected = share * images + (1 - share) * images[mixed["other_label"]]  # labels are places here
     np.testing.assert_allclose(mixed["image"], expected, rtol=1e-5)

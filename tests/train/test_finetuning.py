@@ -1,4 +1,4 @@
-"""Encoders learn: hidden tokens, whole fine-tuning with rates by depth, thin products alone."""
+"""Encoders learn: masked tokens, fine-tuning with rates by depth, low-rank updates."""
 
 import dataclasses
 import functools
@@ -13,11 +13,12 @@ import pytest
 import zoo
 from runs import finish
 from train.config import Config
-from train.data.augment import AugmentConfig
 from train.data.text import TextData
+from train.forward import Forward
 from train.loop import run
 from train.lora import lora
 from train.optimizer import OptimizerConfig, check_patterns, make_optimizer, role
+from train.step import init_state
 from train.tasks.masked_language_model import MaskedLanguageModel, every_seventh
 from zoo.__main__ import main
 from zoo.errors import ZooError
@@ -27,7 +28,7 @@ from zoo.transformer.layers import stacked
 
 SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "mlp_size": 32, "dropout_rate": 0.0}
 TEXT = "the cat sat on the mat. the dog lay by the door. " * 40
-RUNS = "".join(f"{word} " * 24 for word in ["cat", "dog", "cow", "hen", "fox", "owl"] * 32)  # a neighbour tells a word
+RUNS = "".join(f"{word} " * 24 for word in ["cat", "dog", "cow", "hen", "fox", "owl"] * 32)  # neighbours determine a word
 
 
 def test_lora_is_the_sum_of_the_kernel_and_the_product():
@@ -39,21 +40,23 @@ def test_lora_is_the_sum_of_the_kernel_and_the_product():
     def loss(kernel):
         return jnp.mean(jnp.square(jnp.sin(x @ kernel) - 0.5))
 
-    optimizer = lora(optax.adam(1e-2), rank=2, alpha=6.0)
+    optimizer = lora(optax.adam(1e-2), rank=2, alpha=6.0, seed=0)
     params, state = start, optimizer.init(start)
-    thin = (state.down["kernel"], state.up["kernel"])
-    assert not thin[1].any()
+    factors = (state.down["kernel"], state.up["kernel"])
+    assert not factors[1].any()
+    other = lora(optax.adam(1e-2), rank=2, alpha=6.0, seed=1).init(start).down["kernel"]
+    assert np.abs(factors[0] - other).max() > 0.1
     inner = optax.adam(1e-2)
-    inner_state = inner.init(thin)
+    inner_state = inner.init(factors)
     for _ in range(5):
         gradients = jax.grad(lambda params: loss(params["kernel"]))(params)
         updates, state = optimizer.update(gradients, state, params)
         params = optax.apply_updates(params, updates)
-        own = jax.grad(lambda thin: loss(start["kernel"] + 3.0 * thin[0] @ thin[1]))(thin)
-        changes, inner_state = inner.update(own, inner_state, thin)
-        thin = optax.apply_updates(thin, changes)
+        own = jax.grad(lambda factors: loss(start["kernel"] + 3.0 * factors[0] @ factors[1]))(factors)
+        changes, inner_state = inner.update(own, inner_state, factors)
+        factors = optax.apply_updates(factors, changes)
     assert np.abs(params["kernel"] - start["kernel"]).max() > 1e-3
-    np.testing.assert_allclose(params["kernel"], start["kernel"] + 3.0 * thin[0] @ thin[1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(params["kernel"], start["kernel"] + 3.0 * factors[0] @ factors[1], rtol=1e-5, atol=1e-6)
 
 
 @functools.cache
@@ -63,7 +66,7 @@ def params(scan_layers=False):
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
-def test_lora_moves_its_targets_and_the_head_alone(scan_layers):
+def test_lora_moves_only_its_targets_and_the_head(scan_layers):
     config = OptimizerConfig("adamw", 0.1, "constant", lora_rank=2)
     check_patterns(config, params(scan_layers))
     optimizer = make_optimizer(config, 10)
@@ -74,7 +77,7 @@ def test_lora_moves_its_targets_and_the_head_alone(scan_layers):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         moves = name.startswith("head") or name.endswith(("query/kernel", "value/kernel"))
         assert bool(np.abs(leaf).max() > 0) == moves, name
-        assert (role(config, name) == "still") == (not moves)
+        assert (role(config, name) == "frozen") == (not moves)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
@@ -98,10 +101,10 @@ def test_rates_by_depth(scan_layers):
     assert {name: rates[name] for name in expected} == expected
 
 
-def test_settings_that_do_not_go_together():
+def test_wrong_settings_are_refused():
     for fields, match in [
         ({"lora_rank": 0}, "lora-rank must be at least 1, not 0"),
-        ({"lora_rank": 2, "freeze": ["head"]}, "lora-rank goes without freeze, rates and layer-decay"),
+        ({"lora_rank": 2, "freeze": ["head"]}, "lora-rank does not combine with freeze, rates and layer-decay"),
         ({"layer_decay": 1.5}, r"layer-decay must be in \(0, 1\], not 1.5"),
     ]:
         with pytest.raises(ZooError, match=match):
@@ -113,20 +116,22 @@ def test_settings_that_do_not_go_together():
         check_patterns(OptimizerConfig(layer_decay=0.5), cnn)
 
 
-def test_what_is_hidden_depends_on_the_row_alone():
+def test_what_is_hidden_depends_only_on_the_row():
     inputs = learn("wordpiece", [TEXT], 64, 64)
     task, key = MaskedLanguageModel(), jax.random.key(3)
     tokens = np.random.default_rng(0).integers(5, inputs.vocab_size, (512, 64)).astype(np.int32)
     batch = {"tokens": jnp.asarray(tokens), "row": jnp.arange(512), "weight": jnp.ones((512, 64))}
-    hidden = task.augmented(batch, AugmentConfig(), key, inputs, None, None)
-    told, shown = np.asarray(hidden["told"]), np.asarray(hidden["tokens"])
-    np.testing.assert_array_equal(hidden["answers"], tokens)
-    np.testing.assert_array_equal(shown[~told], tokens[~told])
-    assert abs(told.mean() - 0.15) < 0.01
-    assert abs((shown[told] == inputs.mask).mean() - 0.8) < 0.03
-    assert 0.08 < (shown[told] == tokens[told]).mean() < 0.15  # left, or drawn again by chance
-    rows = {name: leaf[100:104] for name, leaf in batch.items()}
-    part = task.augmented(rows, AugmentConfig(), key, inputs, None, None)
+    state = init_state({"params": params()}, optax.sgd(0.1), ema=False)
+    forward = Forward(zoo.create_model("bert_base"), inputs, state.variables())
+    prepared, extra = task.prepare(forward, state, batch, key)
+    assert extra is state.extra
+    hidden, shown = np.asarray(prepared["hidden"]), np.asarray(prepared["tokens"])
+    np.testing.assert_array_equal(prepared["answers"], tokens)
+    np.testing.assert_array_equal(shown[~hidden], tokens[~hidden])
+    assert abs(hidden.mean() - 0.15) < 0.01
+    assert abs((shown[hidden] == inputs.mask).mean() - 0.8) < 0.03
+    assert 0.08 < (shown[hidden] == tokens[hidden]).mean() < 0.15  # unchanged, or drawn again by chance
+    part, _ = task.prepare(forward, state, {name: leaf[100:104] for name, leaf in batch.items()}, key)
     np.testing.assert_array_equal(part["tokens"], shown[100:104])
 
 
@@ -162,12 +167,12 @@ def test_masked_language_modelling_needs_a_mask_and_an_encoder(tmp_path):
     with pytest.raises(ZooError, match=r"a char vocabulary has no \[MASK\]"):
         run(dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer="char")))
     model = dataclasses.replace(config.model, name="gpt2", args={})
-    with pytest.raises(ZooError, match="Decoder tells no masked tokens"):
+    with pytest.raises(ZooError, match="Decoder predicts no masked tokens"):
         run(dataclasses.replace(config, workdir=str(tmp_path / "c"), model=model))
 
 
-def test_tuning_from_a_folder_of_transformers(tmp_path):
-    """config.json gives the sizes, tokenizer.json the tokens; the head is new; LoRA leaves the rest as it was."""
+def test_fine_tuning_from_a_folder_of_transformers(tmp_path):
+    """config.json gives the sizes, tokenizer.json the tokens; the head is new; LoRA leaves the rest unchanged."""
     inputs = learn("wordpiece", [TEXT], 64, 16)
     model = zoo.create_model("bert_base", vocab_size=inputs.vocab_size, max_length=32, **SIZES)
     variables = jax.jit(model.init)(jax.random.key(1), np.zeros((1, 4), np.int32))

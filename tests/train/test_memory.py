@@ -1,4 +1,4 @@
-"""A command starts itself once more for large pages, and only once."""
+"""A command restarts itself once, with large memory pages."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from train.memory import SETTING, VARIABLE, use_large_pages
 
 @pytest.fixture
 def started(monkeypatch):
-    """The arguments and environments of processes that would have been started."""
+    """Records the arguments and environments of restarts instead of making them."""
     calls = []
     monkeypatch.setattr(os, "execve", lambda path, args, environment: calls.append((path, args, environment)))
     monkeypatch.setattr(sys, "platform", "linux")
@@ -26,7 +26,7 @@ def test_the_same_command_starts_with_large_pages(started):
     assert environment == {**os.environ, VARIABLE: SETTING}
 
 
-def test_what_the_environment_says_is_left_alone(started, monkeypatch):
+def test_a_setting_of_the_environment_is_left_alone(started, monkeypatch):
     monkeypatch.setenv(VARIABLE, "glibc.malloc.tcache_count=0")
     use_large_pages()
     assert not started
