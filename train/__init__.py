@@ -8,15 +8,19 @@ if TYPE_CHECKING:
     from train.data.augment import AugmentConfig
     from train.data.images import ImageData
     from train.data.labelled_text import LabelledTextData
+    from train.data.multi_label import MultiLabelData
     from train.data.pairs import PairData
+    from train.data.series import SeriesData
     from train.data.source import ArraySplit, Dataset, Source
     from train.data.text import TextData
     from train.loop import run
     from train.optimizer import OptimizerConfig
     from train.tasks.classification import Classification
     from train.tasks.distillation import Distillation
+    from train.tasks.forecasting import Forecasting
     from train.tasks.language_model import LanguageModel
     from train.tasks.masked_language_model import MaskedLanguageModel
+    from train.tasks.multi_label import MultiLabel
     from train.tasks.task import Extra, Loss, Task
     from train.tasks.translation import Translation
 
@@ -26,15 +30,19 @@ _HOMES = {
     "train.data.augment": ("AugmentConfig",),
     "train.data.images": ("ImageData",),
     "train.data.labelled_text": ("LabelledTextData",),
+    "train.data.multi_label": ("MultiLabelData",),
     "train.data.pairs": ("PairData",),
+    "train.data.series": ("SeriesData",),
     "train.data.source": ("ArraySplit", "Dataset", "Source"),
     "train.data.text": ("TextData",),
     "train.loop": ("run",),
     "train.optimizer": ("OptimizerConfig",),
     "train.tasks.classification": ("Classification",),
     "train.tasks.distillation": ("Distillation",),
+    "train.tasks.forecasting": ("Forecasting",),
     "train.tasks.language_model": ("LanguageModel",),
     "train.tasks.masked_language_model": ("MaskedLanguageModel",),
+    "train.tasks.multi_label": ("MultiLabel",),
     "train.tasks.task": ("Extra", "Loss", "Task"),
     "train.tasks.translation": ("Translation",),
 }
@@ -46,6 +54,7 @@ __all__ = [
     "Dataset",
     "Distillation",
     "Extra",
+    "Forecasting",
     "ImageData",
     "LabelledTextData",
     "LanguageModel",
@@ -53,8 +62,11 @@ __all__ = [
     "Loss",
     "MaskedLanguageModel",
     "ModelConfig",
+    "MultiLabel",
+    "MultiLabelData",
     "OptimizerConfig",
     "PairData",
+    "SeriesData",
     "Source",
     "Task",
     "TextData",

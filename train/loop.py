@@ -20,7 +20,7 @@ from train.interrupt import Stop
 from train.journal import Journal
 from train.mesh import check_model
 from train.optimizer import make_optimizer
-from train.records import STOPPED, Interval, Patience, Records, write_text
+from train.records import STOPPED, Interval, Patience, Records, shown, write_text
 from train.report.page import draw_curves
 from train.setup import initial_state, initial_variables, make_model, megabytes, score
 from train.sharding import make_layout
@@ -200,8 +200,8 @@ class Trainer:
         if skipped:
             metrics["skipped"] = skipped
         self.records.write(self.step, "train", metrics)
-        shown = _shown({name: metrics[name] for name in dict.fromkeys(("loss", task.metric)) if name in metrics})
-        line = f"step {self.step}/{self.config.steps}  {shown}"
+        both = {name: metrics[name] for name in dict.fromkeys(("loss", task.metric)) if name in metrics}
+        line = f"step {self.step}/{self.config.steps}  {shown(both)}"
         if steps_per_second:  # no step was timed where the first one, which is compiled, is the only one
             rate = steps_per_second * sums["count"] / steps
             left = int((self.config.steps - self.step) / steps_per_second)
@@ -232,7 +232,7 @@ class Trainer:
         """Evaluates on validation data and records it; returns the score, if it is a number."""
         metrics = self.evaluate(self.state.eval_variables(), split, stop)
         self.records.write(self.step, "validation", metrics)
-        self.journal.say(f"step {self.step}: validation {_shown(metrics)}")
+        self.journal.say(f"step {self.step}: validation {shown(metrics)}")
         found = score(self.config.best, self.config.task, metrics)
         self.patience.hear(found)
         if self.patience.ended:
@@ -273,8 +273,7 @@ class Trainer:
         for name in ("validation", "test"):
             if (split := getattr(dataset, name)) is not None:
                 metrics[name] = self.evaluate(placed, split, final=True)
-                counted = f"{split.size:,} {split.unit}"
-                self.journal.say(f"best step {best}: {name} {_shown(metrics[name])} ({counted})")
+                self.journal.say(f"best step {best}: {name} {shown(metrics[name])} ({split.described})")
         result: dict[str, Any] = {"data": dataset.name, "seed": config.seed, "steps": self.step, "best_step": best}
         result |= metrics
         run = Run(self.model, self.layout.fetch(placed), dataset.inputs)
@@ -314,7 +313,3 @@ def memory_errors() -> Iterator[None]:
 
 class Interrupted(Exception):
     """An evaluation that a signal ended."""
-
-
-def _shown(metrics: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())

@@ -176,3 +176,9 @@ class Patience:
 
     def to_json(self) -> dict[str, Any]:
         return {"best": self.best, "worse": self.worse}
+
+
+def shown(metrics: Mapping[str, float]) -> str:
+    """Metrics in a line, four places behind the point, or significant ones of what is small."""
+    form = lambda value: f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.3g}"  # noqa: E731
+    return "  ".join(f"{name} {form(value)}" for name, value in metrics.items())

@@ -14,6 +14,7 @@ from train.config import read_settings
 from train.data.images import ImageData
 from train.data.source import Source
 from train.evaluate import Evaluator
+from train.records import shown
 from train.sharding import make_layout
 from train.tasks.classification import Classification
 from train.tasks.task import Task
@@ -47,13 +48,15 @@ def evaluate_command(args: list[str]) -> None:
         settings = read_settings(stored["config"])
         default = dataclasses.replace(default, data=settings.data, task=settings.task)
     config = tyro.cli(EvaluateConfig, args=args, default=default, prog="python -m train evaluate", config=options)
-    metrics = evaluate_target(config)
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-    print(f"{config.target} on {config.data.label} {config.split}: {shown}")
+    metrics, counted = evaluate_target(config)
+    print(f"{config.target} on {config.data.label} {config.split}: {shown(metrics)} ({counted})")
 
 
-def evaluate_target(config: EvaluateConfig) -> dict[str, float]:
-    """The metrics of a run, or of a named model with weights, on a split; ZooError where they do not go together."""
+def evaluate_target(config: EvaluateConfig) -> tuple[dict[str, float], str]:
+    """The metrics of a run, or of a named model with weights, on a split, and what was counted.
+
+    ZooError where model and data do not go together.
+    """
     if config.batch_size < 1:
         raise ZooError(f"batch-size must be at least 1, not {config.batch_size}")
     config.data.check()
@@ -85,7 +88,8 @@ def evaluate_target(config: EvaluateConfig) -> dict[str, float]:
         )
     layout = make_layout(config.parallel, config.batch_size, 1)
     evaluator = Evaluator(config.task, model, inputs, layout, config.batch_size)
-    return evaluator(layout.put_state(variables), dataset.split(config.split), final=True, passing=_passing)
+    split = dataset.split(config.split)
+    return evaluator(layout.put_state(variables), split, final=True, passing=_passing), split.described
 
 
 def _passing(done: int, total: int) -> None:

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from train.journal import lives
-from train.records import read_rows
+from train.records import read_rows, shown
 from zoo.errors import ZooError
 from zoo.files import read_json
 from zoo.registry import fits
@@ -32,7 +32,10 @@ def status(folder: pathlib.Path) -> str:
     lines = [f"{folder}: {_state(folder, about := _about(folder), alive := lives(folder))}"]
     if about:
         lines.append(_place(about, alive))
-    lines += [f"{row.pop('split')} at step {row.pop('step')}: {_shown(row)}" for row in _last_rows(folder)]
+    lines += [
+        f"{row.pop('split')} at step {row.pop('step')}: {shown({name: value for name, value in row.items() if fits(value, float)})}"
+        for row in _last_rows(folder)
+    ]
     lines.append(_checkpoints(folder))
     if not alive and about.get("activity") != "finished":
         lines.append(f"go on with: python -m train RECIPE --resume --workdir {folder}")
@@ -90,10 +93,6 @@ def _about(folder: pathlib.Path) -> dict[str, Any]:
         return about if all(fits(about[name], kind) for name, kind in STATUS.items()) else {}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
-
-
-def _shown(row: dict[str, Any]) -> str:
-    return "  ".join(f"{name} {value:.4f}" for name, value in row.items() if isinstance(value, float | int))
 
 
 def _duration(seconds: float) -> str:

@@ -21,7 +21,10 @@ class PairSplit(ArraySplit):
     """Arrays `source`, `target` int32 [n, T] and `source_length`, `length` (the target's) int32 [n]; and the texts."""
 
     texts: list[Pair]
-    unit = "pairs"
+
+    @property
+    def described(self) -> str:
+        return f"{self.size:,} pairs"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,6 +39,10 @@ class Split(Protocol):
     @property
     def in_memory(self) -> bool: ...
 
+    @property
+    def described(self) -> str:
+        """What an evaluation counts, such as "360 examples"."""
+
     def read(self, indices: np.ndarray) -> Arrays:
         """The examples of `indices` [n], stacked: arrays [n, ...] by name, such as `image` uint8 [n, H, W, C] and
         `label` int32 [n]."""
@@ -63,8 +67,11 @@ class Examples:
 
     size: int
     in_memory: ClassVar[bool]
-    unit: ClassVar[str] = "examples"
     lengths: ClassVar[dict[str, np.ndarray]] = {}  # of texts in memory, by the name of the lengths' array
+
+    @property
+    def described(self) -> str:
+        return f"{self.size:,} examples"
 
     def read(self, indices: np.ndarray) -> Arrays:
         raise NotImplementedError

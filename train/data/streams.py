@@ -23,7 +23,10 @@ class Stream:
     characters: np.ndarray
     begins: np.ndarray | None = None
     in_memory = True
-    unit = "tokens"
+
+    @property
+    def described(self) -> str:
+        return f"{self.size:,} tokens"
 
     @property
     def size(self) -> int:

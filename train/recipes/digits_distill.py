@@ -1,10 +1,10 @@
 """A small student of the CNN of `cnn`: knowledge distillation on scikit-learn's digits, offline.
 
-    python -m train cnn && python -m train digits-distill
+python -m train cnn && python -m train digits-distill
 
-    Data: scikit-learn's digits
-    Result: not run
-    Time: not run
+Data: scikit-learn's digits
+Result: not run
+Time: not run
 """
 
 from train import AugmentConfig, Config, Distillation, ImageData, LogConfig, ModelConfig, OptimizerConfig

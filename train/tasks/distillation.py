@@ -1,4 +1,4 @@
-"""Knowledge distillation: learn from labels and from a teacher's probabilities (Hinton et al. 2015, arXiv:1503.02531)."""
+"""Knowledge distillation: learn from labels and from a teacher's probabilities (Hinton et al. 2015)."""
 
 import dataclasses
 import functools

@@ -9,10 +9,11 @@ from typing import Any
 from zoo.errors import ZooError, unknown
 from zoo.inputs.image import ImageInputs
 from zoo.inputs.pairs import PairInputs
+from zoo.inputs.series import SeriesInputs
 from zoo.inputs.text import TextInputs
 
-Inputs = ImageInputs | TextInputs | PairInputs
-_KINDS: dict[str, type[Inputs]] = {"image": ImageInputs, "text": TextInputs, "pair": PairInputs}
+Inputs = ImageInputs | TextInputs | PairInputs | SeriesInputs
+_KINDS: dict[str, type[Inputs]] = {"image": ImageInputs, "text": TextInputs, "pair": PairInputs, "series": SeriesInputs}
 
 
 def inputs_from_json(data: dict[str, Any]) -> Inputs:

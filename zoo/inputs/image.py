@@ -29,6 +29,7 @@ class ImageInputs:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     labels: tuple[str, ...]
+    exclusive: bool = True  # whether an image has one label, or any number of them
 
     kind: ClassVar[str] = "image"
 

@@ -1,0 +1,26 @@
+"""Which digits are in the picture? One to four of scikit-learn's digits a scene, each label by itself; offline.
+
+    python -m train digit-scenes
+
+    Data: scenes of scikit-learn's digits
+    Result: not run
+    Time: not run
+
+The digits of the test scenes were written by other people.
+"""
+
+from train import Config, LogConfig, ModelConfig, MultiLabel, MultiLabelData, OptimizerConfig
+
+
+def config() -> Config:
+    return Config(
+        workdir="runs/digit-scenes",
+        steps=1000,
+        batch_size=64,
+        eval_every=250,
+        model=ModelConfig("simple_cnn", {"widths": (32, 64), "hidden_size": 128}),
+        data=MultiLabelData("digit-scenes"),
+        task=MultiLabel(),
+        optimizer=OptimizerConfig("adamw", 2e-3, warmup_steps=50, weight_decay=1e-2, ema=0.99),
+        log=LogConfig(every=50),
+    )
