@@ -28,7 +28,7 @@ from zoo.transformer.layers import stacked
 
 SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "mlp_size": 32, "dropout_rate": 0.0}
 TEXT = "the cat sat on the mat. the dog lay by the door. " * 40
-RUNS = "".join(f"{word} " * 24 for word in ["cat", "dog", "cow", "hen", "fox", "owl"] * 32)  # neighbours determine a word
+RUNS = "".join(f"{word} " * 24 for word in ["cat", "dog", "cow", "hen", "fox", "owl"] * 32)  # neighbours tell the word
 
 
 def test_lora_is_the_sum_of_the_kernel_and_the_product():

@@ -1,4 +1,4 @@
-"""Language models are trained: truncated back-propagation under jit and on a mesh, resumed to the bit, scored whole."""
+"""Language models are trained: truncated back-propagation in every layout, bit-exact resume, evaluation of whole texts."""
 
 import dataclasses
 import json
@@ -11,17 +11,16 @@ import pytest
 
 import train
 import zoo
-from runs import resumed_like
+from runs import assert_close, assert_resumes, evaluated, loss_of
 from train import Classification, Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextData
 from train.__main__ import main
-from train.evaluate import make_eval_step
 from train.optimizer import make_optimizer
 from train.setup import make_model
 from train.sharding import make_layout
 from train.step import init_state, make_train_step
+from train.tasks.task import Extra
 
 TEXT = "".join(f"{i} green bottles hanging on the wall,\n" for i in range(300))
-TOLERANCE = 2e-5  # sums in another order on eight devices than on one
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +35,17 @@ def config(tmp_path_factory):
 
 
 def steps(config, parallel, n=4):
-    """Host state and metrics after n steps, and the compiled step."""
+    """Host state and metrics after n steps, the compiled step, and what it was made of."""
     dataset = config.data.load((64,))
     _, model = make_model(config, dataset)
     optimizer = make_optimizer(config.optimizer, config.steps)
     layout = make_layout(parallel, config.batch_size, config.optimizer.accumulate)
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
-    carry = config.task.initial_carry(model, config.batch_size)
-    state = layout.put_state(init_state(variables, optimizer, True, carry))
+    extra = Extra(carry=config.task.carry(model, config.batch_size))
+    state = layout.put_state(init_state(variables, optimizer, True, extra))
+    adapted, axis = layout.adapt(model), layout.axis_name
     step = layout.compile_train(
-        make_train_step(config.task, model, dataset.inputs, optimizer, config.optimizer, config.seed), state
+        make_train_step(config.task, adapted, dataset.inputs, optimizer, config.optimizer, config.seed, axis), state
     )
     batches, seen = dataset.train.batches(config.batch_size, 0), []
     for k in range(n):
@@ -55,11 +55,6 @@ def steps(config, parallel, n=4):
     return layout.fetch(state), seen, step, (model, dataset, batches)
 
 
-def assert_close(a, b):
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        assert np.abs(x - y).max() <= TOLERANCE * max(np.abs(x).max(), 1e-2), jax.tree_util.keystr(path)
-
-
 @pytest.fixture(scope="module")
 def on_one_device(config):
     return steps(config, "jit")
@@ -67,16 +62,24 @@ def on_one_device(config):
 
 def test_a_mesh_of_eight_devices_agrees_and_compiles_once(config, on_one_device):
     state, seen, step, _ = steps(config, "mesh")
-    assert_close(state, on_one_device[0])
-    assert_close(seen, on_one_device[1])
+    assert_close(on_one_device[0], state)
+    assert_close(on_one_device[1], seen)
     assert step._cache_size() == 1
 
 
-def test_micro_batches_hand_on_their_own_rows(config, on_one_device):
+def test_pmap_agrees_with_one_device(config, on_one_device):
+    """Its carried state too, of which each device has the rows of its part of the batch."""
+    state, seen, _, _ = steps(config, "pmap")
+    assert_close(on_one_device[0], state)
+    assert_close(on_one_device[1], seen)
+
+
+@pytest.mark.parametrize("parallel", ["mesh", "pmap"])
+def test_micro_batches_hand_on_their_own_rows(config, on_one_device, parallel):
     accumulate = dataclasses.replace(config.optimizer, accumulate=2)
-    state, seen, _, _ = steps(dataclasses.replace(config, optimizer=accumulate), "mesh")
-    assert_close(state.carry, on_one_device[0].carry)
-    assert_close(seen, on_one_device[1])
+    state, seen, _, _ = steps(dataclasses.replace(config, optimizer=accumulate), parallel)
+    assert_close(on_one_device[0].extra.carry, state.extra.carry)
+    assert_close(on_one_device[1], seen)
 
 
 def test_the_state_is_carried_from_batch_to_batch(config, on_one_device):
@@ -85,37 +88,36 @@ def test_the_state_is_carried_from_batch_to_batch(config, on_one_device):
     state, _, _, (model, _, batches) = steps(dataclasses.replace(config, optimizer=still), "jit")
     tokens = np.concatenate([batches(k)["tokens"] for k in range(4)], axis=1)
     _, expected = model.apply(state.variables(), tokens, model.init_state(config.batch_size))
-    assert_close(state.carry, jax.tree.map(np.asarray, expected))
-    assert state.carry["position"].tolist() == [4 * 64] * 16
+    assert_close(jax.tree.map(np.asarray, expected), state.extra.carry)
+    assert state.extra.carry["position"].tolist() == [4 * 64] * 16
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 16])
-def test_the_loss_of_a_whole_text_is_the_mean_over_its_symbols(config, on_one_device, batch_size):
+def test_the_loss_of_a_whole_text_is_the_mean_over_its_tokens(config, on_one_device, batch_size):
     state, _, _, (model, dataset, _) = on_one_device
-    layout = make_layout("jit", batch_size, 1)
-    step = layout.compile_eval(make_eval_step(config.task, model, dataset.inputs))
-    split = dataset.validation
-    metrics = evaluate(step, layout, state.variables(), split, batch_size, config.task, model)
-    told, total = 0, 0.0
+    layout, split = make_layout("jit", batch_size, 1), dataset.validation
+    metrics = evaluated(config.task, model, dataset.inputs, layout, batch_size, state.variables(), split)
+    predicted, total = 0, 0.0
     piece = -(-split.size // batch_size)
     for start in range(0, split.size, piece):
         tokens = split.tokens[start : start + piece + 1].astype(np.int32)
         log_probabilities = jax.nn.log_softmax(model.apply(state.variables(), tokens[None, :-1])[0])
         total -= float(np.take_along_axis(np.asarray(log_probabilities), tokens[1:, None], axis=1).sum())
-        told += len(tokens) - 1
-    assert told == split.size
-    assert metrics["loss"] == pytest.approx(total / told, rel=1e-5)
+        predicted += len(tokens) - 1
+    assert predicted == split.size
+    assert metrics["loss"] == pytest.approx(total / predicted, rel=1e-5)
     assert metrics["bits_per_character"] == pytest.approx(metrics["loss"] / math.log(2))
     assert metrics["perplexity"] == pytest.approx(math.exp(metrics["loss"]))
 
 
-def test_bits_a_character_do_not_depend_on_the_tokens(config):
-    """A model that says nothing pays log2 of its vocabulary a token: per character less where tokens are longer."""
+def test_bits_per_character_do_not_depend_on_the_tokens(config):
+    """A uniform prediction costs log2 of the vocabulary per token; per character less where tokens are longer."""
     data = dataclasses.replace(config.data, tokenizer="bpe", vocab_size=300)
     dataset = data.load((64,))
     batch = next(dataset.validation.eval_batches(4))
     logits = np.zeros((*batch["tokens"].shape, dataset.inputs.vocab_size), np.float32)
-    metrics = config.task.metrics(config.task.sums(logits, batch, train=False))
+    loss = loss_of(config.task, dataset.inputs, logits, batch, train=False)
+    metrics = config.task.metrics({**loss.sums, "count": loss.count})
     targets = batch["targets"][batch["weight"] > 0]
     characters = sum(len(dataset.inputs.decode([token])) for token in targets)
     assert characters > len(targets)
@@ -129,22 +131,22 @@ def test_resume_is_bit_exact_and_a_run_ends_with_a_sample(config, tmp_path, caps
     out = capsys.readouterr().out
     assert "a sample:\n" in out
     assert f"python -m zoo generate {whole.workdir}" in out
-    meta = resumed_like(tmp_path / "whole", config, tmp_path / "half")
+    meta = assert_resumes(tmp_path / "whole", config, tmp_path / "half")
     assert "carry/layers/layer0/0" in meta["digests"]["optimizer"]
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["config"]["task"]["kind"] == "LanguageModel"
     assert result["validation"]["loss"] > 0
 
 
-def test_what_a_run_left_generates_evaluates_and_is_drawn(config, tmp_path, capsys):
+def test_a_finished_run_generates_evaluates_and_has_a_report(config, tmp_path, capsys):
     workdir = str(tmp_path / "run")
     train.run(dataclasses.replace(config, workdir=workdir))
     capsys.readouterr()
     from zoo.__main__ import main as zoo_main
 
     assert zoo_main(["generate", workdir, "--prompt", "1 green", "--length", "30", "--top-k", "5"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("1 green")
-    assert len(said) == len("1 green") + 30 + 1
+    text = capsys.readouterr().out
+    assert text.startswith("1 green")
+    assert len(text) == len("1 green") + 30 + 1
     assert zoo_main(["generate", workdir, "--prompt", "§"]) == 2
     assert capsys.readouterr().err.startswith("error: '§' is not among the")
     assert zoo_main(["predict", workdir, "1 green"]) == 2
@@ -158,7 +160,7 @@ def test_what_a_run_left_generates_evaluates_and_is_drawn(config, tmp_path, caps
     assert main(["report", workdir, "--cells", "layer7:3"]) == 2
     assert "no cell 'layer7:3'; there are layer0:0 to layer0:7" in capsys.readouterr().err
     assert main(["report", workdir]) == 0
-    assert "which goes with the place in the line" in (tmp_path / "run" / "report" / "report.html").read_text()
+    assert "which correlates with the place in the line" in (tmp_path / "run" / "report" / "report.html").read_text()
 
 
 # A Transformer reads each window by itself.
@@ -171,34 +173,34 @@ def of_windows(config):
     return dataclasses.replace(config, model=ModelConfig("nanogpt", fields), optimizer=optimizer)
 
 
-def test_a_transformer_agrees_on_a_mesh_and_carries_nothing(of_windows):
+@pytest.mark.parametrize("parallel", ["mesh", "pmap"])
+def test_a_transformer_agrees_on_eight_devices_and_carries_nothing(of_windows, parallel):
     ours, seen, _, (model, _, _) = steps(of_windows, "jit")
-    assert ours.carry is None
+    assert ours.extra.carry is None
     assert model.max_length == 64
-    state, again, step, _ = steps(of_windows, "mesh")
-    assert_close(state.params, ours.params)
-    assert_close(again, seen)
-    assert step._cache_size() == 1
+    state, again, step, _ = steps(of_windows, parallel)
+    assert_close(ours.params, state.params)
+    assert_close(seen, again)
+    assert parallel == "pmap" or step._cache_size() == 1
 
 
-def test_windows_are_scored_each_from_nothing_before(of_windows):
+def test_each_window_is_evaluated_by_itself(of_windows):
     dataset = of_windows.data.load((64,))
     _, model = make_model(of_windows, dataset)
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
     layout, split = make_layout("jit", 1, 1), dataset.validation
-    step = layout.compile_eval(make_eval_step(of_windows.task, model, dataset.inputs))
-    metrics = evaluate(step, layout, variables, split, 1, of_windows.task, model)
+    metrics = evaluated(of_windows.task, model, dataset.inputs, layout, 1, variables, split)
     total = 0.0
     for start in range(0, split.size, 64):
         tokens = split.tokens[start : start + 65].astype(np.int32)
-        told = np.asarray(jax.nn.log_softmax(model.apply(variables, tokens[None, :-1])[0]))
-        total -= float(np.take_along_axis(told, tokens[1:, None], axis=1).sum())
+        log_probabilities = np.asarray(jax.nn.log_softmax(model.apply(variables, tokens[None, :-1])[0]))
+        total -= float(np.take_along_axis(log_probabilities, tokens[1:, None], axis=1).sum())
     assert metrics["loss"] == pytest.approx(total / split.size, rel=1e-5)
 
 
-def test_a_transformers_run_resumes_to_the_bit_and_is_of_use(of_windows, tmp_path, capsys):
+def test_a_transformers_run_resumes_bit_exactly_and_generates(of_windows, tmp_path, capsys):
     train.run(dataclasses.replace(of_windows, workdir=str(tmp_path / "whole")))
-    resumed_like(tmp_path / "whole", of_windows, tmp_path / "half")
+    assert_resumes(tmp_path / "whole", of_windows, tmp_path / "half")
     capsys.readouterr()
     from zoo.__main__ import main as zoo_main
 
@@ -220,8 +222,11 @@ def test_a_transformers_run_resumes_to_the_bit_and_is_of_use(of_windows, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"parallel": "pmap"}, "parallel pmap: a language model's state is carried over the batch; use mesh"),
-        ({"task": Classification()}, "task Classification does not go with data TextData"),
+        ({"task": Classification()}, "RecurrentLM is no classifier: it has no field num_classes"),
+        (
+            {"task": Classification(), "model": ModelConfig("lstm_classifier")},
+            r"task Classification needs label of every example; bottles\.txt has characters, targets, tokens, weight",
+        ),
         ({"model": ModelConfig("resnet8")}, "resnet8 takes numbers, such as images; the data are tokens of a text"),
         ({"model": ModelConfig("lstm_classifier")}, "RecurrentClassifier is no language model: it has no init_state"),
         ({"model": ModelConfig("lstm_lm", {"vocab_size": 9})}, "vocab_size=9, but bottles.txt has"),
@@ -229,21 +234,21 @@ def test_a_transformers_run_resumes_to_the_bit_and_is_of_use(of_windows, tmp_pat
         ({"batch_size": 4096}, "fewer than one batch of batch-size 4096 times data.context 64"),
     ],
 )
-def test_what_does_not_go_together(config, tmp_path, changes, message):
+def test_parts_that_do_not_fit_together_are_refused(config, tmp_path, changes, message):
     with pytest.raises(zoo.ZooError, match=message):
         train.run(dataclasses.replace(config, workdir=str(tmp_path / "run"), **changes))
     assert not (tmp_path / "run").exists()
 
 
-# What is minimised.
+# The loss.
 
 
 def test_z_loss_moves_the_gradient_by_that_of_the_squared_log_z_and_no_metric(of_windows):
-    """A step of plain descent on micro-batches; the penalty's gradient is taken apart, by hand."""
+    """A step of plain gradient descent on micro-batches, against the gradient of the penalty alone."""
     descent = OptimizerConfig("sgd", 1.0, schedule="constant", accumulate=2)
     plain = dataclasses.replace(of_windows, optimizer=descent)
     with_z = dataclasses.replace(plain, task=LanguageModel(z_loss=0.1))
-    (a, (seen,), _, (model, _, batches)), (b, (seen_z,), _, _) = (steps(c, "jit", n=1) for c in (plain, with_z))
+    (a, (seen,), _, (model, dataset, batches)), (b, (seen_z,), _, _) = (steps(c, "jit", n=1) for c in (plain, with_z))
     batch = batches(0)
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
 
@@ -254,8 +259,11 @@ def test_z_loss_moves_the_gradient_by_that_of_the_squared_log_z_and_no_metric(of
     moved = jax.grad(penalty)(variables["params"])
     assert_close(b.params, jax.tree.map(lambda x, y: x - y, a.params, moved))
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(moved)) > 0.01
-    assert seen_z["penalty"] / seen_z["count"] == pytest.approx(float(penalty(variables["params"])), rel=1e-5)
     assert with_z.task.metrics(seen_z) == plain.task.metrics(seen)
-    assert "penalty" not in with_z.task.sums(np.zeros((*batch["tokens"].shape, 65)), batch, train=False)
+    logits = model.apply(variables, batch["tokens"])
+    learned, scored = (loss_of(with_z.task, dataset.inputs, logits, batch, train) for train in (True, False))
+    added = (learned.total - learned.sums["loss"]) / learned.count
+    assert float(added) == pytest.approx(float(penalty(variables["params"])), rel=1e-3)  # a difference of sums
+    assert scored.total == scored.sums["loss"]
     with pytest.raises(zoo.ZooError, match=r"task\.z-loss must be at least 0, not -1"):
         LanguageModel(z_loss=-1.0).check()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import zoo
-from runs import assert_close
+from runs import assert_close, loss_of
 from train import AugmentConfig, Classification, Config, ModelConfig, OptimizerConfig
 from train.data.batches import Batches
 from train.data.source import ArraySplit, Dataset
@@ -35,20 +35,20 @@ def small_dataset(size=48):
 def config(model="resnet8", args=None, **changes):
     args = {"width": 4} if args is None else args
     optimizer = OptimizerConfig("sgd", 0.05, args={"momentum": 0.9}, weight_decay=1e-3, clip_norm=1.0, ema=0.9)
-    base = Config("", 10, 16, model=ModelConfig(model, args), optimizer=optimizer, augment=AUGMENT)
+    base = Config("", 10, 16, model=ModelConfig(model, args), optimizer=optimizer, task=Classification(augment=AUGMENT))
     return dataclasses.replace(base, **changes)
 
 
-def mapped(config, dataset, layout):
-    """The model as the loop gives it to a layout's step."""
+def adapted(config, dataset, layout):
+    """The model as the layout's step applies it."""
     return layout.adapt(make_model(config, dataset)[1])
 
 
 def steps(config, parallel, n=5):
-    """Host state and per-step metrics after n steps; the compiled step's traces are counted by the caller."""
+    """Host state and metrics per step after n steps, and the sums of an evaluation."""
     dataset = small_dataset()
     layout = make_layout(parallel, config.batch_size, config.optimizer.accumulate)
-    model = mapped(config, dataset, layout)
+    model = adapted(config, dataset, layout)
     optimizer = make_optimizer(config.optimizer, config.steps)
     plain = zoo.create_model(config.model.name, num_classes=10, **config.model.args)
     variables = plain.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
@@ -72,9 +72,9 @@ def on_one_device():
 
 
 def test_mixing_on_a_mesh_is_mixing_on_one_device():
-    """The neighbour from which an example takes its share lies on another device for every second one."""
+    """With two examples a device, the neighbour of every second one lies on another device."""
     augment = AugmentConfig(crop_area=0.5, rand_layers=1, cutout=3, mixup=1.0, cutmix=1.0)
-    one, eight = (steps(config(augment=augment), parallel) for parallel in ("jit", "mesh"))
+    one, eight = (steps(config(task=Classification(augment=augment)), parallel) for parallel in ("jit", "mesh"))
     assert_close(one, eight)
 
 
@@ -109,7 +109,7 @@ def test_micro_batches_equal_one_batch(parallel):
     assert_close(steps(plain, "jit"), steps(split, parallel))
 
 
-def test_batch_norm_normalises_each_micro_batch_by_itself(on_one_device):
+def test_batch_norm_sees_one_micro_batch_at_a_time(on_one_device):
     plain = config()
     split = dataclasses.replace(plain, optimizer=dataclasses.replace(plain.optimizer, accumulate=2))
     with pytest.raises(AssertionError):
@@ -117,8 +117,8 @@ def test_batch_norm_normalises_each_micro_batch_by_itself(on_one_device):
 
 
 def test_gradients_average_over_examples_not_batches():
-    """A weight of zero takes an example out of loss and gradient, as if the batch were that much smaller."""
-    c = config("simple_cnn", {"widths": (4,), "hidden_size": 16}, augment=AugmentConfig())
+    """Examples of weight zero count neither in the loss nor in the gradient, as if the batch were smaller."""
+    c = config("simple_cnn", {"widths": (4,), "hidden_size": 16}, task=Classification())
     model = zoo.create_model("simple_cnn", num_classes=10, widths=(4,), hidden_size=16)
     variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
     optimizer = make_optimizer(c.optimizer, 10)
@@ -139,7 +139,7 @@ def test_nothing_compiles_after_the_first_step(parallel):
     )
     c, dataset = config(), small_dataset()
     layout = make_layout(parallel, 16, 1)
-    model = mapped(c, dataset, layout)
+    model = adapted(c, dataset, layout)
     optimizer = make_optimizer(c.optimizer, 10)
     plain = zoo.create_model("resnet8", num_classes=10, width=4)
     variables = plain.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
@@ -161,7 +161,7 @@ def test_nothing_compiles_after_the_first_step(parallel):
 def test_the_step_makes_no_host_transfer():
     c, dataset = config(), small_dataset()
     layout = make_layout("jit", 16, 1)
-    model = mapped(c, dataset, layout)
+    model = adapted(c, dataset, layout)
     optimizer = make_optimizer(c.optimizer, 10)
     variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
     state = layout.put_state(init_state(variables, optimizer, True))
@@ -175,7 +175,7 @@ def test_the_step_makes_no_host_transfer():
 def test_state_is_donated():
     c, dataset = config(), small_dataset()
     layout = make_layout("jit", 16, 1)
-    model = mapped(c, dataset, layout)
+    model = adapted(c, dataset, layout)
     optimizer = make_optimizer(c.optimizer, 10)
     state = layout.put_state(
         init_state(model.init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32)), optimizer, True)
@@ -200,12 +200,11 @@ def test_a_batch_that_devices_do_not_divide_is_refused(parallel, batch_size, acc
         make_layout(parallel, batch_size, accumulate)
 
 
-def test_label_smoothing_moves_only_the_training_loss():
+def test_label_smoothing_changes_only_the_training_loss():
     logits = np.float32([[5.0, 0.0, 0.0]])
-    batch = {"label": np.array([0]), "weight": np.ones(1, np.float32)}
+    batch = {"image": np.zeros((1, 8, 8, 1), np.uint8), "label": np.array([0]), "weight": np.ones(1, np.float32)}
     smooth = Classification(label_smoothing=0.3)
     p = np.log(np.exp(logits) / np.exp(logits).sum())[0]
-    assert smooth.sums(logits, batch, train=False)["loss"] == pytest.approx(-p[0], abs=1e-6)
-    assert smooth.sums(logits, batch, train=True)["loss"] == pytest.approx(
-        -(0.8 * p[0] + 0.1 * p[1] + 0.1 * p[2]), abs=1e-6
-    )
+    evaluated, trained = (float(loss_of(smooth, INPUTS, logits, batch, train).total) for train in (False, True))
+    assert evaluated == pytest.approx(-p[0], abs=1e-6)
+    assert trained == pytest.approx(-(0.8 * p[0] + 0.1 * p[1] + 0.1 * p[2]), abs=1e-6)

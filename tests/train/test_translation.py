@@ -1,4 +1,4 @@
-"""Translation: the loss and its padding, what is counted of decoded texts, and a run from data to command line."""
+"""Translation: the loss and its padding, the quality of decoded texts, and a run from data to command line."""
 
 import dataclasses
 import functools
@@ -7,8 +7,8 @@ import json
 import random
 import sys
 
+import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,20 +17,24 @@ import zoo
 from runs import fingerprint
 from train import Config, LogConfig, ModelConfig, OptimizerConfig, PairData, Translation
 from train.__main__ import main
+from train.forward import Forward
 from train.interrupt import Stop
 from train.loop import Trainer
 from train.quality import edit_distance, quality
 from train.setup import make_model
+from train.tasks.task import Extra
 from train.timing import Phases
 from zoo.__main__ import main as zoo_main
 from zoo.decode import translate
+from zoo.inputs.pairs import PairInputs
+from zoo.inputs.text import TextInputs
 
 SIZES = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "mlp_size": 64, "norm_first": True, "dropout_rate": 0.0}
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """A copy of different words of two to six letters out of four."""
+    """Copying: different words of two to six letters out of four."""
     rng = random.Random(0)
     words = dict.fromkeys("".join(rng.choice("abcd") for _ in range(rng.randint(2, 6))) for _ in range(2500))
     path = tmp_path_factory.mktemp("pairs") / "copies.tsv"
@@ -87,7 +91,7 @@ def test_translate_on_the_command_line(run_folder, monkeypatch, capsys):
         (["ab", "--num-best", "9"], "num_best 9 is more than beam_size 5"),
     ],
 )
-def test_what_translate_refuses(args, message, run_folder, capsys):
+def test_translate_refuses_wrong_sources_and_options(args, message, run_folder, capsys):
     assert zoo_main(["translate", str(run_folder[0]), *args]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
@@ -100,7 +104,7 @@ def test_an_empty_line_of_standard_input_is_named(run_folder, monkeypatch, capsy
     assert "line 2 of standard input is empty" in capsys.readouterr().err
 
 
-def test_a_run_of_pairs_is_of_no_other_use_and_others_do_not_translate(run_folder, capsys):
+def test_a_run_of_pairs_only_translates_and_others_do_not(run_folder, capsys):
     for command in (["predict", str(run_folder[0]), "a"], ["generate", str(run_folder[0])]):
         assert zoo_main(command) == 2
         err = capsys.readouterr().err
@@ -128,10 +132,10 @@ def test_resume_is_bit_exact(config, tmp_path, monkeypatch):
     train.run(dataclasses.replace(short, workdir=str(tmp_path / "whole")))
     train.run(dataclasses.replace(short, workdir=str(tmp_path / "parts"), steps=4))
 
-    def learnt(*_):
-        raise AssertionError("the vocabulary is the run's, which nothing learns anew")
+    def learn(*_):
+        raise AssertionError("a resumed run keeps its vocabulary")
 
-    monkeypatch.setattr("train.data.pairs.learn_pairs", learnt)
+    monkeypatch.setattr("train.data.pairs.learn_pairs", learn)
     train.run(dataclasses.replace(short, workdir=str(tmp_path / "parts"), resume=True))
     whole, parts = fingerprint(tmp_path / "whole"), fingerprint(tmp_path / "parts")
     assert whole[0][8] == parts[0][8]
@@ -170,51 +174,72 @@ def batch():
 def test_padding_changes_no_loss(config):
     dataset = config.data.load(())
     _, model = make_model(config, dataset)
-    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
-    task, sums = Translation(), {}
-    for padding in (0, 1):
-        wide = {k: np.pad(v, ((0, 0), (0, padding))) if v.ndim == 2 else v for k, v in batch().items()}
-        logits, _ = task.evaluate(model, variables, dataset.inputs, None, wide)
-        sums[padding] = task.sums(logits, wide, train=True)
-    for name, value in sums[0].items():
-        np.testing.assert_allclose(sums[1][name], value, rtol=1e-5)
+    forward = Forward(model, dataset.inputs, initial(model))
+    for train_mode in (False, True):
+        losses = {}
+        for padding in (0, 1):
+            wide = {k: np.pad(v, ((0, 0), (0, padding))) if v.ndim == 2 else v for k, v in batch().items()}
+            losses[padding] = Translation().loss(forward, wide, Extra(), jax.random.key(0), train_mode)
+        for name, value in losses[0].sums.items():
+            np.testing.assert_allclose(losses[1].sums[name], value, rtol=1e-5)
+        np.testing.assert_allclose(losses[1].total, losses[0].total, rtol=1e-5)
+        assert losses[1].count == losses[0].count == 7
+
+
+class Constant(nn.Module):
+    """Gives the same logits whatever it reads."""
+
+    def __call__(self, tokens, source, source_lengths, train=False):
+        return np.random.default_rng(1).normal(size=(3, 5, 8)).astype(np.float32)
 
 
 def test_sums_are_those_of_a_plain_loop():
-    logits = np.random.default_rng(1).normal(size=(3, 5, 8)).astype(np.float32)
-    told = np.asarray(jax.nn.log_softmax(logits), np.float64)
-    data, loss, smooth, right = batch(), 0.0, 0.0, 0
-    for row in range(2):  # the third weighs nothing
+    inputs = PairInputs(TextInputs("char", "abcd", 6), TextInputs("char", "abcd", 5))
+    forward = Forward(Constant(), inputs, {"params": {}})
+    data, logits = batch(), Constant()(None, None, None)
+    log_probabilities = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    loss, smooth, right = 0.0, 0.0, 0
+    for row in range(2):  # the third has weight 0
         for place in range(data["length"][row]):
             token = data["target"][row, place]
-            loss -= told[row, place, token]
-            smooth -= 0.8 * told[row, place, token] + 0.2 * told[row, place].mean()
+            loss -= log_probabilities[row, place, token]
+            smooth -= 0.8 * log_probabilities[row, place, token] + 0.2 * log_probabilities[row, place].mean()
             right += logits[row, place].argmax() == token
-    sums = Translation(label_smoothing=0.2).sums(jnp.asarray(logits), data, train=False)
-    np.testing.assert_allclose([sums["loss"], sums["accuracy"], sums["count"]], [loss, right, 7], rtol=1e-6)
-    np.testing.assert_allclose(Translation(0.2).sums(jnp.asarray(logits), data, train=True)["loss"], smooth, rtol=1e-6)
+    task = Translation(label_smoothing=0.2)
+    evaluated, trained = (task.loss(forward, data, Extra(), jax.random.key(0), mode) for mode in (False, True))
+    found = [evaluated.total, evaluated.sums["loss"], evaluated.sums["accuracy"], evaluated.count]
+    np.testing.assert_allclose(found, [loss, loss, right, 7], rtol=1e-6)
+    np.testing.assert_allclose([trained.total, trained.count], [smooth, 7], rtol=1e-6)
 
 
-def test_scheduled_sampling_tells_what_the_model_says_by_a_rising_share(config):
+def initial(model):
+    return jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
+
+
+def test_scheduled_sampling_mixes_in_predictions_by_a_rising_share(config):
     dataset = config.data.load(())
     _, model = make_model(config, dataset)
     inputs, task = dataset.inputs, Translation(sampling_rate=1.0, sampling_steps=10)
-    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
+    variables = initial(model)
     many = {name: np.resize(array, (300, *array.shape[1:])) for name, array in batch().items()}
     many["row"] = np.arange(300, dtype=np.int32)
     (own,), kwargs = inputs.arguments(many)
-    said = np.argmax(model.apply(variables, own, **kwargs), axis=-1)
-    mixed = jax.jit(lambda step: sampled(task, model, variables, inputs, many, step, jax.random.key(1))["before"])
+    predicted = np.argmax(model.apply(variables, own, **kwargs), axis=-1)
+
+    @jax.jit
+    def mixed(step):
+        return task.sampled(Forward(model, inputs, variables, step), many, jax.random.key(1))["before"]
+
     np.testing.assert_array_equal(mixed(0), own)
     for step in (10, 99):
-        np.testing.assert_array_equal(mixed(step)[:, 1:], said[:, :-1])
+        np.testing.assert_array_equal(mixed(step)[:, 1:], predicted[:, :-1])
         assert set(mixed(step)[:, 0].tolist()) == {inputs.first}
-    differs = (said[:, :-1] != own[:, 1:])[many["length"] > 0]
+    differs = (predicted[:, :-1] != own[:, 1:])[many["length"] > 0]
     taken = np.asarray(mixed(3) != own)[:, 1:][differs]
     assert abs(taken.mean() - 0.3) < 4 * (0.21 / taken.size) ** 0.5
 
 
-def test_a_run_with_scheduled_sampling_reads_what_was_sampled(config, tmp_path):
+def test_a_run_with_scheduled_sampling_reads_the_sampled_tokens(config, tmp_path):
     losses = {}
     for rate in (0.0, 1.0):
         folder = tmp_path / str(rate)
@@ -224,7 +249,7 @@ def test_a_run_with_scheduled_sampling_reads_what_was_sampled(config, tmp_path):
                   optimizer=OptimizerConfig("sgd", 1e-2)))  # fmt: skip
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         losses[rate] = [line["loss"] for line in lines if line["split"] == "train"]
-    assert losses[0.0][0] == losses[1.0][0]  # at step 0 the share is nothing yet
+    assert losses[0.0][0] == losses[1.0][0]  # at step 0 the share is zero
     assert losses[0.0][1] != losses[1.0][1]
 
 
@@ -236,19 +261,19 @@ def test_edit_distance(a, b, edits):
 
 
 def test_quality_counts_edits_of_the_whole_set():
-    right, said = ["the cat sat on the mat", "a dog"], ["the cat sat on a mat", "a dog"]
-    by_word = quality(said, right, by_character=False)
+    right, decoded = ["the cat sat on the mat", "a dog"], ["the cat sat on a mat", "a dog"]
+    by_word = quality(decoded, right, by_character=False)
     assert (by_word["exact_match"], by_word["error_rate"]) == (0.5, 1 / 8)
-    by_character = quality(said, right, by_character=True)
+    by_character = quality(decoded, right, by_character=True)
     assert by_character["error_rate"] == 3 / 27
     same = quality(right, right, by_character=False)
     assert (same["error_rate"], same["bleu"], same["chrf"]) == (0.0, pytest.approx(100), pytest.approx(100))
 
 
 def test_bleu_on_the_tokens_of_spacy():
-    pytest.importorskip("spacy", reason="spaCy is of the extra benchmarks")
-    right, said = ["they don't run on the street today"], ["they do n't run on the street today"]
-    found = quality(said, right, by_character=False, spacy_language="en")
+    pytest.importorskip("spacy", reason="spaCy comes with the extra benchmarks")
+    right, decoded = ["they don't run on the street today"], ["they do n't run on the street today"]
+    found = quality(decoded, right, by_character=False, spacy_language="en")
     assert found["spacy_bleu"] == pytest.approx(100)
     assert found["bleu"] < 90
     with pytest.raises(zoo.ZooError, match=r"task\.spacy-language 'xyz'"):
@@ -268,8 +293,6 @@ def test_a_missing_spacy_is_named(monkeypatch):
         ({"task": Translation(beam_size=0)}, "task.beam-size must be at least 1"),
         ({"task": Translation(sampling_rate=1.5)}, r"task.sampling-rate must be in \[0, 1\], not 1.5"),
         ({"task": Translation(sampling_steps=0)}, "task.sampling-steps must be at least 1"),
-        ({"task": train.LanguageModel()}, "task LanguageModel does not go with data PairData"),
-        ({"data": train.TextData()}, "task Translation does not go with data TextData"),
         ({"data": PairData(target_path="x")}, "data.target-path goes with a data.path"),
         ({"data": PairData(source_length=1)}, "data.source-length must be at least 2, not 1"),
     ],
@@ -280,17 +303,23 @@ def test_settings_that_do_not_fit_are_refused(changes, message, config):
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
+    ("changes", "message"),
     [
-        ("nanogpt", "is no encoder-decoder: it has no encode"),
-        ("lenet5", "takes numbers, such as images"),
-        ("t5_small", "t5_small has one vocabulary for both sides: set data.shared-vocabulary"),
+        ({"model": ModelConfig("nanogpt")}, "is no encoder-decoder: it has no encode"),
+        ({"model": ModelConfig("lenet5")}, "takes numbers, such as images"),
+        ({"model": ModelConfig("t5_small")}, "t5_small has one vocabulary for both sides: set data.shared-vocabulary"),
+        ({"task": train.LanguageModel()}, "EncoderDecoder is no language model: it has no init_state"),
+        ({"data": train.TextData()}, "task Translation needs source and target of every example; the standard library"),
     ],
 )
-def test_models_that_read_no_source_are_refused(model, message, config, tmp_path):
+def test_models_tasks_and_data_that_do_not_go_together_are_refused(changes, message, config, tmp_path):
     (tmp_path / "pairs.tsv").write_text("a\tb\n" * 100)
-    data = PairData(path=str(tmp_path / "pairs.tsv"))
-    wrong = dataclasses.replace(config, model=ModelConfig(model), data=data, workdir=str(tmp_path / "run"))
+    config = dataclasses.replace(config, data=PairData(path=str(tmp_path / "pairs.tsv")), workdir=str(tmp_path / "run"))
     with pytest.raises(zoo.ZooError, match=message):
-        train.run(wrong)
+        train.run(dataclasses.replace(config, **changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_language_model_refuses_pairs(config):
+    with pytest.raises(zoo.ZooError, match="task LanguageModel needs tokens and targets and characters of every exam"):
+        train.LanguageModel().check_data(config.data.load(()))

@@ -32,10 +32,7 @@ def status(folder: pathlib.Path) -> str:
     lines = [f"{folder}: {_state(folder, about := _about(folder), alive := lives(folder))}"]
     if about:
         lines.append(_place(about, alive))
-    lines += [
-        f"{row.pop('split')} at step {row.pop('step')}: {shown({name: value for name, value in row.items() if fits(value, float)})}"
-        for row in _last_rows(folder)
-    ]
+    lines += [f"{row.pop('split')} at step {row.pop('step')}: {shown(row)}" for row in _last_rows(folder)]
     lines.append(_checkpoints(folder))
     if not alive and about.get("activity") != "finished":
         lines.append(f"go on with: python -m train RECIPE --resume --workdir {folder}")

@@ -69,7 +69,7 @@ def scenes(split: str, seed: int) -> ArraySplit:
     for picture, target in zip(pictures, targets, strict=True):
         cells = rng.permutation(9)[: rng.integers(1, MOST + 1)]
         for cell, k in zip(cells, rng.integers(len(labels), size=len(cells)), strict=True):
-            row, column = np.divmod(cell, 3) * CELL + rng.integers(0, 2, 2)
+            row, column = np.array(divmod(cell, 3)) * CELL + rng.integers(0, 2, 2)
             picture[row : row + 8, column : column + 8] = images[k]
             target[labels[k]] = 1
     return ArraySplit({"image": pictures, "labels": targets})

@@ -137,8 +137,8 @@ STEP = 0.1  # seconds of the integration, of which ten make a row
 def mackey_glass(rows: int, tau: float = 17.0, first: float = 1.2) -> np.ndarray:
     """x' = 0.2 x(t - tau) / (1 + x(t - tau)^10) - 0.1 x, float64 [rows], one a second.
 
-    It starts from x(0) = `first` and x(t < 0) = 0. Fourth-order Runge-Kutta, as for the benchmark (Mackey and Glass 1977; Jang 1993); between its steps the delayed
-    value is the mean of its neighbours.
+    It starts from x(0) = `first` and x(t < 0) = 0. Fourth-order Runge-Kutta, as for the benchmark (Mackey and Glass
+    1977; Jang 1993); between its steps the delayed value is the mean of its neighbours.
     """
     per_row, delay = round(1 / STEP), round(tau / STEP)
     x = np.zeros(rows * per_row + 1)
