@@ -1,4 +1,4 @@
-"""Language models are trained: truncated back-propagation in every layout, bit-exact resume, evaluation of whole texts."""
+"""Language models are trained in every layout, resumed bit-exactly, and evaluated on whole texts."""
 
 import dataclasses
 import json
@@ -160,7 +160,7 @@ def test_a_finished_run_generates_evaluates_and_has_a_report(config, tmp_path, c
     assert main(["report", workdir, "--cells", "layer7:3"]) == 2
     assert "no cell 'layer7:3'; there are layer0:0 to layer0:7" in capsys.readouterr().err
     assert main(["report", workdir]) == 0
-    assert "which correlates with the place in the line" in (tmp_path / "run" / "report" / "report.html").read_text()
+    assert "which correlates with the position in the line" in (tmp_path / "run" / "report" / "report.html").read_text()
 
 
 # A Transformer reads each window by itself.
