@@ -1,4 +1,4 @@
-"""python -m train report: the pictures show what they say, and the page needs nothing else."""
+"""python -m train report: the pictures show what their captions claim, and the page needs no other file."""
 
 import re
 import shutil
@@ -24,7 +24,7 @@ def run_folder(tmp_path_factory):
     return workdir
 
 
-def test_the_page_holds_every_picture_and_points_nowhere(run_folder, capsys):
+def test_the_page_embeds_every_picture_and_links_to_nothing(run_folder, capsys):
     assert main(["report", str(run_folder)]) == 0
     page = run_folder / "report" / "report.html"
     assert capsys.readouterr().out.strip() == str(page)
@@ -49,37 +49,37 @@ def test_chosen_images_are_explained_and_a_bad_one_leaves_no_folder(run_folder, 
     assert not (tmp_path / "none").exists()
 
 
-def test_what_is_no_run_is_refused(tmp_path, capsys):
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "is not a run folder" in capsys.readouterr().err
 
 
-def test_confusion_counts_right_by_row_and_said_by_column():
+def test_confusion_counts_labels_by_row_and_predictions_by_column():
     logits = np.eye(3)[[0, 1, 1, 2, 0]]
     assert confusion(logits, np.array([0, 1, 2, 2, 1]), 3).tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
 
 
-def test_the_worst_mistake_comes_first_and_right_answers_never():
+def test_the_worst_mistake_comes_first_and_correct_predictions_never():
     logits = np.array([[5.0, 0], [0, 1], [0, 9], [2, 0]])
     assert worst_mistakes(logits, np.array([0, 0, 0, 1]), 10).tolist() == [2, 3, 1]
     assert worst_mistakes(logits, np.array([0, 0, 0, 1]), 1).tolist() == [2]
 
 
-def test_the_gradient_by_the_pixels_is_that_of_the_answers_logit():
+def test_the_gradient_by_the_pixels_is_that_of_the_predictions_logit():
     run = tiny_run()
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     logits, _, by_x = explain(run, images)
     x, step = run.inputs.normalize(images), 1e-2
     direction = np.asarray(by_x[0] / np.linalg.norm(by_x[0]))
 
-    def answer(x):
+    def logit(x):
         return float(run.model.apply(run.variables, x)[0, np.argmax(logits[0])])
 
-    up, down = (answer(x + sign * step * np.stack([direction, 0 * direction])) for sign in (1, -1))
+    up, down = (logit(x + sign * step * np.stack([direction, 0 * direction])) for sign in (1, -1))
     assert (up - down) / (2 * step) == pytest.approx(np.linalg.norm(by_x[0]), rel=0.02)
 
 
-def test_grad_cam_lights_up_where_the_answer_comes_from():
+def test_grad_cam_is_bright_where_the_prediction_comes_from():
     """A network whose first class is the mean redness: the map is bright where the image is red."""
     run = tiny_run()
     params = jax.tree.map(np.zeros_like, run.variables["params"])
@@ -102,8 +102,8 @@ def test_a_model_without_convolutions_is_refused():
         check_convolutional(Run(model, variables, run.inputs))
 
 
-def test_attention_lights_up_where_a_vit_looks():
-    """Of two layers of one head, the second looks at the third patch, whose token the first took from the fourth."""
+def test_attention_rollout_is_large_where_a_vit_looks():
+    """Two layers of one head: the second attends to the third patch, whose token the first copied from the fourth."""
     copies, looks = np.eye(5, dtype=np.float32), np.eye(5, dtype=np.float32)
     copies[3], looks[0] = np.eye(5)[4], np.eye(5)[3]
     shares = rollout([copies[None, None], looks[None, None]])
