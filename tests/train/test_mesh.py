@@ -1,4 +1,4 @@
-"""Sharded over a mesh, every family computes what one device does, and moves nothing but what the layout needs."""
+"""On a mesh every family computes what one device does, and communicates only what the layout needs."""
 
 import dataclasses
 import functools
@@ -18,12 +18,14 @@ from benchmarks.hlo import traffic
 from runs import assert_close
 from train import Classification, Config, LanguageModel, ModelConfig, OptimizerConfig, TextData, Translation
 from train.checkpoint import Checkpoints
+from train.data.source import Dataset
 from train.evaluate import make_eval_step
 from train.mesh import check_model, mesh_sizes, where_it_fits
 from train.optimizer import make_optimizer
 from train.setup import initial_state
 from train.sharding import Layout, make_layout
 from train.step import init_state, make_train_step
+from train.tasks.task import Extra
 from zoo import split
 from zoo.inputs.image import ImageInputs
 from zoo.inputs.pairs import PairInputs
@@ -102,7 +104,7 @@ def parts(case):
     example = inputs.example()
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros(example.shape, example.dtype))
     optimizer = make_optimizer(config.optimizer, config.steps)
-    state = init_state(variables, optimizer, ema=True, carry=task.initial_carry(model, BATCH))
+    state = init_state(variables, optimizer, ema=True, extra=Extra(carry=task.carry(model, BATCH)))
     batch = {**batch, "row": np.arange(BATCH, dtype=np.int32)}
     return config, model, inputs, optimizer, jax.tree.map(np.array, state), batch
 
@@ -120,7 +122,7 @@ def compiled(case, mesh):
 
 @functools.cache
 def steps(case, mesh, n=3):
-    """State and metrics after n steps, and the sums of an evaluation, on the host; and how the parameters lay."""
+    """State and metrics after n steps, and the sums of an evaluation, on the host; and the state's shardings."""
     config, model, inputs, _, state, batch = parts(case)
     layout, step = compiled(case, mesh)
     state, batch, seen = layout.put_state(state), layout.put_batch(batch), []
@@ -129,7 +131,7 @@ def steps(case, mesh, n=3):
         jax.block_until_ready(metrics)
         seen.append(layout.fetch(metrics))
     evaluate = layout.compile_eval(make_eval_step(config.task, model, inputs))
-    sums, _ = evaluate(state.eval_variables(), state.carry, batch)
+    sums, _ = evaluate(state.eval_variables(), state.extra.carry, batch)
     return (layout.fetch(state), seen, layout.fetch(sums)), jax.tree.map(lambda leaf: leaf.sharding, state)
 
 
@@ -158,40 +160,42 @@ def test_fsdp_splits_parameters_momentum_and_average_alike(case):
 
 
 @pytest.mark.parametrize("case", ["cnn", "lstm", "seq2seq", "scanned", "vit"])
-def test_a_start_drawn_over_a_mesh_is_that_of_one_device(case):
-    """To the bit."""
+def test_a_first_state_drawn_on_a_mesh_equals_that_of_one_device(case):
+    """Bit for bit."""
     config, model, inputs, optimizer, state, _ = parts(case)
     layout, example = make_layout("mesh", BATCH, 1, "data=2,fsdp=4"), inputs.example()
     drawn = layout.draw(model.init, jax.random.key(config.seed), np.zeros(example.shape, example.dtype))
-    begun = layout.begin(partial(initial_state, config, model, optimizer), drawn)
+    dataset = Dataset("none", None, None, None, inputs)
+    begin = partial(initial_state, config.task, model, dataset, optimizer, config.optimizer, BATCH, config.seed)
+    begun = layout.begin(begin, drawn)
     jax.tree.map(np.testing.assert_array_equal, layout.fetch(begun), state)
     assert jax.tree.map(lambda leaf: leaf.sharding, begun) == layout.shardings(state)
 
 
-def held():
-    """The most bytes that a device holds."""
+def bytes_held():
+    """Bytes of live arrays on the device that holds the most."""
     gc.collect()
     shards = [shard for array in jax.live_arrays() for shard in array.addressable_shards]
     return max(sum(s.data.nbytes for s in shards if s.device == device) for device in jax.devices())
 
 
 @pytest.mark.parametrize("weights", [None, "model.safetensors"])
-def test_a_run_begins_with_no_device_holding_more_than_its_part(weights, tmp_path, monkeypatch):
-    """Of weights that were drawn, or read: an eighth, and the small arrays."""
+def test_a_run_begins_with_each_device_holding_only_its_part(weights, tmp_path, monkeypatch):
+    """An eighth, and the small arrays, of weights that were drawn or read."""
     args, begin, whole, most = {"widths": (64,), "hidden_size": 512}, Layout.begin, [], []
     if weights:
         model = zoo.create_model("simple_cnn", **args, num_classes=10)
         variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
         zoo.save_weights(variables, weights := str(tmp_path / weights))
         del variables
-    before = held()
+    before = bytes_held()
 
     def watched(layout, init, variables):
-        most.append(held() - before)
+        most.append(bytes_held() - before)
         state = begin(layout, init, variables)
         whole.append(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-        most.append(held() - before)
-        raise KeyboardInterrupt  # that is all
+        most.append(bytes_held() - before)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(Layout, "begin", watched)
     model = ModelConfig("simple_cnn", args, weights=weights)
@@ -205,15 +209,15 @@ def test_a_run_begins_with_no_device_holding_more_than_its_part(weights, tmp_pat
     ("case", "mesh", "most"),
     [*((case, "fsdp=8", 0.2) for case in ("cnn", "lstm", "seq2seq", "gpt")), ("gpt", "fsdp=2", 0.55)],
 )
-def test_bytes_a_device_fall(case, mesh, most):
-    """To an eighth, or a half, but for small arrays and the batch, which the other axes split or not."""
+def test_fsdp_divides_the_bytes_per_device(case, mesh, most):
+    """To an eighth, or a half, except for small arrays and the batch."""
     mesh = mesh if "8" in mesh else f"{mesh},data=4"
     one, many = (compiled(case, of)[1].memory_analysis().argument_size_in_bytes for of in (None, mesh))
     assert many < most * one
 
 
 def gathers(case, mesh):
-    """The shapes that the compiled step gathers, each as often as it does."""
+    """The shapes of the compiled step's all-gathers."""
     text = compiled(case, mesh)[1].as_text()
     shapes = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather(?:-start)?\(", text)
     assert "all-to-all" not in text
@@ -236,7 +240,7 @@ def test_fsdp_gathers_a_parameter_at_most_twice_and_nothing_else(case, mesh):
 
 @pytest.mark.parametrize(("case", "times"), [("gpt", 2), ("scanned", 2 * MICRO)])
 def test_accumulation_gathers_no_more_than_it_must(case, times):
-    """Twice a step, or where one layer's parameters are whole at a time, twice a micro-batch."""
+    """Twice a step; twice a micro-batch where layers are gathered one at a time."""
     config, model, inputs, optimizer, state, batch = parts(case)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, accumulate=MICRO))
     layout = make_layout("mesh", MICRO * BATCH, MICRO, "fsdp=8")
@@ -256,7 +260,7 @@ def test_data_parallel_gathers_nothing():
         assert gathers(case, "data=8") == []
 
 
-def test_context_gathers_keys_and_values_alone():
+def test_context_gathers_only_keys_and_values():
     """And the small table of learned positions, of which each device adds its own part."""
     rows, layers = BATCH // 2, GPT["num_layers"]
     found = gathers("gpt", "data=2,context=4")
@@ -264,7 +268,7 @@ def test_context_gathers_keys_and_values_alone():
     assert set(found) <= {(rows, LENGTH, GPT["hidden_size"]), (LENGTH, GPT["hidden_size"])}
 
 
-def test_the_rules_split_what_they_name():
+def test_the_rules_split_the_parameters_that_they_name():
     params = parts("llama")[4].params
     sizes = {**dict.fromkeys(split.AXES, 1), "tensor": 2, "fsdp": 2}
     specs = zoo.run.named_leaves(split.specs(params, sizes))
@@ -277,7 +281,7 @@ def test_the_rules_split_what_they_name():
     assert split.specs(odd, sizes) == {"odd": P(None, None), "head": {"kernel": P("fsdp", None)}}
 
 
-def test_where_no_mesh_is_in_use_nothing_happens():
+def test_without_a_mesh_nothing_happens():
     x = np.ones((4, 8, 2), np.float32)
     assert split.lying(x, "rows", "context") is x
     assert split.gathered({"x": x})["x"] is x
@@ -301,7 +305,7 @@ def test_the_sizes_of_a_mesh():
         ("data=2,fsdp=2", "is one of 4 devices; there are 8"),
     ],
 )
-def test_a_mesh_that_cannot_be_is_refused(text, message):
+def test_an_impossible_mesh_is_refused(text, message):
     with pytest.raises(zoo.ZooError, match=message):
         mesh_sizes(text, 8)
 
@@ -322,14 +326,14 @@ def test_a_model_that_a_mesh_does_not_divide_is_refused(case, mesh, message):
         check_model(model, family, inputs.shape, mesh_sizes(mesh, 8))
 
 
-def test_tokens_that_context_does_not_divide_are_refused():
+def test_a_sequence_that_context_does_not_divide_is_refused():
     vit = zoo.create_model("vit_tiny16", image_size=8, patch_size=2)  # 16 patches and a class token
     with pytest.raises(zoo.ZooError, match="context=2 does not divide a sequence of 17 tokens"):
         check_model(vit, "transformer", (8, 8, 3), mesh_sizes("context=2", 8))
 
 
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
-def test_a_mesh_goes_with_parallel_mesh(parallel):
+def test_a_mesh_needs_parallel_mesh(parallel):
     with pytest.raises(zoo.ZooError, match=f"mesh fsdp=8 goes with parallel mesh, not {parallel}; --mesh None"):
         Config("x", 10, 8, parallel=parallel, mesh="fsdp=8").check()
     Config("x", 10, 8, mesh="fsdp=8").check()
@@ -348,11 +352,11 @@ def test_a_mesh_goes_with_parallel_mesh(parallel):
 )
 def test_a_runs_mesh_is_left_out_where_it_does_not_fit(mesh, parallel, fits, recwarn):
     assert where_it_fits(mesh, parallel) == (mesh if fits else None)
-    said = [f"the run's mesh {mesh} is left out: it does not fit (parallel {parallel}, devices: 8)"]
-    assert [str(warning.message) for warning in recwarn] == ([] if fits else said)
+    message = [f"the run's mesh {mesh} is left out: it does not fit (parallel {parallel}, devices: 8)"]
+    assert [str(warning.message) for warning in recwarn] == ([] if fits else message)
 
 
-def test_a_batch_is_divided_by_data_and_fsdp_alone():
+def test_only_data_and_fsdp_divide_a_batch():
     assert make_layout("mesh", 4, 1, "fsdp=4,tensor=2").sizes["data"] == 1
     with pytest.raises(zoo.ZooError, match="batch-size 6 does not divide among 4 devices; 4 or 8 does"):
         make_layout("mesh", 6, 1, "data=2,fsdp=2,tensor=2")
@@ -361,8 +365,8 @@ def test_a_batch_is_divided_by_data_and_fsdp_alone():
 LAYOUTS = ["jit", "data=8", "fsdp=8", "fsdp=4 of 4", "pmap"]
 
 
-def laid(layout, monkeypatch):
-    """A layout of all or of the first devices."""
+def layout_named(layout, monkeypatch):
+    """A layout of all devices, or of the first ones."""
     mesh, _, devices = layout.partition(" of ")
     if devices:
         some = jax.devices()[: int(devices)]
@@ -373,15 +377,15 @@ def laid(layout, monkeypatch):
 
 @pytest.mark.parametrize(("before", "after"), [*itertools.pairwise([*LAYOUTS, LAYOUTS[0]]), ("fsdp=8", "data=8")])
 def test_a_checkpoint_of_any_layout_is_read_by_any_other(before, after, tmp_path, monkeypatch):
-    """To the bit, straight to where the arrays go: those of fsdp come to no device whole."""
+    """Bit for bit, directly to its place: no device holds an array of fsdp whole."""
     state = parts("cnn")[4]
     with monkeypatch.context() as patch:
-        layout = laid(before, patch)
+        layout = layout_named(before, patch)
         checkpoints = Checkpoints(tmp_path, 1)
         checkpoints.save(layout.stored(layout.put_state(state)), 1, None, {"interval": {"steps": 0, "sums": {}}})
         checkpoints.close()
     with monkeypatch.context() as patch:
-        layout = laid(after, patch)
+        layout = layout_named(after, patch)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
         checkpoints = Checkpoints(tmp_path, 1)
         read, meta = checkpoints.restore(layout.template(shapes))
