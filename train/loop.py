@@ -5,7 +5,6 @@ import json
 import pathlib
 import signal
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,19 +14,14 @@ from train import processes, run_folder
 from train.checkpoint import Checkpoints, ever_saved
 from train.config import Config
 from train.data.source import Dataset
-from train.evaluate import Evaluator
 from train.interrupt import Stop
 from train.journal import Journal
-from train.mesh import check_model
-from train.optimizer import make_optimizer
 from train.records import STOPPED, Interval, Patience, Records, shown, write_text
 from train.report.page import draw_curves
-from train.setup import initial_state, initial_variables, make_model, megabytes, score
-from train.sharding import make_layout
-from train.step import finite, make_train_step
+from train.setup import Parts, megabytes, score
+from train.step import finite
 from train.timing import Clock, Phases, Trace
 from zoo.errors import ZooError
-from zoo.registry import abstract_variables
 from zoo.run import Run
 
 MOST_SKIPPED = 100  # steps in a row that were not finite, after which a run that skips them ends
@@ -72,44 +66,30 @@ class Trainer:
         recipe: str | None = None,
     ):
         self.config, self.workdir, self.dataset, self.phases = config, workdir, dataset, phases
-        task, settings, inputs = config.task, config.optimizer, dataset.inputs
-        self.layout = layout = make_layout(config.parallel, config.batch_size, settings.accumulate, config.mesh)
-        model_args, self.model = make_model(config, dataset)
-        check_model(self.model, zoo.model_info(config.model.name).family, inputs.shape, layout.sizes)
-        optimizer = make_optimizer(settings, config.steps, config.seed)
-        begin = partial(initial_state, task, self.model, dataset, optimizer, settings, config.batch_size, config.seed)
-        self.batches = dataset.train.batches(config.batch_size, config.seed, layout.rows(config.batch_size))
+        parts = Parts.of(config, dataset)
+        self.layout, self.model, self.batches = parts.layout, parts.model, parts.batches()
         meta: dict[str, Any] = {"step": 0, "interval": {"steps": 0, "sums": {}}, "patience": {"best": None, "worse": 0}}
         resumes = ever_saved(workdir)
-        if resumes:
-            state = jax.eval_shape(begin, abstract_variables(self.model, inputs.example()))
-        else:
-            variables = initial_variables(config.model, config.seed, self.model, dataset, layout)
-            state = layout.begin(begin, variables)
-        constants = layout.put_state(task.constants(dataset))
+        state = parts.abstract_state() if resumes else parts.with_constants(parts.first_state())
         processes.meet("run folder read")
         with contextlib.ExitStack() as opened:  # each is closed, whatever the others raise; from here on no mistakes
             self.journal = Journal(workdir, config.steps, config.log.stall, phases, found)
             opened.push(lambda _, error, __: self.journal.close(error))
             if processes.first():
-                run_folder.describe(config, workdir, model_args, dataset, recipe)
+                run_folder.describe(config, workdir, parts.model_args, dataset, recipe)
             self.checkpoints = Checkpoints(workdir, config.keep)
             opened.callback(self.checkpoints.close)
             if resumes:
                 clock, size = Clock(), f"{megabytes(state):,.1f} MB"
                 self.journal.beat(detail=f"restoring {size}")
-                state, meta = self.checkpoints.restore(layout.template(state))
-                state = layout.restored(state)
+                state, meta = self.checkpoints.restore(parts.layout.template(state))
+                state = parts.with_constants(parts.layout.restored(state))
                 self.journal.say(f"resumed at step {meta['step']}: {size} in {clock.seconds():.1f} s")
                 self.journal.beat(step=meta["step"], detail="")
-            self.state, self.step = state.replace(extra=state.extra.replace(constants=constants)), meta["step"]
-            self.interval = Interval(layout.fetch, layout.bounded, self.step, meta["interval"])
+            self.state, self.step, self.unevaluated = state, meta["step"], meta.get("unevaluated", False)
+            self.interval = Interval(self.layout.fetch, self.layout.bounded, self.step, meta["interval"])
             self.patience = Patience(config.patience, meta["patience"])
-            adapted = layout.adapt(self.model)
-            train_step = make_train_step(task, adapted, inputs, optimizer, settings, config.seed, layout.axis_name)
-            self.train_step = layout.compile_train(train_step, self.state)
-            self.evaluator = Evaluator(task, self.model, inputs, layout, config.batch_size // settings.accumulate)
-            self.unevaluated = meta.get("unevaluated", False)
+            self.train_step, self.evaluator = parts.train_step(state), parts.evaluator()
             self.records = Records(workdir, config.log.tensorboard, self.step, self.unevaluated)
             opened.callback(self.records.close)
             self._opened = opened.pop_all()

@@ -44,17 +44,17 @@ class Registered:
 
     The family is the direct subclass, which names its `package`: a class of it that is not known yet is looked for in
     the package's files. Every further subclass registers itself by its name, which config.json holds as `kind`; so does
-    one in a user's own recipe file.
+    one in a user's own recipe file. `abstract=True` keeps a class that only others build on out of the family.
     """
 
     package: ClassVar[str]  # whose modules hold the built-in classes
     renamed: ClassVar[dict[str, str]] = {}  # names that earlier versions wrote into config.json
     _kinds: ClassVar[dict[str, type]]
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+    def __init_subclass__(cls, abstract: bool = False) -> None:
         if Registered in cls.__bases__:
             cls._kinds = {}
+        if abstract or Registered in cls.__bases__:
             return
         held = cls._kinds.get(cls.__name__)
         if held is not None and (held.__module__, held.__qualname__) != (cls.__module__, cls.__qualname__):

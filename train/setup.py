@@ -1,5 +1,6 @@
-"""From settings to a run's parts: model, first weights, first state, score."""
+"""From settings to the parts of a run: model, first weights, first state, compiled step; and what is best."""
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping
@@ -8,20 +9,25 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+import optax
 
 import zoo
 from train.config import Config, ModelConfig
 from train.data.source import Dataset
-from train.optimizer import OptimizerConfig, check_patterns
-from train.sharding import Layout
-from train.step import TrainState, init_state
+from train.evaluate import Evaluator
+from train.mesh import check_model
+from train.optimizer import OptimizerConfig, check_patterns, make_optimizer
+from train.sharding import Layout, make_layout
+from train.step import TrainState, init_state, make_train_step
 from train.tasks.task import Task
 from zoo import huggingface
 from zoo.errors import ZooError, unknown
+from zoo.registry import abstract_variables
 from zoo.run import pretrained_file
 from zoo.weights import load_weights
 
 CALIBRATION_EXAMPLES = 5000  # what a model's `calibrate` sees, where it has one
+BEGIN = 2**31 - 2  # folded into the seed's key for a task's own state
 
 
 def make_model(config: Config, dataset: Dataset) -> tuple[dict[str, Any], nn.Module]:
@@ -58,6 +64,88 @@ def make_model(config: Config, dataset: Dataset) -> tuple[dict[str, Any], nn.Mod
     return args, zoo.create_model(config.model.name, **args)
 
 
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a run is made of, but for its state."""
+
+    config: Config
+    dataset: Dataset
+    layout: Layout
+    model_args: dict[str, Any]  # as the run folder keeps them
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+
+    @classmethod
+    def of(cls, config: Config, dataset: Dataset) -> "Parts":
+        """ZooError where settings, data, model and devices do not go together."""
+        layout = make_layout(config.parallel, config.batch_size, config.optimizer.accumulate, config.mesh)
+        model_args, model = make_model(config, dataset)
+        check_model(model, zoo.model_info(config.model.name).family, dataset.inputs.shape, layout.sizes)
+        optimizer = make_optimizer(config.optimizer, config.steps, config.seed)
+        return cls(config, dataset, layout, model_args, model, optimizer)
+
+    def batches(self) -> Any:
+        """The training batches, of which this process reads its devices' rows."""
+        size = self.config.batch_size
+        return self.dataset.train.batches(size, self.config.seed, self.layout.rows(size))
+
+    def begin(self, variables: Any) -> TrainState:
+        """The state before the first step, without constants; a pure function of the variables."""
+        config = self.config
+        about = config.task, self.model, self.dataset, self.optimizer, config.optimizer, config.batch_size, config.seed
+        return initial_state(*about, variables)
+
+    def first_state(self) -> TrainState:
+        """The placed state before the first step, without constants."""
+        config = self.config
+        variables = initial_variables(config.model, config.seed, self.model, self.dataset, self.layout)
+        return self.layout.begin(self.begin, variables)
+
+    def abstract_state(self) -> TrainState:
+        """The shapes of the same."""
+        return jax.eval_shape(self.begin, abstract_variables(self.model, self.dataset.inputs.example()))
+
+    def with_constants(self, state: TrainState) -> TrainState:
+        """A placed state with the task's constants."""
+        constants = self.layout.put_state(self.config.task.constants(self.dataset))
+        return dataclasses.replace(state, extra=dataclasses.replace(state.extra, constants=constants))
+
+    def train_step(self, state: TrainState) -> Any:
+        """The step, compiled for states such as this when it is first called."""
+        config, layout = self.config, self.layout
+        model, inputs = layout.adapt(self.model), self.dataset.inputs
+        step = make_train_step(
+            config.task, model, inputs, self.optimizer, config.optimizer, config.seed, layout.axis_name
+        )
+        return layout.compile_train(step, state)
+
+    def evaluator(self) -> Evaluator:
+        size = self.config.batch_size // self.config.optimizer.accumulate
+        return Evaluator(self.config.task, self.model, self.dataset.inputs, self.layout, size)
+
+
+def initial_state(
+    task: Task,
+    model: nn.Module,
+    dataset: Dataset,
+    optimizer: optax.GradientTransformation,
+    settings: OptimizerConfig,
+    batch_size: int,
+    seed: int,
+    variables: Any,
+) -> TrainState:
+    check_patterns(settings, variables["params"])
+    if any(leaf.dtype == np.float16 for leaf in jax.tree.leaves(variables["params"])):
+        raise ZooError(
+            "parameters in float16 lose small updates, and an optimizer's squares are 0 in it: leave param_dtype "
+            "float32; model.args dtype=float16 with optimizer.loss-scale computes in float16"
+        )
+    key = jax.random.fold_in(jax.random.key(seed), BEGIN)
+    extra = task.begin(model, variables, dataset.inputs, batch_size, key)
+    extra = dataclasses.replace(extra, carry=task.carry(model, batch_size))
+    return init_state(variables, optimizer, settings.ema is not None, extra, settings.loss_scale)
+
+
 def initial_variables(settings: ModelConfig, seed: int, model: nn.Module, dataset: Dataset, layout: Layout) -> Any:
     """The variables before the first step, for `layout.begin`: drawn from the seed, or those of a file."""
     weights = settings.weights
@@ -72,32 +160,6 @@ def initial_variables(settings: ModelConfig, seed: int, model: nn.Module, datase
         args, _ = dataset.inputs.arguments(batch)
         variables = model.calibrate(variables, *args)
     return variables
-
-
-def initial_state(
-    task: Task,
-    model: nn.Module,
-    dataset: Dataset,
-    optimizer: Any,
-    settings: OptimizerConfig,
-    batch_size: int,
-    seed: int,
-    variables: Any,
-) -> TrainState:
-    """The state before the first step, without `Extra.constants`; a pure function of the variables."""
-    check_patterns(settings, variables["params"])
-    if any(leaf.dtype == np.float16 for leaf in jax.tree.leaves(variables["params"])):
-        raise ZooError(
-            "parameters in float16 lose small updates, and an optimizer's squares are 0 in it: leave param_dtype "
-            "float32; model.args dtype=float16 with optimizer.loss-scale computes in float16"
-        )
-    key = jax.random.fold_in(jax.random.key(seed), BEGIN)
-    extra = task.begin(model, variables, dataset.inputs, batch_size, key)
-    extra = extra.replace(carry=task.carry(model, batch_size))  # type: ignore[attr-defined]
-    return init_state(variables, optimizer, settings.ema is not None, extra, settings.loss_scale)
-
-
-BEGIN = 2**31 - 2  # folded into the seed's key for a task's own state
 
 
 def score(best: str | None, task: Task, metrics: Mapping[str, float]) -> float | None:

@@ -14,12 +14,8 @@ import pytest
 import train
 import zoo
 from runs import ROOT, assert_close, environment, fingerprint, finish, start
-from train.evaluate import Evaluator
-from train.optimizer import make_optimizer
 from train.recipes import load_recipe
-from train.setup import initial_state, initial_variables, make_model
-from train.sharding import make_layout
-from train.step import make_train_step
+from train.setup import Parts
 
 RECIPE = pathlib.Path(__file__).parent / "recipes" / "chase.py"
 
@@ -29,30 +25,24 @@ def chase():
     return load_recipe(str(RECIPE))
 
 
-def trained(chase, parallel, steps=4, batch_size=16, **optimizer):
-    """State and metrics of a few steps of the recipe's task on a layout, as arrays on the host."""
-    config = dataclasses.replace(chase.config(), batch_size=batch_size)
+def parts_of(chase, parallel="jit", mesh=None, hidden_size=16, **optimizer):
+    config = chase.config()
     settings = dataclasses.replace(config.optimizer, **optimizer)
-    dataset = config.data.load((1, 1, 8))
-    layout = make_layout(parallel, batch_size, settings.accumulate)
-    _, model = make_model(config, dataset)
-    transformation = make_optimizer(settings, 40)
-    variables = initial_variables(config.model, 0, model, dataset, layout)
-    state = layout.begin(
-        lambda v: initial_state(config.task, model, dataset, transformation, settings, batch_size, 0, v), variables
-    )
-    constants = layout.put_state(config.task.constants(dataset))
-    state = state.replace(extra=state.extra.replace(constants=constants))
-    adapted = layout.adapt(model)
-    pure = make_train_step(config.task, adapted, dataset.inputs, transformation, settings, 0, layout.axis_name)
-    step = layout.compile_train(pure, state)
-    batches = dataset.train.batches(batch_size, 0)
-    metrics = []
+    model = train.ModelConfig("ring_value", {"hidden_size": hidden_size})
+    config = dataclasses.replace(config, parallel=parallel, mesh=mesh, model=model, optimizer=settings)
+    return Parts.of(config, config.data.load((1, 1, 8)))
+
+
+def trained(chase, parallel, steps=4, **optimizer):
+    """State and metrics of a few steps of the recipe's task on a layout, as arrays on the host."""
+    parts = parts_of(chase, parallel, **optimizer)
+    layout, batches = parts.layout, parts.batches()
+    state = parts.with_constants(parts.first_state())
+    step, metrics = parts.train_step(state), []
     for k in range(steps):
         state, found = step(state, layout.put_batch(batches(k)))
         metrics.append(layout.fetch(found))
-    evaluator = Evaluator(config.task, model, dataset.inputs, layout, batch_size)
-    scores = evaluator(state.eval_variables(), dataset.validation, False, lambda done, total: None)
+    scores = parts.evaluator()(state.eval_variables(), parts.dataset.validation, False, lambda done, total: None)
     return jax.tree.map(np.asarray, layout.stored(state)), metrics, scores
 
 
@@ -70,16 +60,8 @@ def test_a_tasks_own_state_is_the_same_on_every_layout(chase, parallel):
 
 
 def test_a_target_network_lies_like_the_parameters_and_rows_like_the_batch(chase):
-    config = chase.config()
-    dataset = config.data.load((1, 1, 8))
-    model = zoo.create_model("ring_value", hidden_size=2**14)  # large enough for fsdp to split
-    layout = make_layout("mesh", 16, 1, "data=2,fsdp=4")
-    optimizer = make_optimizer(config.optimizer, 40)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 1, 1, 8), np.float32))
-    state = jax.eval_shape(
-        lambda v: initial_state(config.task, model, dataset, optimizer, config.optimizer, 16, 0, v), shapes
-    )
-    placed = layout.shardings(state)
+    parts = parts_of(chase, "mesh", "data=2,fsdp=4", hidden_size=2**14)  # large enough for fsdp to split
+    placed, layout = parts.layout.shardings(parts.abstract_state()), parts.layout
     assert placed.extra.params["target"] == placed.params
     assert "fsdp" in str(placed.params["hidden"]["kernel"].spec)
     assert placed.extra.rows["place"] == placed.extra.carry == layout.split

@@ -1,7 +1,6 @@
 """python -m train evaluate RUN_OR_NAME: metrics of a model on a split, every example counted once."""
 
 import dataclasses
-import itertools
 import pathlib
 import sys
 from typing import Any, Literal
@@ -23,7 +22,15 @@ from zoo.run import read_config
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
+class Definitions:
+    """What must be known before a run's settings are read."""
+
+    # a recipe file that defines the run's own task, source or model
+    recipe: str | None = dataclasses.field(default=None, kw_only=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig(Definitions):
     """Evaluates a run folder, or a registered model with weights, on a data set."""
 
     target: tyro.conf.Positional[str]  # a run folder, or a model's name
@@ -31,23 +38,23 @@ class EvaluateConfig:
     split: Literal["test", "validation", "train"] = "test"  # the split to evaluate on
     batch_size: int = 256  # examples at a time, over all devices
     parallel: Literal["auto", "jit", "mesh", "pmap"] = "auto"  # as in training
-    recipe: str | None = None  # a recipe file that defines the run's own task, source or model
     data: Source = dataclasses.field(default_factory=ImageData)
     task: Task = dataclasses.field(default_factory=Classification)
 
 
 def evaluate_command(args: list[str]) -> None:
     """Prints the metrics of `python -m train evaluate RUN_OR_NAME ...`; data and task default to the run's own."""
-    default, options = EvaluateConfig(""), (tyro.conf.AvoidSubcommands,)
-    for flag, value in itertools.pairwise(args):
-        if flag == "--recipe":
-            recipes.load_recipe(value)  # registers what the run's settings may name
+    default, options, prog = EvaluateConfig(""), (tyro.conf.AvoidSubcommands,), "python -m train evaluate"
+    asked = [arg for arg in args if arg not in ("-h", "--help")]
+    definitions = tyro.cli(Definitions, args=asked, prog=prog, return_unknown_args=True)[0]
+    if definitions.recipe is not None:
+        recipes.load_recipe(definitions.recipe)
     folder = next((pathlib.Path(arg) for arg in args if (pathlib.Path(arg) / "config.json").is_file()), None)
     stored = read_config(folder) if folder else {}
     if "config" in stored:
         settings = read_settings(stored["config"])
         default = dataclasses.replace(default, data=settings.data, task=settings.task)
-    config = tyro.cli(EvaluateConfig, args=args, default=default, prog="python -m train evaluate", config=options)
+    config = tyro.cli(EvaluateConfig, args=args, default=default, prog=prog, config=options)
     metrics, counted = evaluate_target(config)
     print(f"{config.target} on {config.data.label} {config.split}: {shown(metrics)} ({counted})")
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from train.data import digits, image_folder, tfds
-from train.data.source import Dataset, NamedSource, Split, first, hold_out
+from train.data.source import Dataset, Split, TfdsSource, first, hold_out
 from train.settings import at_least
 from zoo.errors import ZooError
 from zoo.inputs import Inputs
@@ -14,7 +14,7 @@ from zoo.inputs.image import ImageInputs
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageData(NamedSource):
+class ImageData(TfdsSource):
     """Images with a class each."""
 
     name: str = "digits"  # digits (built in), or any labelled image set of TFDS

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 
 from train.data import dates, stdlib, tfds
-from train.data.source import ArraySplit, Dataset, NamedSource
+from train.data.source import ArraySplit, Dataset, TfdsSource
 from train.data.text import SPLIT_FILES, read_text
 from train.settings import at_least
 from zoo.errors import ZooError
@@ -28,7 +28,7 @@ class PairSplit(ArraySplit):
 
 
 @dataclasses.dataclass(frozen=True)
-class PairData(NamedSource):
+class PairData(TfdsSource):
     """Pairs of a source and a target."""
 
     name: str = "dates"  # dates or docstrings (built in), or any set of TFDS with two texts

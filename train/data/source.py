@@ -187,17 +187,23 @@ class Source(Registered):
 
 
 @dataclasses.dataclass(frozen=True)
-class NamedSource(Source):
-    """Settings that all sources of files, folders and TFDS sets have."""
+class NamedSource(Source, abstract=True):
+    """Settings of all sources that have a name or a path."""
 
     name: str = ""
     path: str | None = None
-    dir: str | None = None  # where TFDS sets are; default $TFDS_DATA_DIR, else ~/tensorflow_datasets
     validation_fraction: float = 0.1  # the end of train that validates, where a set has no validation split
 
     def check(self) -> None:
         if not 0 <= self.validation_fraction < 1:
             raise ZooError(f"data.validation-fraction must be in [0, 1), not {self.validation_fraction}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSource(NamedSource, abstract=True):
+    """Settings of all sources whose name may be a TFDS set's."""
+
+    dir: str | None = None  # where TFDS sets are; default $TFDS_DATA_DIR, else ~/tensorflow_datasets
 
     def tfds_dir(self) -> str:
         return os.path.expanduser(self.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")

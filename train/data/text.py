@@ -11,7 +11,7 @@ import flax.linen as nn
 import numpy as np
 
 from train.data import stdlib, tfds
-from train.data.source import Dataset, NamedSource
+from train.data.source import Dataset, TfdsSource
 from train.data.streams import Stream
 from train.settings import at_least
 from zoo.errors import ZooError
@@ -22,7 +22,7 @@ SPLIT_FILES = {"train": "train", "validation": "validation", "dev": "validation"
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizedData(NamedSource):
+class TokenizedData(TfdsSource, abstract=True):
     """Settings of all texts that one tokenizer reads.
 
     A vocabulary is learned from the training split alone, except that of characters, which has those of all splits.
