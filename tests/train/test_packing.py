@@ -1,4 +1,4 @@
-"""Folders of texts, and their documents packed: none sees another, each target counts once, in every layout."""
+"""Folders of texts, and packed documents: none sees another, each target counts once, in every layout."""
 
 import dataclasses
 
@@ -9,11 +9,10 @@ import pytest
 
 import train
 import zoo
-from runs import resumed_like
-from train import Config, LabelledTextData, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextData
+from runs import assert_close, assert_resumes, evaluated, loss_of
+from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextData
 from train.commands.evaluate import EvaluateConfig, evaluate_target
 from train.data.streams import Stream
-from train.evaluate import make_eval_step
 from train.optimizer import make_optimizer
 from train.report.cells import loss_by_position
 from train.setup import make_model
@@ -26,19 +25,19 @@ BEGINS = np.cumsum([0, *LENGTHS])[:-1]
 
 
 def packed(window, lengths=LENGTHS):
-    """A stream in which every token is its own place."""
+    """A stream in which every token is its own position."""
     size = sum(lengths)
     return Stream(np.arange(size).astype(np.uint16), window, np.ones(size, np.float32), np.cumsum([0, *lengths])[:-1])
 
 
-def document(places):
-    return np.searchsorted(BEGINS, places, side="right")
+def document(positions):
+    return np.searchsorted(BEGINS, positions, side="right")
 
 
 # Windows.
 
 
-def test_segments_are_documents_and_the_first_token_of_each_is_not_told():
+def test_segments_are_documents_and_the_first_token_of_each_is_not_predicted():
     batches = packed(6).batches(5, seed=3)
     for k in range(12):
         batch = batches(k)
@@ -52,14 +51,14 @@ def test_segments_are_documents_and_the_first_token_of_each_is_not_told():
         }
 
 
-def test_an_epoch_tells_every_token_but_the_first_of_each_document_once():
+def test_an_epoch_predicts_every_token_but_the_first_of_each_document_once():
     batches = packed(6).batches(5, seed=1)  # 120 tokens are 4 batches of 5 rows of 6
-    told = np.concatenate([batch["targets"][batch["weight"] > 0] for batch in map(batches, range(4))])
-    assert sorted(told.tolist()) == sorted(set(range(120)) - set(BEGINS.tolist()))
-    assert packed(6).size == len(told)
+    predicted = np.concatenate([batch["targets"][batch["weight"] > 0] for batch in map(batches, range(4))])
+    assert sorted(predicted.tolist()) == sorted(set(range(120)) - set(BEGINS.tolist()))
+    assert packed(6).size == len(predicted)
 
 
-def test_around_the_end_a_lone_document_begins_anew():
+def test_a_single_document_begins_anew_after_its_end():
     batch = packed(8, lengths=(10,)).read(np.array([6]))
     assert batch["tokens"].tolist() == [[6, 7, 8, 9, 0, 1, 2, 3]]
     assert batch["weight"].tolist() == [[1, 1, 1, 0, 1, 1, 1, 1]]
@@ -68,10 +67,10 @@ def test_around_the_end_a_lone_document_begins_anew():
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 150])
 @pytest.mark.parametrize("window", [1, 4, 64])
-def test_evaluation_tells_each_prediction_within_a_document_once(batch_size, window):
+def test_evaluation_counts_each_prediction_within_a_document_once(batch_size, window):
     batches = list(packed(window).eval_batches(batch_size))
-    told = np.concatenate([batch["targets"][batch["weight"] > 0] for batch in batches])
-    assert sorted(told.tolist()) == sorted(set(range(120)) - set(BEGINS.tolist()))
+    predicted = np.concatenate([batch["targets"][batch["weight"] > 0] for batch in batches])
+    assert sorted(predicted.tolist()) == sorted(set(range(120)) - set(BEGINS.tolist()))
     assert set(np.unique([batch["weight"] for batch in batches])) <= {0.0, 1.0}
 
 
@@ -112,7 +111,7 @@ def test_the_files_of_a_folder_are_documents_in_the_order_of_their_paths(folder)
     assert text_of(held.validation, held.inputs) == ["bb\nb"]
 
 
-def test_parts_of_a_folder_that_are_named_so_are_splits(folder):
+def test_parts_of_a_folder_named_after_splits_are_splits(folder):
     (folder / "a").rename(folder / "train")
     (folder / "dev.txt").write_text("zzyy")
     (folder / "test").mkdir()
@@ -122,7 +121,7 @@ def test_parts_of_a_folder_that_are_named_so_are_splits(folder):
     assert [text_of(split, dataset.inputs) for split in splits] == [["yyy", "zz"], ["zzyy"], ["yyzz"]]
 
 
-def test_what_is_no_text_is_left_out_and_said(folder):
+def test_files_that_are_no_text_are_left_out_with_a_warning(folder):
     (folder / "photo.png").write_bytes(b"\x89PNG\xff")
     (folder / "a" / "empty.txt").write_bytes(b"")
     config = TextData(path=str(folder), packed=True, validation_fraction=0.0)
@@ -132,7 +131,7 @@ def test_what_is_no_text_is_left_out_and_said(folder):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe"])
-def test_a_folder_without_text(tmp_path, content):
+def test_a_folder_without_text_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(zoo.ZooError, match="has no text to train on: no file that is UTF-8, not empty and not hidden"):
@@ -164,7 +163,7 @@ def parts(config):
 
 
 def apart(batch):
-    """Tokens, targets and weights [n, window] of the documents of a batch, a row each: nothing stands before them."""
+    """Tokens, targets and weights [n, window] of the documents of a batch, a row each, from its first position on."""
     rows = []
     for row in zip(*(np.asarray(batch[name]) for name in ("tokens", "targets", "weight", "segments")), strict=True):
         for number in np.unique(row[3]):
@@ -174,15 +173,9 @@ def apart(batch):
 
 
 def summed(model, params, tokens, targets, weight):
-    """The summed cross-entropy of rows read each by itself."""
-    told = jax.nn.log_softmax(model.apply({"params": params}, tokens))
-    return -jnp.sum(jnp.take_along_axis(told, targets[..., None], axis=-1)[..., 0] * weight)
-
-
-def assert_close(ours, theirs, tolerance=1e-5):
-    """To a part of each array's largest value."""
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
-        assert np.abs(x - y).max() <= tolerance * max(np.abs(y).max(), 1e-2), jax.tree_util.keystr(path)
+    """The summed cross-entropy of rows, each read by itself."""
+    log_probabilities = jax.nn.log_softmax(model.apply({"params": params}, tokens))
+    return -jnp.sum(jnp.take_along_axis(log_probabilities, targets[..., None], axis=-1)[..., 0] * weight)
 
 
 def test_loss_and_gradient_of_a_packed_batch_are_those_of_its_documents_read_one_by_one(config):
@@ -193,20 +186,19 @@ def test_loss_and_gradient_of_a_packed_batch_are_those_of_its_documents_read_one
 
     def of_batch(params):
         args, kwargs = dataset.inputs.arguments(batch)
-        sums = config.task.sums(model.apply({"params": params}, *args, **kwargs), batch, train=True)
-        return sums["loss"]
+        logits = model.apply({"params": params}, *args, **kwargs)
+        return loss_of(config.task, dataset.inputs, logits, batch, train=True).sums["loss"]
 
     ours = jax.jit(jax.value_and_grad(of_batch))(variables["params"])
     theirs = jax.jit(jax.value_and_grad(lambda params: summed(model, params, *documents)))(variables["params"])
-    assert_close(ours, theirs)
+    assert_close(theirs, ours, 1e-5)
     assert ours[0] > 100
 
 
-def test_a_packed_text_is_scored_as_its_documents_are(config):
+def test_a_packed_text_is_evaluated_like_its_documents(config):
     dataset, model, variables = parts(config)
     layout = make_layout("jit", 4, 1)
-    step = layout.compile_eval(make_eval_step(config.task, model, dataset.inputs))
-    metrics = evaluate(step, layout, variables, dataset.validation, 4, config.task, model)
+    metrics = evaluated(config.task, model, dataset.inputs, layout, 4, variables, dataset.validation)
     documents = [np.concatenate(arrays) for arrays in zip(*map(apart, dataset.validation.eval_batches(4)), strict=True)]
     assert documents[2].sum() == dataset.validation.size
     total = float(jax.jit(summed, static_argnums=0)(model, variables["params"], *documents))
@@ -219,39 +211,42 @@ def test_the_loss_by_position_begins_anew_in_each_document(config):
     ours = loss_by_position(Run(model, variables, dataset.inputs), split)
     starts = np.linspace(0, split.size - 32, 256).astype(int)
     tokens, targets, weight = apart(dataclasses.replace(split, window=32).read(starts))
-    told = np.asarray(jax.nn.log_softmax(model.apply(variables, tokens)))
-    losses = -np.take_along_axis(told, targets[..., None], axis=-1)[..., 0]
+    log_probabilities = np.asarray(jax.nn.log_softmax(model.apply(variables, tokens)))
+    losses = -np.take_along_axis(log_probabilities, targets[..., None], axis=-1)[..., 0]
     assert len(ours) == 32
     np.testing.assert_allclose(ours, np.average(losses, axis=0, weights=weight), rtol=1e-5)
 
 
-def test_a_mesh_and_micro_batches_agree_with_one_device(config):
-    def state(parallel, accumulate):
+@pytest.mark.parametrize("parallel", ["mesh", "pmap"])
+def test_eight_devices_with_micro_batches_agree_with_one(parallel, config):
+    def after_three_steps(parallel, accumulate):
         dataset, model, variables = parts(config)
         descent = OptimizerConfig("sgd", 0.1, clip_norm=1.0, accumulate=accumulate)
         settings = dataclasses.replace(config, optimizer=descent)
         optimizer = make_optimizer(settings.optimizer, settings.steps)
         layout = make_layout(parallel, 16, accumulate)
         state = layout.put_state(init_state(variables, optimizer, True))
-        step = layout.compile_train(
-            make_train_step(settings.task, model, dataset.inputs, optimizer, settings.optimizer, settings.seed), state
-        )
+        train_step = make_train_step(
+            settings.task, layout.adapt(model), dataset.inputs, optimizer, settings.optimizer, settings.seed,
+            layout.axis_name,
+        )  # fmt: skip
+        step = layout.compile_train(train_step, state)
         batches = dataset.train.batches(16, 0)
         for k in range(3):
             state, metrics = step(state, layout.put_batch(batches(k)))
             jax.block_until_ready(metrics)
         return layout.fetch((state.params, metrics))
 
-    assert_close(state("mesh", 2), state("jit", 1), 2e-5)  # sums in another order on eight devices than on one
+    assert_close(after_three_steps("jit", 1), after_three_steps(parallel, 2))
 
 
 @pytest.mark.slow
-def test_a_packed_run_resumes_to_the_bit(config, tmp_path):
+def test_a_packed_run_resumes_bit_exactly(config, tmp_path):
     train.run(dataclasses.replace(config, workdir=str(tmp_path / "whole")))
-    resumed_like(tmp_path / "whole", config, tmp_path / "half")
+    assert_resumes(tmp_path / "whole", config, tmp_path / "half")
 
 
-def test_what_cannot_keep_documents_apart_is_refused(config, tmp_path):
+def test_a_model_that_cannot_keep_documents_apart_is_refused(config, tmp_path):
     message = "RecurrentLM takes no segments, so it cannot keep documents apart; set data.packed false"
     recurrent = dataclasses.replace(config, model=ModelConfig("lstm_lm", {"hidden_size": 8}))
     with pytest.raises(zoo.ZooError, match=message):
@@ -260,5 +255,3 @@ def test_what_cannot_keep_documents_apart_is_refused(config, tmp_path):
     train.run(dataclasses.replace(recurrent, workdir=str(tmp_path / "run"), steps=1, data=plain))
     with pytest.raises(zoo.ZooError, match=message):
         evaluate_target(EvaluateConfig(str(tmp_path / "run"), data=config.data, task=config.task))
-    with pytest.raises(zoo.ZooError, match=r"data\.packed is for language models; labelled texts are examples by them"):
-        LabelledTextData(packed=True).check()

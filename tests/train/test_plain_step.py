@@ -1,4 +1,4 @@
-"""What saves memory or time computes what the plain step does; bfloat16 and float16 to their rounding."""
+"""What saves memory or time computes what the plain step does; bfloat16 and float16 up to their rounding."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import pytest
 
 import train
 import zoo
-from runs import assert_close, resumed_like
+from runs import assert_close, assert_resumes
 from train import Config, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, TextData
 from train.optimizer import make_optimizer
 from train.sharding import make_layout
@@ -92,8 +92,8 @@ def test_a_donated_state_is_written_in_place():
 
 
 @pytest.mark.parametrize(("dtype", "optimizer", "tolerance"), [("bfloat16", None, 2**-5), ("float16", "scaled", 2**-8)])
-def test_half_precision_computes_the_same_to_its_rounding(dtype, optimizer, tolerance):
-    """A few steps of rounding, which is 2^-8 of bfloat16 and 2^-11 of float16; what is stored stays float32."""
+def test_half_precision_computes_the_same_up_to_rounding(dtype, optimizer, tolerance):
+    """A few steps of rounding, which is 2^-8 of bfloat16 and 2^-11 of float16; parameters stay float32."""
     ours, plain = run(optimizer, dtype=dtype), run()
     assert {leaf.dtype.name for leaf in jax.tree.leaves(ours[0])} == {"float32"}
     assert_close(plain[0], ours[0], tolerance)
@@ -123,7 +123,7 @@ def test_a_scaled_loss_changes_nothing_in_float32():
     assert ours[1]["skipped"] == 0.0
 
 
-def test_an_overflow_halves_the_scale_and_leaves_the_update_out():
+def test_an_overflow_halves_the_scale_and_skips_the_update():
     layout, state, step = compiled("scaled", dtype="float16")
     high = dataclasses.replace(state, scale=LossScale(np.float32(2.0**30), state.scale.since))
     after, metrics = step(layout.put_state(high), layout.put_batch(batch()))
@@ -148,7 +148,7 @@ def test_the_scale_ends_at_1_and_never_at_0(factor, end):
     assert float(scale.factor) == end
 
 
-def test_a_scaled_run_is_taken_up_again_with_its_scale(tmp_path):
+def test_a_run_resumes_with_its_loss_scale(tmp_path):
     args = {"widths": (4,), "hidden_size": 16, "dtype": "float16"}
     optimizer = OptimizerConfig("adam", 1e-3, loss_scale=2.0**24, nonfinite="skip")  # which overflows at first
     config = Config(
@@ -156,7 +156,7 @@ def test_a_scaled_run_is_taken_up_again_with_its_scale(tmp_path):
         log=LogConfig(10, tensorboard=False),
     )  # fmt: skip
     train.run(config)
-    resumed_like(tmp_path / "whole", config, tmp_path / "half")
+    assert_resumes(tmp_path / "whole", config, tmp_path / "half")
 
 
 @pytest.mark.parametrize(
@@ -164,9 +164,9 @@ def test_a_scaled_run_is_taken_up_again_with_its_scale(tmp_path):
     [
         ({"loss_scale": 0.0, "nonfinite": "skip"}, "optimizer.loss-scale must be above 0, not 0.0"),
         ({"loss_scale": float("inf"), "nonfinite": "skip"}, "must be above 0, not inf"),
-        ({"loss_scale": 1024.0}, "loss-scale goes with optimizer.nonfinite skip"),
+        ({"loss_scale": 1024.0}, "loss-scale needs optimizer.nonfinite skip"),
     ],
 )
-def test_a_loss_scale_that_finds_no_size_is_refused(settings, message):
+def test_a_wrong_loss_scale_is_refused(settings, message):
     with pytest.raises(zoo.ZooError, match=message):
         Config("x", 1, 8, optimizer=OptimizerConfig(**settings)).check()
