@@ -109,7 +109,7 @@ class Checkpoints:
             self._set_aside(step, why)
             processes.meet(f"checkpoint {step} set aside")
             self._manager.reload()
-        raise ZooError(f"every checkpoint in {str(self.folder)!r} is broken; start anew in another workdir")
+        raise ZooError(f"every checkpoint in {str(self.folder)!r} is broken; start again in another workdir")
 
     def restore_best(self, last: Any, ema: bool, step: int) -> tuple[Any, int]:
         """The variables of the best score, averaged ones where `ema`, and their step; `last`, of `step`, where they are

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, whose scalars are written here and now.
+"""TensorBoard's event files, written synchronously.
 
 tensorboardX's own writer tries again in a thread and when Python ends, and shows a traceback each time that the disk is
 full.
@@ -19,9 +19,9 @@ FLUSH = 60.0  # seconds from one flush to the disk to the next
 
 
 class Events:
-    """Scalars in a file of this run's own; those that a run before wrote beyond `step` are hidden.
+    """Scalars in a file of this run's own; those that an earlier run wrote after `step` are hidden.
 
-    What a full disk does not take is lost, which is no reason to stop.
+    Events that do not fit on a full disk are lost, which does not stop the run.
     """
 
     def __init__(self, folder: pathlib.Path, step: int):

@@ -1,4 +1,4 @@
-"""Being asked to leave: SIGTERM and SIGINT as a request that the loop reads, in one process or in several."""
+"""SIGTERM and SIGINT as a request to stop that the loop polls, in one process or in several."""
 
 import ctypes
 import os
@@ -16,13 +16,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """`with Stop() as stop:` `stop.signal` is the number of the first signal, or None; a second one acts at once.
+    """`with Stop() as stop:` `stop.signal` is the number of the first signal, or None; a second one exits at once.
 
     So does the first one while there is nothing to save (`idle`). A thread reads the signals, since Python runs no
     handler while its main thread compiles or waits for a device.
 
-    Several processes must stop at the same place. There the first signal that any of them gets is handed on to JAX's
-    preemption service, which Orbax's `reached_preemption` asks too; `stop.signal` is set when `reached` hears of it.
+    Several processes must stop at the same place. The first signal of any of them is passed on to JAX's preemption
+    service, which Orbax's `reached_preemption` polls too; `reached` then sets `stop.signal` in all of them.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Stop:
         self.idle = True
         self._asked: int | None = None  # the first signal that this process got
         self._before: dict[int, Any] = {}
-        self._preempted: Any = None  # what JAX's service does at SIGTERM
+        self._preempted: Any = None  # JAX's own handler of SIGTERM
         self._questions = 0
 
     def __enter__(self) -> "Stop":
@@ -52,7 +52,7 @@ class Stop:
             signal.signal(number, handler)
 
     def reached(self) -> bool:
-        """Whether to leave. Several processes must ask at the same places, where each hears the same."""
+        """Whether to stop. Several processes must ask at the same places; they get the same answer."""
         if jax.distributed.is_initialized() and self.signal is None:
             self._questions += 1
             if multihost_utils.reached_preemption_sync_point(self._questions):
@@ -60,7 +60,7 @@ class Stop:
         return self.signal is not None
 
     def saved(self) -> bool:
-        """Says that all is saved: from here on a signal acts at once. Whether one has come before, to any process."""
+        """Declares that all is saved: a signal now exits at once. Returns whether any process got one before."""
         self.idle = True
         if processes.any_says(self._asked is not None):
             self.signal = self._asked or signal.SIGTERM
@@ -84,7 +84,7 @@ class Stop:
 
 
 def _handler(number: int) -> Any:
-    """What C code has the process do at a signal, to be called; Python tells of its own handlers alone."""
+    """The C handler of a signal as a callable; Python knows only of its own handlers."""
     libc = ctypes.CDLL(None)
     libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
     address = libc.signal(number, None)

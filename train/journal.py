@@ -1,7 +1,7 @@
-"""What a run says while it lasts: to the terminal, to train.log, and to whoever asks by status.json.
+"""The messages of a running run: to the terminal, to train.log, and to status.json.
 
-train.log is locked for as long as its run lives. So a second run in the same folder is refused, and `python -m train
-status` knows of a run that was killed.
+train.log is locked as long as its run lives, so that a second run in the same folder is refused and `python -m train
+status` recognises a run that was killed.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from train.timing import Phases
 from zoo.errors import ZooError
 
 BEAT = 2.0  # seconds from one status.json to the next
-PATIENCE = 1.0  # seconds to wait for the lock, which `lives` takes for a moment
-PASSING = 30.0  # seconds from one line in the log to the next, of what is long under way
+PATIENCE = 1.0  # seconds to wait for the lock, which `lives` holds for a moment
+PASSING = 30.0  # seconds between the log's lines during a long evaluation
 ACTIVITIES = {
     "setup": "setting up",
     "compile": "compiling the step",
@@ -38,11 +38,11 @@ ACTIVITIES = {
 
 
 class Journal:
-    """A run's voice, and a thread that looks after it; of several processes the first one writes, and all are watched.
+    """Messages, and a thread that watches for stalls; of several processes the first one writes, and all are watched.
 
-    `stall` is after how many seconds without a step, an evaluated batch or a new activity the main thread's stack is
-    shown; the run is left alone. Of several processes, which wait for one another, those that are behind are named:
-    each leaves in `.beats/` how far it is. `found` is the folder's `footprint` that the run goes by, if any.
+    After `stall` seconds without a step, an evaluated batch or a new activity the main thread's stack is shown; the run
+    is left alone. Of several processes, which wait for one another, those that are behind are named: each records its
+    progress in `.beats/`. `found` is the folder's `footprint` when the run read its settings, if any.
     """
 
     def __init__(self, workdir: pathlib.Path, steps: int, stall: float, phases: Phases, found: tuple | None = None):
@@ -65,11 +65,11 @@ class Journal:
         self._thread.start()
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Prints and logs a line."""
         self._show(line, end="\n")
 
     def progress(self, line: str) -> None:
-        """A line that the next one replaces on a terminal."""
+        """Prints and logs a line that the next one replaces on a terminal."""
         self._show(line, end="" if self._live else "\n")
 
     def _show(self, line: str, end: str) -> None:
@@ -78,7 +78,7 @@ class Journal:
             self.note(line)
 
     def note(self, text: str) -> None:
-        """For the log alone, with the time of day."""
+        """Logs lines, with the time of day."""
         if self._log is not None:
             stamp = time.strftime("%Y-%m-%d %H:%M:%S ")
             with contextlib.suppress(OSError, ValueError):  # a full disk, a closed file: no reason to stop
@@ -86,13 +86,13 @@ class Journal:
                 self._log.flush()
 
     def beat(self, **about: Any) -> None:
-        """Something was done just now; `about` is what status.json says from here on."""
+        """Records progress; `about` updates status.json."""
         self.about |= about
         self._beaten = time.perf_counter()
         self._beats += 1
 
     def passing(self, done: int, total: int) -> None:
-        """How far an evaluation is."""
+        """Records the progress of an evaluation."""
         self.beat(detail=f"{done} of {total} batches" if done + 1 < total else "")
         if done == 0 or self._beaten - self._passed > PASSING:
             self._passed = self._beaten
@@ -100,12 +100,12 @@ class Journal:
                 self.note(self.activity())
 
     def activity(self) -> str:
-        """What is done at this moment."""
+        """The current activity."""
         doing = ACTIVITIES.get(self.phases.current, "at work")
         return f"{doing}, {self.about['detail']}" if self.about["detail"] else doing
 
     def close(self, error: BaseException | None) -> None:
-        """Ends the thread, leaves a last status, gives the folder free; `error` is what ended the run, if anything."""
+        """Ends the thread, writes a last status, unlocks the folder; `error` is what ended the run, if anything."""
         self._closed.set()
         self._thread.join()
         warnings.showwarning = self._warned
@@ -120,7 +120,7 @@ class Journal:
                 self._folder.rmdir()
 
     def silence(self) -> float:
-        """Seconds since anything was done."""
+        """Seconds since the last progress."""
         return time.perf_counter() - max(self._beaten, self.phases.since)
 
     def _watch(self) -> None:
@@ -144,7 +144,7 @@ class Journal:
         frame = sys._current_frames().get(threading.main_thread().ident or 0)
         stack = "".join(traceback.format_stack(frame)).rstrip() if frame else "(no frame)"
         where = f"process {self.process} of {jax.process_count()} on {socket.gethostname()}, {self.activity()}"
-        lines = [f"{where}: nothing done for {silence:.0f} s since step {self.about['step']}; it is at", stack]
+        lines = [f"{where}: no progress for {silence:.0f} s since step {self.about['step']}; it is at", stack]
         text = "\n".join([*lines, *self._behind()])
         print(f"warning: {text}", file=sys.stderr, flush=True)
         self.note(text)
@@ -157,7 +157,7 @@ class Journal:
                 write_text(self._folder / f"{self.process}", json.dumps(about))
 
     def _behind(self) -> list[str]:
-        """The processes that have done less than the others, and those that leave no word at all."""
+        """The processes that are behind the others, and those without a record."""
         if self._folder is None:
             return []
         self._write_beat()
@@ -170,9 +170,9 @@ class Journal:
         furthest = max((about["beats"] for about in found.values()), default=0)
         for process in range(jax.process_count()):
             if process not in found:
-                lines.append(f"process {process} has left no word")
+                lines.append(f"process {process} has recorded nothing")
             elif (silence := now - times[process]) > 3 * BEAT:
-                lines.append(f"process {process} {found[process]['where']}, has left no word for {silence:.0f} s")
+                lines.append(f"process {process} {found[process]['where']}, has recorded nothing for {silence:.0f} s")
             elif found[process]["beats"] < furthest:
                 lines.append(f"process {process} {found[process]['where']}, is behind")
         return lines
@@ -191,7 +191,7 @@ class Journal:
 
 
 def footprint(workdir: pathlib.Path) -> tuple:
-    """What a run goes by before it has the folder for itself: settings and checkpoints."""
+    """The settings and checkpoints of a folder, by which a run notices another one."""
     path = workdir / "config.json"
     settings = path.read_bytes() if path.is_file() else None
     return settings, sorted(step.name for step in workdir.glob("checkpoints/*"))
@@ -209,7 +209,7 @@ def _locked(workdir: pathlib.Path, found: tuple | None) -> Any:
                 raise ZooError(f"another run is at work in {str(workdir)!r}; stop it first, or name another workdir")
             time.sleep(0.05)
     except OSError:
-        warnings.warn(f"{str(workdir)!r} lies where files cannot be locked: start no second run in it", stacklevel=2)
+        warnings.warn(f"{str(workdir)!r} is on a file system without locks: start no second run in it", stacklevel=2)
     if found is not None and footprint(workdir) != found:
         log.close()
         raise ZooError(f"another run was at work in {str(workdir)!r} while this one began; start this one again")

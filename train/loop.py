@@ -214,7 +214,7 @@ class Trainer:
         self.records.write(self.step, "validation", metrics)
         self.journal.say(f"step {self.step}: validation {shown(metrics)}")
         found = score(self.config.best, self.config.task, metrics)
-        self.patience.hear(found)
+        self.patience.add(found)
         if self.patience.ended:
             self.journal.say(f"stopping early: no better score in the last {self.patience.worse} evaluations")
         return found

@@ -14,7 +14,7 @@ from zoo.split import AXES, CONTEXT, DATA, TENSOR
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """Sizes by axis; ZooError for what is not of that form."""
+    """Sizes by axis; ZooError for another form."""
     sizes: dict[str, int] = {}
     for item in text.split(","):
         name, _, size = item.partition("=")
@@ -25,7 +25,7 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def mesh_sizes(text: str | None, devices: int) -> dict[str, int]:
-    """The sizes of all axes, by which so many devices are split; `data`, if it is not named, has what others leave."""
+    """The sizes of all axes for so many devices; `data`, if not named, takes what the others leave."""
     named = {} if text is None else parse_mesh(text)
     others = math.prod(size for name, size in named.items() if name != DATA)
     sizes = {**dict.fromkeys(AXES, 1), DATA: max(devices // others, 1), **named}
@@ -36,13 +36,13 @@ def mesh_sizes(text: str | None, devices: int) -> dict[str, int]:
 
 
 def check_parallel(text: str, parallel: str) -> None:
-    """ZooError for a way to compile that has no mesh."""
+    """ZooError for a mode without a mesh."""
     if parallel in ("jit", "pmap"):
         raise ZooError(f"mesh {text} goes with parallel mesh, not {parallel}; --mesh None names none")
 
 
 def where_it_fits(text: str | None, parallel: str) -> str | None:
-    """The mesh that a run had before; None, with a warning, where these devices or this way make no such."""
+    """The mesh of the run so far; None, with a warning, where it does not fit the devices or the mode."""
     if text is None:
         return None
     try:
@@ -57,8 +57,10 @@ def where_it_fits(text: str | None, parallel: str) -> str | None:
 
 
 def check_model(model: Any, family: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> None:
-    """ZooError for a model that `tensor` does not divide, or whose sequence, of an input of a shape, `context` does
-    not. (Shorter batches of texts that it does not divide lie whole.)"""
+    """ZooError where `tensor` does not divide the model, or `context` its sequence for inputs of a shape.
+
+    Shorter batches of texts that `context` does not divide are replicated along it.
+    """
     for axis in (TENSOR, CONTEXT):
         if sizes[axis] > 1 and family != "transformer":
             raise ZooError(f"mesh {axis}={sizes[axis]} is for Transformers; {type(model).__name__} takes data and fsdp")

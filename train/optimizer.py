@@ -266,7 +266,7 @@ def make_optimizer(config: OptimizerConfig, steps: int, seed: int = 0) -> optax.
         after = jax.eval_shape(made.update, EXAMPLE, before, EXAMPLE)[1]
         if _kinds(before) != _kinds(after):
             raise TypeError("its state would change its shapes or types")
-    except Exception as error:  # whatever Optax and JAX say to arguments of any kind
+    except Exception as error:  # whatever Optax and JAX raise for wrong arguments
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise ZooError(f"{config.name} does not take {config.args!s:.160}: {line}") from None
     chain.append(made)

@@ -1,4 +1,4 @@
-"""Several processes that train as one, over `jax.distributed`: how they find one another, and which of them writes."""
+"""Several processes that train as one, over `jax.distributed`: how they meet, and which of them writes."""
 
 import re
 from typing import Any
@@ -11,7 +11,7 @@ from zoo.errors import ZooError
 
 
 def parse_distributed(text: str) -> dict[str, Any]:
-    """What `jax.distributed.initialize` is told: nothing for "auto", else of `coordinator=HOST:PORT,num=N,id=I`."""
+    """The arguments of `jax.distributed.initialize`: none for "auto", else those of `coordinator=HOST:PORT,num=N,id=I`."""
     if text == "auto":
         return {}
     found = dict(item.partition("=")[::2] for item in text.split(","))
@@ -27,12 +27,12 @@ def parse_distributed(text: str) -> dict[str, Any]:
 
 
 def start(setting: str | None) -> None:
-    """Joins the other processes, where the setting says so; before anything asks JAX for its devices."""
+    """Joins the other processes if the setting asks for it; call it before JAX looks for its devices."""
     if setting is None or jax.distributed.is_initialized():
         return
-    told = parse_distributed(setting)
+    arguments = parse_distributed(setting)
     try:
-        jax.distributed.initialize(**told)
+        jax.distributed.initialize(**arguments)
     except (ValueError, RuntimeError) as error:
         hint = "; auto needs SLURM, Kubernetes, Open MPI or a TPU pod" if setting == "auto" else ""
         line = (str(error).strip().splitlines() or [""])[0][:160]
@@ -45,7 +45,7 @@ def first() -> bool:
 
 
 def meet(where: str) -> None:
-    """Returns when every process has got there."""
+    """Returns when every process has called it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)
 

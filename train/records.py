@@ -163,7 +163,7 @@ class Patience:
     def __init__(self, most: int | None, stored: Mapping[str, Any]):
         self.most, self.best, self.worse = most, stored["best"], stored["worse"]
 
-    def hear(self, score: float | None) -> None:
+    def add(self, score: float | None) -> None:
         """Takes the score of one more evaluation; None stands for one that is not finite."""
         if score is not None and (self.best is None or score > self.best):
             self.best, self.worse = score, 0
@@ -179,6 +179,6 @@ class Patience:
 
 
 def shown(metrics: Mapping[str, float]) -> str:
-    """Metrics in a line, four places behind the point, or significant ones of what is small."""
+    """Metrics in a line, with four decimals, or three significant digits where they are small."""
     form = lambda value: f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.3g}"  # noqa: E731
     return "  ".join(f"{name} {form(value)}" for name, value in metrics.items())

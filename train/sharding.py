@@ -1,8 +1,7 @@
-"""How arrays lie on devices, and the three ways to compile a step: jit, mesh, pmap.
+"""How arrays are laid out on devices, and the three ways to compile a step: jit, mesh, pmap.
 
-`jit` is one device; `mesh` is the same jit over arrays that a mesh holds, the batch split along its axes `data` and
-`fsdp`, the state as the rules of `zoo.split` say; `pmap` is a frozen mode for those who still use it: data-parallel,
-one process.
+`jit` is one device. `mesh` is the same jit over sharded arrays: the batch along the axes `data` and `fsdp`, the state by
+the rules of `zoo.split`. `pmap` is a frozen mode for those who still use it: data-parallel, one process.
 """
 
 import dataclasses
@@ -26,7 +25,7 @@ ROWS = PartitionSpec((DATA, FSDP))
 
 
 class Layout:
-    """jit and mesh: global arrays; the layouts differ only in their shardings."""
+    """jit and mesh: global arrays that differ only in their shardings."""
 
     axis_name: str | None = None
 
@@ -50,15 +49,15 @@ class Layout:
 
     @property
     def bounded(self) -> int:
-        """Steps that may be in flight. Several virtual CPU devices deadlock in their collectives with more than one."""
+        """The most steps in flight. Virtual CPU devices deadlock in their collectives with more than one."""
         return 1 if len(self.devices) > 1 and self.devices[0].platform == "cpu" else 2
 
     def adapt(self, model: nn.Module) -> nn.Module:
-        """The model as this layout's step applies it."""
+        """The model for this layout's step."""
         return model
 
     def shardings(self, tree: Any) -> Any:
-        """Where arrays, or their shapes, lie."""
+        """The shardings of arrays, or of their shapes."""
         if self.mode == "jit":
             return jax.tree.map(lambda _: self.replicated, tree)
         rest, rows = without_rows(tree)
@@ -67,15 +66,15 @@ class Layout:
         return jax.tree.map(partial(NamedSharding, self.mesh), specs(tree, self.sizes))
 
     def put_state(self, state: Any) -> Any:
-        """Plain global arrays, host or device, to the layout. Always copies: the step donates what it is given."""
+        """Places plain global arrays of host or device. Always copies, since the step donates its state."""
         return jax.tree.map(_placed, state, self.shardings(state))
 
     def draw(self, init: Callable, *args: Any) -> Any:
-        """What `init(*args)` makes, on the layout from the first: no device holds more than its part."""
+        """The result of `init(*args)`, sharded from the start: no device holds more than its part."""
         return jax.jit(init, out_shardings=self.shardings(jax.eval_shape(init, *args)))(*args)
 
     def begin(self, init: Callable[[Any], TrainState], variables: Any) -> TrainState:
-        """The state that `init` makes of variables that were drawn, and are donated, or are NumPy arrays."""
+        """The placed state that `init` makes of variables: drawn ones, which are donated, or NumPy arrays."""
         place = lambda leaf, to: leaf if isinstance(leaf, jax.Array) else _placed(leaf, to)  # noqa: E731
         variables = jax.tree.map(place, variables, self.shardings(variables))
         shardings = self.shardings(jax.eval_shape(init, variables))
@@ -86,16 +85,16 @@ class Layout:
         return jax.tree.map(lambda leaf: _placed(leaf, self.split), tree)
 
     def template(self, state: Any) -> Any:
-        """What a checkpoint is read by, of a state's shapes: with the places where its arrays go."""
+        """The template for restoring a checkpoint: the shapes of a state with their shardings."""
         place = lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to)  # noqa: E731
         return jax.tree.map(place, state, self.shardings(state))
 
     def stored(self, state: Any) -> Any:
-        """A state of global arrays, as checkpoints hold it, of a placed one."""
+        """A placed state as global arrays, the form of checkpoints."""
         return state
 
     def restored(self, state: Any) -> Any:
-        """The inverse, of a state that was read by `template`."""
+        """The inverse of `stored`, for a state that was restored by `template`."""
         return state
 
     def rows(self, batch_size: int) -> np.ndarray:
@@ -110,11 +109,11 @@ class Layout:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.split, x), batch)
 
     def fetch(self, tree: Any) -> Any:
-        """Plain global NumPy arrays of what this layout placed or a step returned, copied."""
+        """Global NumPy arrays, copied, of a tree that this layout placed or a step returned."""
         return jax.tree.map(host_array, tree)
 
     def seeing_mesh(self, step: Callable) -> Callable:
-        """The step under this layout's mesh, over which models split their sequences and heads."""
+        """The step under this layout's mesh, along which models split sequences and heads."""
         if self.mode == "jit":
             return step
 
@@ -125,7 +124,7 @@ class Layout:
         return run
 
     def compile_train(self, step: Callable, state: Any) -> Any:
-        """The step compiled for a state such as this, placed or its shapes, and its first argument donated."""
+        """The step compiled for states like this one (placed, or shapes), with its state donated."""
         shardings = self.shardings(state), self.replicated
         return jax.jit(self.seeing_mesh(step), donate_argnums=0, out_shardings=shardings)
 
@@ -143,7 +142,7 @@ class Layout:
 
 
 class PmapLayout(Layout):
-    """pmap: every array of the state has a leading axis of devices, every array of the batch is cut along one."""
+    """pmap: every array of state and batch has a leading axis of devices."""
 
     axis_name = AXIS
 
@@ -151,7 +150,7 @@ class PmapLayout(Layout):
         if jax.process_count() > 1:
             raise ZooError("parallel pmap runs in one process; use mesh for several")
         super().__init__("pmap", batch_size)
-        # Under another name of the axis than the mapped one's the second step would compile again.
+        # With another name than the mapped axis the second step would compile again.
         self.split = NamedSharding(Mesh(np.array(self.devices), (AXIS,)), PartitionSpec(AXIS))
         if batch_size // len(self.devices) % accumulate:
             raise ZooError(
@@ -160,7 +159,7 @@ class PmapLayout(Layout):
             )
 
     def adapt(self, model: nn.Module) -> nn.Module:
-        """With the name of the mapped axis, where it has batch statistics to average over it."""
+        """With the name of the mapped axis, where there are batch statistics to average over it."""
         return model.clone(axis_name=AXIS) if hasattr(model, "axis_name") else model
 
     def put_state(self, state: Any) -> Any:
@@ -227,7 +226,7 @@ def with_rows(state: TrainState, rows: dict[str, Any]) -> TrainState:
 
 
 def _placed(leaf: Any, to: Any) -> jax.Array:
-    """A copy of a global array, which every process has, where a sharding says."""
+    """A copy of a global array that every process has, with a sharding."""
     array = np.array(leaf)
     if to.is_fully_replicated and to.is_fully_addressable:
         return jax.device_put(array, to)

@@ -1,4 +1,4 @@
-"""What a run says while it lasts, who may work in its folder, and how it leaves when asked to."""
+"""What a run reports while it trains, the lock on its folder, and how it stops at a signal."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def wait_for(condition, seconds=20.0):
         time.sleep(0.01)
 
 
-def test_a_run_keeps_others_out_of_its_folder_for_as_long_as_it_lives(tmp_path):
+def test_a_run_locks_its_folder_for_as_long_as_it_lives(tmp_path):
     journal = Journal(tmp_path, 10, 60.0, Phases())
     assert lives(tmp_path)
     with pytest.raises(ZooError, match=r"another run is at work in .*; stop it first, or name another workdir"):
@@ -43,7 +43,7 @@ def test_a_run_keeps_others_out_of_its_folder_for_as_long_as_it_lives(tmp_path):
     Journal(tmp_path, 10, 60.0, Phases()).close(None)
 
 
-def test_whoever_asks_after_a_run_does_not_keep_it_from_starting(tmp_path):
+def test_a_status_query_does_not_keep_a_run_from_starting(tmp_path):
     """`lives` holds the lock for a moment."""
     with (tmp_path / "train.log").open("a") as other:
         journal_module.fcntl.flock(other, journal_module.fcntl.LOCK_SH)
@@ -51,7 +51,7 @@ def test_whoever_asks_after_a_run_does_not_keep_it_from_starting(tmp_path):
         Journal(tmp_path, 10, 60.0, Phases()).close(None)
 
 
-def test_a_run_that_ended_before_it_wrote_its_settings_is_begun_anew(tmp_path):
+def test_a_run_that_ended_before_it_wrote_its_settings_starts_anew(tmp_path):
     Journal(tmp_path, 10, 60.0, Phases()).close(None)
     assert train.run(tiny(tmp_path, steps=10, resume=True))["steps"] == 10
 
@@ -69,12 +69,12 @@ def test_a_second_run_in_a_folder_is_refused_and_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_run_that_another_one_overtook_while_it_began_is_refused_and_changes_nothing(resume, tmp_path, monkeypatch):
-    """The other takes up or begins the same run, and ends, while this one loads its data."""
+def test_a_run_overtaken_by_another_while_it_starts_is_refused_and_changes_nothing(resume, tmp_path, monkeypatch):
+    """The other resumes or starts the same run, and ends, while this one loads its data."""
     workdir = tmp_path / "run"
     if resume:
         train.run(tiny(workdir, steps=10))
-    load, before = train.loop.load_dataset, {}
+    load, before = train.ImageData.load, {}
 
     def overtaken(*args):
         monkeypatch.undo()
@@ -82,49 +82,49 @@ def test_a_run_that_another_one_overtook_while_it_began_is_refused_and_changes_n
         before.update({path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()})
         return load(*args)
 
-    monkeypatch.setattr(train.loop, "load_dataset", overtaken)
+    monkeypatch.setattr(train.ImageData, "load", overtaken)
     with pytest.raises(ZooError, match=r"another run was at work in .* while this one began; start this one again"):
         train.run(tiny(workdir, steps=30, resume=resume))
     assert before == {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     assert not lives(workdir)
 
 
-def test_a_run_that_was_killed_before_it_had_written_its_settings_begins_anew(tmp_path):
+def test_a_run_killed_before_it_wrote_its_settings_starts_anew(tmp_path):
     (tmp_path / "train.log").touch()
     (tmp_path / "status.json").write_text("{}")
     assert train.run(tiny(tmp_path, steps=10, resume=True))["steps"] == 10
 
 
 @pytest.mark.parametrize("process", [0, 1])
-def test_whoever_stalls_says_where(process, quick_beats, tmp_path, capfd, monkeypatch):
-    """Each of two processes for itself: the first one into the log as well."""
+def test_a_stalled_run_shows_where(process, quick_beats, tmp_path, capfd, monkeypatch):
+    """Each of two processes by itself; the first one also in the log."""
     monkeypatch.setattr(journal_module.jax, "process_index", lambda: process)
     monkeypatch.setattr(journal_module.jax, "process_count", lambda: 2)
     monkeypatch.setattr(journal_module.processes, "any_says", bool)
-    phases, said = Phases(), []
+    phases, shown = Phases(), []
     journal = Journal(tmp_path, 10, 0.2, phases)
 
     def a_device_that_never_answers():
-        def shown():
-            said.append(capfd.readouterr().err)
-            return "a_device_that_never_answers" in "".join(said)
+        def stack_shown():
+            shown.append(capfd.readouterr().err)
+            return "a_device_that_never_answers" in "".join(shown)
 
-        wait_for(shown)
+        wait_for(stack_shown)
 
     with phases("train"):
         journal.beat(step=7)
         a_device_that_never_answers()
     journal.close(None)
-    err = "".join(said)
+    err = "".join(shown)
     assert f"warning: process {process} of 2 on " in err
-    assert "training: nothing done for 0" in err
+    assert "training: no progress for 0" in err
     assert "since step 7; it is at" in err
     assert (tmp_path / "train.log").exists() == (process == 0)
     if process == 0:
         assert "in a_device_that_never_answers" in (tmp_path / "train.log").read_text()
 
 
-def test_who_goes_on_is_left_alone(quick_beats, tmp_path, capsys):
+def test_a_run_that_makes_progress_is_not_reported(quick_beats, tmp_path, capsys):
     journal = Journal(tmp_path, 10, 5.0, Phases())
     for step in range(10):
         journal.beat(step=step)
@@ -139,7 +139,7 @@ def test_warnings_and_what_ended_a_run_are_in_its_log(tmp_path):
         train.run(tiny(tmp_path / "run", optimizer=optimizer))
     log = (tmp_path / "run" / "train.log").read_text()
     assert "ended by ZooError: " in log
-    assert ": stopped, and the checkpoints before it kept" in log
+    assert ": stopped; earlier checkpoints are kept" in log
     assert "compiled the step in " in log
 
 
@@ -148,19 +148,19 @@ def test_status_of_a_finished_a_killed_and_no_run(tmp_path, capsys):
     train.run(tiny(workdir))
     capsys.readouterr()
     assert main(["status", str(workdir)]) == 0
-    said = capsys.readouterr().out
-    assert f"{workdir}: finished 0:0" in said
-    assert "step 30 of 30 (100%), " in said
+    out = capsys.readouterr().out
+    assert f"{workdir}: finished 0:0" in out
+    assert "step 30 of 30 (100%), " in out
     row = [json.loads(line) for line in (workdir / "metrics.jsonl").open()][-1]
-    assert f"validation at step 30: loss {row['loss']:.4f}" in said
-    assert "last checkpoint: step 30, 0:0" in said
+    assert f"validation at step 30: loss {row['loss']:.4f}" in out
+    assert "last checkpoint: step 30, 0:0" in out
     about = json.loads((workdir / "status.json").read_text())
     (workdir / "status.json").write_text(json.dumps({**about, "activity": "training", "step": 12}))
     assert main(["status", str(workdir)]) == 0
-    said = capsys.readouterr().out
-    assert f"dead: process {os.getpid()} on " in said
-    assert "was training when it was last heard of" in said
-    assert f"--resume --workdir {workdir}" in said
+    out = capsys.readouterr().out
+    assert f"dead: process {os.getpid()} on " in out
+    assert "was training at its last sign of life" in out
+    assert f"--resume --workdir {workdir}" in out
     for text in ("[]", "{", '{"step": "x"}'):
         (workdir / "status.json").write_text(text)
         assert main(["status", str(workdir)]) == 0
@@ -180,15 +180,15 @@ def test_status_of_a_living_run(quick_beats, tmp_path, capsys):
         wait_for(lambda: "3 of 8" in (workdir / "status.json").read_text())
         assert main(["status", str(workdir)]) == 0
     journal.close(None)
-    said = capsys.readouterr().out
-    assert f"alive (process {os.getpid()} on " in said
-    assert "evaluating, 3 of 8 batches" in said
-    assert "step 10 of 30 (33%), 2 steps/s, 0:10 left" in said
+    out = capsys.readouterr().out
+    assert f"alive (process {os.getpid()} on " in out
+    assert "evaluating, 3 of 8 batches" in out
+    assert "step 10 of 30 (33%), 2 steps/s, 0:10 left" in out
 
 
 @pytest.mark.parametrize(("idle", "signals", "status"), [(False, 1, 0), (False, 2, 143), (True, 1, 143)])
-def test_a_signal_waits_to_be_read_and_a_second_or_an_idle_one_acts_at_once(idle, signals, status):
-    """While the main thread is away for 60 s, as in a compiler: Python runs no handler of its own then."""
+def test_a_signal_waits_for_the_loop_and_a_second_or_an_idle_one_acts_at_once(idle, signals, status):
+    """While the main thread is in C code for 60 s, as in a compiler, when Python runs no handler."""
     code = f"""
 import ctypes, os, signal, sys, threading, time
 from train.interrupt import Stop
@@ -213,8 +213,8 @@ with Stop() as stop:
     assert done.stderr.count("stopped by SIGTERM") == (status == 143)
 
 
-def test_a_signal_breaks_an_evaluation_off_which_is_made_up_for(tmp_path, monkeypatch):
-    """A signal within the evaluation of step 20: it is saved at once, and evaluated when it goes on."""
+def test_a_signal_interrupts_an_evaluation_that_the_resumed_run_makes(tmp_path, monkeypatch):
+    """A signal within the evaluation of step 20: the step is saved at once, and evaluated on resume."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train.run(tiny(whole))
     passing, calls = Journal.passing, []
@@ -246,8 +246,8 @@ def test_a_signal_breaks_an_evaluation_off_which_is_made_up_for(tmp_path, monkey
 
 
 @pytest.mark.parametrize(("asked", "saved"), [(5, 6), (30, 30)])
-def test_a_signal_during_a_log_line_leaves_where_it_saves(asked, saved, tmp_path, monkeypatch, capsys):
-    """Step 5 logs and saves nothing, so the one after it is saved; the last one is saved anyway."""
+def test_a_signal_during_a_log_line_stops_at_the_next_save(asked, saved, tmp_path, monkeypatch, capsys):
+    """Step 5 logs without saving, so step 6 is saved; the last step is saved in any case."""
     log = Trainer._log
 
     def interrupted(self, *args):
@@ -264,8 +264,8 @@ def test_a_signal_during_a_log_line_leaves_where_it_saves(asked, saved, tmp_path
     assert (tmp_path / "run" / "checkpoints" / f"{saved}").is_dir()
 
 
-def test_a_signal_in_the_main_thread_only():
-    """A run in another thread, where Python takes no handlers, goes on without."""
+def test_only_the_main_thread_handles_signals():
+    """A run in another thread, where Python allows no handlers, does without."""
     from train.interrupt import Stop
 
     before = signal.getsignal(signal.SIGTERM)

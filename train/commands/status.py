@@ -1,4 +1,4 @@
-"""python -m train status RUN: how a run is, asked from anywhere; the folder is only read."""
+"""python -m train status RUN: the state of a run, from any shell; the folder is only read."""
 
 import pathlib
 import time
@@ -49,7 +49,7 @@ def _state(folder: pathlib.Path, about: dict[str, Any], alive: bool) -> str:
         return f"alive ({where}), {about['activity']}{quiet}"
     if about["activity"].startswith(("finished", "ended")):
         return f"{about['activity']} {ago} ago"
-    return f"dead: {where} was {about['activity']} when it was last heard of, {ago} ago"
+    return f"dead: {where} was {about['activity']} at its last sign of life, {ago} ago"
 
 
 def _place(about: dict[str, Any], alive: bool) -> str:
@@ -75,7 +75,7 @@ def _checkpoints(folder: pathlib.Path) -> str:
     for step, path in found.items():
         try:
             scores[step] = read_meta(path)["score"]
-        except (BrokenCheckpoint, KeyError):  # its score is told where it can be read
+        except (BrokenCheckpoint, KeyError):  # an unreadable checkpoint has no score to show
             continue
     last = max(found)
     scored = [step for step, score in scores.items() if score is not None]
@@ -84,7 +84,7 @@ def _checkpoints(folder: pathlib.Path) -> str:
 
 
 def _about(folder: pathlib.Path) -> dict[str, Any]:
-    """What status.json says; nothing where it says less or other things than a run does."""
+    """The contents of status.json; empty where it is not a run's."""
     try:
         about = read_json(folder / "status.json")
         return about if all(fits(about[name], kind) for name, kind in STATUS.items()) else {}

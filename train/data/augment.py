@@ -1,7 +1,7 @@
 """Augmentation of images inside the step: pure functions, one key an example.
 
-An example's key is folded from the step's key and its row in the global batch, so that the picture it becomes does not
-depend on how the batch lies on devices. Only mixing looks at two examples: each with the one before it in the batch.
+An example's key is folded from the step's key and its row in the global batch, so that the result does not depend on
+the layout of the batch on devices. Only mixing combines two examples: each with the one before it in the batch.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ MIXING = 2**31 - 1  # folded into the step's key for mixing; an example's own ke
 class AugmentConfig:
     crop_area: float | None = None  # least part of the image that a random crop shows, scaled back (ImageNet: 0.08)
     shift: int = 0  # pixels, each way: a random crop of the image padded by `pad`
-    pad: Literal["zeros", "reflect"] = "zeros"  # what a shift brings in: zeros, or the image mirrored
+    pad: Literal["zeros", "reflect"] = "zeros"  # the border that a shift exposes: zeros, or the image mirrored
     flip: bool = False  # left and right, every second time
     rotate: float = 0.0  # degrees, each way
     scale: float = 0.0  # 0.1: sizes from 90 to 110 %
@@ -118,7 +118,7 @@ def random_resized_crop(key: jax.Array, image: jax.Array, least: float) -> jax.A
 
 
 def box(shape: tuple[int, ...], centre: jax.Array, sides: jax.Array) -> jax.Array:
-    """True [H, W, 1] in the part of a box of `sides` about `centre` (rows, columns) that lies in the image."""
+    """True [H, W, 1] inside a box of `sides` about `centre` (rows, columns), cut at the image's border."""
     low, high = jnp.round(centre - sides / 2), jnp.round(centre - sides / 2) + sides
     rows, columns = jnp.arange(shape[0])[:, None, None], jnp.arange(shape[1])[None, :, None]
     return (rows >= low[0]) & (rows < high[0]) & (columns >= low[1]) & (columns < high[1])

@@ -1,8 +1,8 @@
 """Dates as people write them in six languages, to ISO 8601: "Dienstag, 3. Mräz 1987" is 1987-03-03.
 
 Example k of a split is a pure function of the seed and k, and no day is in two splits. A numeric date has the day
-first, but for ISO's and where a word says that it is American. Typing errors are of letters alone, one in a word, and
-leave no month within two slips of another's name, so that each writing means one day.
+first, unless it is ISO's or marked as American. Typing errors affect letters only, one per word, and never bring a
+month within two errors of another month's name, so that each writing has one meaning.
 """
 
 import datetime

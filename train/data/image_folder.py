@@ -33,9 +33,9 @@ def load(path: str, size: tuple[int, int]) -> tuple[str, dict[str, Any], list[st
 
 
 def _split(folder: pathlib.Path, labels: list[str], size: tuple[int, int]) -> ArraySplit | LazySplit:
-    strangers = {child.name for child in folder.iterdir() if child.is_dir() and _images(child)} - set(labels)
-    if strangers:
-        raise ZooError(f"{str(folder)!r} has classes that train does not have: {', '.join(sorted(strangers))}")
+    unexpected = {child.name for child in folder.iterdir() if child.is_dir() and _images(child)} - set(labels)
+    if unexpected:
+        raise ZooError(f"{str(folder)!r} has classes that train does not have: {', '.join(sorted(unexpected))}")
     found = [(file, label) for label, name in enumerate(labels) for file in _images(folder / name)]
     found.sort(key=lambda item: hashlib.sha256(item[0].relative_to(folder).as_posix().encode()).digest())
 

@@ -20,7 +20,7 @@ TRAIN = (
     *("plistlib", "pprint", "random", "shutil", "smtplib", "socket"),
 )
 VALIDATION = ("statistics", "subprocess", "tarfile", "textwrap")  # held out whole
-LONGEST = 600  # characters of a function whose docstring is to be told
+LONGEST = 600  # characters of a function whose docstring is to be predicted
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "__pycache__"}
 
 
@@ -41,9 +41,9 @@ def load() -> tuple[str, dict[str, str]]:
 
 
 def load_docstrings() -> tuple[str, dict[str, list[tuple[str, str]]]]:
-    """A name, and functions of the whole library to the first lines of their docstrings: pairs by split.
+    """A name, and pairs by split of the library's functions and the first lines of their docstrings.
 
-    A function's source is given without its docstring. A file is in one split: of ten one validates, one tests.
+    All functions of a file are in one split; of ten files one validates and one tests.
     """
     folder = pathlib.Path(sysconfig.get_paths()["stdlib"])
     splits: dict[str, list[tuple[str, str]]] = {"train": [], "validation": [], "test": []}
@@ -59,8 +59,7 @@ def load_docstrings() -> tuple[str, dict[str, list[tuple[str, str]]]]:
 
 
 def documented_functions(source: bytes) -> list[tuple[str, str]]:
-    """Functions that do more than document themselves and are not long, without their docstrings, to the first lines of
-    those."""
+    """Pairs of a function without its docstring and the docstring's first line, for short functions with a body."""
     pairs = []
     lines = source.decode("utf-8", "replace").splitlines()
     for node in ast.walk(ast.parse("\n".join(lines))):
