@@ -1,8 +1,8 @@
 """Large memory pages for a process on Linux with glibc.
 
 XLA's CPU client allocates a step's temporaries again in every step, and the kernel zeroes them page by page: 12,700
-pages of 4 kB for a GPT of 4 layers of 128, a third of the processor's time. Pages of 2 MB cost a fraction of that. glibc
-uses them if an environment variable asks for it, which is read before Python starts.
+pages of 4 kB for a GPT of 4 layers of 128, a third of the processor's time. Pages of 2 MB cost a fraction of that.
+glibc uses them if an environment variable asks for it, which is read before Python starts.
 """
 
 import os

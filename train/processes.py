@@ -11,7 +11,7 @@ from zoo.errors import ZooError
 
 
 def parse_distributed(text: str) -> dict[str, Any]:
-    """The arguments of `jax.distributed.initialize`: none for "auto", else those of `coordinator=HOST:PORT,num=N,id=I`."""
+    """The arguments of `jax.distributed.initialize`: none for "auto", else of `coordinator=HOST:PORT,num=N,id=I`."""
     if text == "auto":
         return {}
     found = dict(item.partition("=")[::2] for item in text.split(","))

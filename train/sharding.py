@@ -1,7 +1,7 @@
 """How arrays are laid out on devices, and the three ways to compile a step: jit, mesh, pmap.
 
-`jit` is one device. `mesh` is the same jit over sharded arrays: the batch along the axes `data` and `fsdp`, the state by
-the rules of `zoo.split`. `pmap` is a frozen mode for those who still use it: data-parallel, one process.
+`jit` is one device. `mesh` is the same jit over sharded arrays: the batch along the axes `data` and `fsdp`, the state
+by the rules of `zoo.split`. `pmap` is a frozen mode for those who still use it: data-parallel, one process.
 """
 
 import dataclasses

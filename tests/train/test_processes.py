@@ -1,4 +1,4 @@
-"""Several processes train as one: real ones, on this machine, that speak over the loopback."""
+"""Several processes train as one: real processes on this machine, over the loopback interface."""
 
 import fcntl
 import json
@@ -25,7 +25,7 @@ TEXT = [*MODEL, "--data.path", ROOT / "LICENSE"]
 
 
 def start_all(n, *args, devices=1, slurm=False):
-    """`n` processes of one run, their output in pipes; as `srun` starts them, or told where the others are."""
+    """`n` processes of one run, their output in pipes, started like `srun` does or with their coordinator's address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -42,15 +42,15 @@ def start_all(n, *args, devices=1, slurm=False):
 
 
 def finish_all(n, *args, status=0, **how):
-    """What each of them said, all to their end; asserts their exit statuses."""
+    """The output of each of `n` processes that have ended; asserts their exit statuses."""
     started = start_all(n, *args, **how)
     try:
-        said = [process.communicate(timeout=TIMEOUT)[0] for process in started]
+        outputs = [process.communicate(timeout=TIMEOUT)[0] for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [status] * n, "\n".join(said)
-    return said
+    assert [process.returncode for process in started] == [status] * n, "\n".join(outputs)
+    return outputs
 
 
 def rows(workdir):
@@ -77,47 +77,47 @@ def alone(tmp_path_factory):
 
 
 def test_two_processes_train_as_one(alone, tmp_path):
-    said = finish_all(2, "cnn", "--workdir", tmp_path / "run", "--mesh", "fsdp=2", *TINY)
+    outputs = finish_all(2, "cnn", "--workdir", tmp_path / "run", "--mesh", "fsdp=2", *TINY)
     assert_same_run(tmp_path / "run", alone)
-    assert "best step" in said[0]
-    assert "best step" not in said[1]  # the first one speaks and writes
+    assert "best step" in outputs[0]
+    assert "best step" not in outputs[1]  # only the first one prints and writes
     stored = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
-    assert (stored["mesh"], stored["distributed"]) == ("fsdp=2", None)  # where the others are is said anew
+    assert (stored["mesh"], stored["distributed"]) == ("fsdp=2", None)  # distributed is given to each run
 
 
 @pytest.fixture(scope="module")
 def text_run(tmp_path_factory):
-    """A language model that two processes trained, and what they said."""
+    """A language model that two processes trained, and their output."""
     workdir = tmp_path_factory.mktemp("text") / "run"
     return workdir, finish_all(2, *TEXT, "--workdir", workdir)
 
 
 def test_two_processes_end_a_language_model_with_a_sample(text_run):
-    workdir, said = text_run
-    assert "a sample:" in said[0]
-    assert "a sample:" not in said[1]
+    workdir, outputs = text_run
+    assert "a sample:" in outputs[0]
+    assert "a sample:" not in outputs[1]
     assert json.loads((workdir / "result.json").read_text())["steps"] == 20
     assert zoo.generate(zoo.load(workdir), "The", length=3)
 
 
-def test_a_checkpoint_that_one_process_cannot_read_is_taken_by_none(text_run, tmp_path):
-    """Of what the second process wrote, the file of its shards is cut off."""
+def test_a_checkpoint_that_one_process_cannot_read_is_restored_by_none(text_run, tmp_path):
+    """The file of shards that the second process wrote is truncated."""
     workdir = tmp_path / "run"
     shutil.copytree(text_run[0], workdir)
     written = (workdir / "checkpoints" / "20" / "model" / "ocdbt.process_1" / "d").iterdir()
     os.truncate(max(written, key=lambda path: path.stat().st_size), 100)
-    said = finish_all(2, *TEXT, "--workdir", workdir, "--resume")
-    assert "checkpoint 20 is broken" in said[0]
-    assert "resumed at step 10" in said[0]
+    outputs = finish_all(2, *TEXT, "--workdir", workdir, "--resume")
+    assert "checkpoint 20 is broken" in outputs[0]
+    assert "resumed at step 10" in outputs[0]
     assert (workdir / "checkpoints" / "20.broken").is_dir()
     assert rows(workdir) == rows(text_run[0])
 
 
-def test_all_processes_are_refused_a_folder_where_a_run_is_at_work(text_run):
+def test_all_processes_are_refused_a_folder_that_a_run_has_locked(text_run):
     with (text_run[0] / "train.log").open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        said = finish_all(2, *TEXT, "--workdir", text_run[0], "--resume", status=2)
-    assert all("error: another run is at work in" in each for each in said)
+        outputs = finish_all(2, *TEXT, "--workdir", text_run[0], "--resume", status=2)
+    assert all("error: another run is at work in" in each for each in outputs)
 
 
 @pytest.mark.slow
@@ -133,8 +133,8 @@ def test_four_processes_of_two_devices_train_as_one(alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_and_taken_up_by_another_number_of_processes(alone, tmp_path):
-    """Two, then four, then one; all killed at once each time, as a machine that goes down."""
+def test_killed_and_resumed_by_another_number_of_processes(alone, tmp_path):
+    """Two, then four, then one; all killed at once each time, as when a machine fails."""
     workdir = tmp_path / "run"
     args = ["cnn", "--workdir", workdir, "--resume", *TINY]
     for n in (2, 4):
@@ -174,7 +174,7 @@ def test_two_processes_set_a_broken_checkpoint_aside_once(alone, tmp_path):
         ("coordinator=a,num=2,id=0", "must end in a port, such as a:1234"),
     ],
 )
-def test_a_setting_that_names_no_processes_is_refused(setting, message):
+def test_a_wrong_setting_of_distributed_is_refused(setting, message):
     with pytest.raises(zoo.ZooError, match=message):
         Config("x", 1, 8, distributed=setting).check()
 
@@ -186,7 +186,7 @@ def test_auto_is_left_to_jax():
 
 
 def wait_until(condition, started, seconds=60):
-    """Until it holds, while all of the processes live."""
+    """Returns when the condition holds; asserts that all processes live until then."""
     end = time.monotonic() + seconds
     while not condition():
         assert all(process.poll() is None for process in started), [p.communicate() for p in started]
@@ -195,38 +195,38 @@ def wait_until(condition, started, seconds=60):
 
 
 def leave(started, seconds=30):
-    """Their exit statuses and what they said, all within the time that clouds grant."""
+    """Their exit statuses and outputs, after at most the time that clouds grant."""
     try:
-        said = [process.communicate(timeout=seconds)[0] for process in started]
+        outputs = [process.communicate(timeout=seconds)[0] for process in started]
     finally:
         for process in started:
             process.kill()
-    return [process.returncode for process in started], said
+    return [process.returncode for process in started], outputs
 
 
 @pytest.mark.slow
-def test_who_stalls_is_named_and_ctrl_c_to_one_saves(tmp_path):
-    """The second process stands still for a while: the first one, which waits for it, says so. Then they are to end."""
+def test_a_stalled_process_is_named_and_ctrl_c_to_one_saves(tmp_path):
+    """The second process is stopped for a while; the first one, which waits for it, reports it. Then both leave."""
     workdir = tmp_path / "run"
     args = [*TEXT, "--steps", "100000", "--eval-every", "100000", "--workdir", workdir, "--log.stall", "1"]
     started = start_all(2, *args)
     log = workdir / "train.log"
     wait_until(lambda: log.exists() and "step 70/" in log.read_text(), started)
     started[1].send_signal(signal.SIGSTOP)
-    wait_until(lambda: "left no word for" in log.read_text(), started)
+    wait_until(lambda: "recorded nothing for" in log.read_text(), started)
     started[1].send_signal(signal.SIGCONT)
     stall = log.read_text().split("process 0 of 2 on ")[-1]
     assert f"process 1 on {socket.gethostname()}, step " in stall
     started[1].send_signal(signal.SIGINT)
-    statuses, said = leave(started)
-    assert statuses == [143, 130], "\n".join(said)
-    step = int(said[0].split("stopped by SIGTERM at step ")[1].split(";")[0])
+    statuses, outputs = leave(started)
+    assert statuses == [143, 130], "\n".join(outputs)
+    step = int(outputs[0].split("stopped by SIGTERM at step ")[1].split(";")[0])
     assert (workdir / "checkpoints" / str(step)).is_dir()
-    assert "Traceback" not in "".join(said)
+    assert "Traceback" not in "".join(outputs)
     assert not (workdir / ".beats").exists()
 
 
-def test_a_signal_breaks_off_the_evaluation_of_all_processes(tmp_path):
+def test_a_signal_interrupts_the_evaluation_of_all_processes(tmp_path):
     """On the standard library's sources, whose evaluation takes some seconds."""
     workdir = tmp_path / "run"
     args = [*MODEL, "--steps", "100000", "--workdir", workdir]
@@ -234,8 +234,8 @@ def test_a_signal_breaks_off_the_evaluation_of_all_processes(tmp_path):
     status = workdir / "status.json"
     wait_until(lambda: status.exists() and "evaluating, " in status.read_text(), started)
     started[1].send_signal(signal.SIGTERM)
-    statuses, said = leave(started)
-    assert statuses == [143, 143], "\n".join(said)
+    statuses, outputs = leave(started)
+    assert statuses == [143, 143], "\n".join(outputs)
     meta = json.loads((workdir / "checkpoints" / "10" / "meta" / "metadata").read_text())
     assert meta["unevaluated"]
 
@@ -248,23 +248,23 @@ def test_a_signal_before_the_first_step_and_a_second_one_act_at_once(tmp_path):
     wait_until((workdir / "train.log").exists, started)
     for process in started:
         process.send_signal(signal.SIGTERM)
-    statuses, said = leave(started, seconds=5)
-    assert statuses == [143, 143], "\n".join(said)
-    assert all("stopped by SIGTERM: nothing to save" in each for each in said)
+    statuses, outputs = leave(started, seconds=5)
+    assert statuses == [143, 143], "\n".join(outputs)
+    assert all("stopped by SIGTERM: nothing to save" in each for each in outputs)
     started = start_all(2, *args, "--resume")
     wait_until(lambda: "step 7/" in (workdir / "train.log").read_text(), started)
     for _ in range(2):
         started[1].send_signal(signal.SIGTERM)
         time.sleep(0.1)
-    said = started[1].communicate(timeout=5)[0]
-    started[0].kill()  # which would end when it misses the other one
+    output = started[1].communicate(timeout=5)[0]
+    started[0].kill()  # it would end when it misses the other one
     started[0].communicate()
-    assert started[1].returncode == 143, said
-    assert "stopped by SIGTERM: asked twice, nothing saved" in said
+    assert started[1].returncode == 143, output
+    assert "stopped by SIGTERM: asked twice, nothing saved" in output
 
 
 @pytest.mark.slow
-def test_a_process_that_is_preempted_takes_all_along_after_a_save(alone, tmp_path):
+def test_a_preempted_process_saves_and_ends_all(alone, tmp_path):
     """SIGTERM to one of two: both leave at the same step, which is saved, within the 30 s that clouds grant."""
     workdir = tmp_path / "run"
     args = ["cnn", "--workdir", workdir, *TINY]
@@ -274,9 +274,9 @@ def test_a_process_that_is_preempted_takes_all_along_after_a_save(alone, tmp_pat
         assert time.monotonic() < end
         time.sleep(0.002)
     started[1].send_signal(signal.SIGTERM)
-    said = [process.communicate(timeout=30)[0] for process in started]
-    assert [process.returncode for process in started] == [143, 143], "\n".join(said)
-    step = int(said[0].split("stopped by SIGTERM at step ")[1].split(";")[0])
+    outputs = [process.communicate(timeout=30)[0] for process in started]
+    assert [process.returncode for process in started] == [143, 143], "\n".join(outputs)
+    step = int(outputs[0].split("stopped by SIGTERM at step ")[1].split(";")[0])
     assert (workdir / "checkpoints" / str(step)).is_dir()
     finish_all(2, *args, "--resume")
     assert_same_run(workdir, alone)
