@@ -37,17 +37,17 @@ class AugmentConfig:
         """ZooError for a value out of range."""
         for name in ("shift", "rand_layers", "cutout", "mixup", "cutmix"):
             if not getattr(self, name) >= 0:
-                raise ZooError(f"augment.{name.replace('_', '-')} must be at least 0, not {getattr(self, name)}")
+                raise ZooError(f"task.augment.{name.replace('_', '-')} must be at least 0, not {getattr(self, name)}")
         if not 0 <= self.rotate <= 180:
-            raise ZooError(f"augment.rotate must be between 0 and 180 degrees, not {self.rotate}")
+            raise ZooError(f"task.augment.rotate must be between 0 and 180 degrees, not {self.rotate}")
         if not 0 <= self.scale < 1:
-            raise ZooError(f"augment.scale must be in [0, 1), not {self.scale}")
+            raise ZooError(f"task.augment.scale must be in [0, 1), not {self.scale}")
         if not 0 <= self.rand_magnitude <= 30:
-            raise ZooError(f"augment.rand-magnitude must be between 0 and 30, not {self.rand_magnitude}")
+            raise ZooError(f"task.augment.rand-magnitude must be between 0 and 30, not {self.rand_magnitude}")
         if self.crop_area is not None and not 0 < self.crop_area <= 1:
-            raise ZooError(f"augment.crop-area must be in (0, 1], not {self.crop_area}")
+            raise ZooError(f"task.augment.crop-area must be in (0, 1], not {self.crop_area}")
         if self.pad not in ("zeros", "reflect"):
-            raise ZooError(f"augment.pad must be zeros or reflect, not {self.pad!r}")
+            raise ZooError(f"task.augment.pad must be zeros or reflect, not {self.pad!r}")
 
     @property
     def mixes(self) -> bool:
