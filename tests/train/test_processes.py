@@ -25,7 +25,7 @@ TEXT = [*MODEL, "--data.path", ROOT / "LICENSE"]
 
 
 def start_all(n, *args, devices=1, slurm=False):
-    """`n` processes of one run, their output in pipes, started like `srun` does or with their coordinator's address."""
+    """`n` processes of one run, their output in pipes, started as by `srun` or with the coordinator's address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
