@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 import train
 import zoo
 from runs import TINY, command, environment, finish
-from train import AugmentConfig, Config, ImageData, LogConfig, ModelConfig, OptimizerConfig
+from train import AugmentConfig, Classification, Config, ImageData, LogConfig, ModelConfig, OptimizerConfig
 from train.interrupt import Stop
 from train.journal import lives
 from train.loop import Trainer
@@ -31,7 +31,7 @@ def tiny(workdir, **changes):
         parallel="jit",
         eval_every=10,
         model=ModelConfig("simple_cnn", {"widths": (4,), "hidden_size": 16}),
-        augment=AugmentConfig(shift=1),
+        task=Classification(augment=AugmentConfig(shift=1)),
         optimizer=OptimizerConfig("adam", 3e-3, ema=0.9),
         log=LogConfig(every=5),
     )
