@@ -193,9 +193,7 @@ def test_wrong_stored_settings_are_refused(data, message):
 
 OLD = json.loads((pathlib.Path(__file__).parent / "settings_0_1_0.json").read_text())
 AUGMENT = AugmentConfig(shift=1, rotate=10.0, scale=0.1, mixup=0.2)
-RATES = OptimizerConfig(
-    "adamw", 3e-3, warmup_steps=100, decay_steps=1500, weight_decay=0.05, ema=0.998, rates={"fc2": 2.0}
-)
+RATES = {"warmup_steps": 100, "decay_steps": 1500, "weight_decay": 0.05, "ema": 0.998, "rates": {"fc2": 2.0}}
 NEW = {
     "images": Config(
         "runs/cnn", 1500, 64, eval_every=250, mesh="data=2", model=ModelConfig("simple_cnn", {"hidden_size": 128}),

@@ -1,4 +1,4 @@
-"""A loss or a gradient that is not finite: by default it stops the run (test_loop.py); here the step is skipped."""
+"""A loss or a gradient that is not finite stops a run by default (test_loop.py); here the step is skipped."""
 
 import dataclasses
 import json
@@ -18,8 +18,9 @@ from train.optimizer import make_optimizer
 from train.sharding import make_layout
 from train.step import init_state, make_train_step
 from train.timing import Phases
+from zoo import ZooError
 
-BAD = (7, 8)  # steps whose batch has a weight that is no number
+BAD = (7, 8)  # steps whose batch has NaN as its weights
 
 
 def skipping(workdir, **changes):
@@ -40,7 +41,7 @@ def bad_batches(monkeypatch):
 
 @pytest.mark.parametrize("mode", ["jit", "mesh", "pmap"])
 def test_a_skipped_step_leaves_everything_but_the_count_as_it_was(mode, bad_batches, tmp_path):
-    config = skipping(tmp_path / "run", parallel=mode, augment=train.AugmentConfig())
+    config = skipping(tmp_path / "run", parallel=mode, task=train.Classification())
     dataset = config.data.load((8, 8, 1))
     with Trainer(config, tmp_path / "run", dataset, Phases()) as trainer, Stop() as stop:
         trainer.train(stop, until=BAD[0])
@@ -59,7 +60,7 @@ def test_a_run_counts_what_it_skips_and_goes_on(bad_batches, tmp_path):
     assert result["steps"] == 30
 
 
-def test_steps_that_are_all_skipped_are_told_of_and_counted_later(bad_batches, tmp_path, capsys):
+def test_an_interval_of_skipped_steps_is_reported_and_counted_later(bad_batches, tmp_path, capsys):
     train.run(skipping(tmp_path / "run", log=train.LogConfig(every=1)))
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     steps = [row["step"] for row in rows if row["split"] == "train"]
@@ -68,7 +69,7 @@ def test_steps_that_are_all_skipped_are_told_of_and_counted_later(bad_batches, t
     assert "step 9: nothing was finite in the last 2 steps, which were skipped" in capsys.readouterr().out
 
 
-def test_a_run_that_skips_all_for_long_ends_and_is_saved(monkeypatch, tmp_path):
+def test_a_run_that_skips_too_many_steps_in_a_row_ends_and_is_saved(monkeypatch, tmp_path):
     monkeypatch.setattr(train.loop, "MOST_SKIPPED", 10)
     read = Batches.__call__
 
@@ -78,7 +79,7 @@ def test_a_run_that_skips_all_for_long_ends_and_is_saved(monkeypatch, tmp_path):
 
     with monkeypatch.context() as patch:
         patch.setattr(Batches, "__call__", bad_from_3_on)
-        with pytest.raises(train.loop.ZooError, match="nothing was finite in the last 10 steps: stopped at step 15"):
+        with pytest.raises(ZooError, match="nothing was finite in the last 10 steps: stopped at step 15"):
             train.run(skipping(tmp_path / "run", eval_every=1000))
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["15"]
     train.run(skipping(tmp_path / "run", eval_every=1000, resume=True))
@@ -90,23 +91,23 @@ LEAPING = train.OptimizerConfig("sgd", 1e38, schedule="constant", rates={"*": 1e
 
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
-    """Loss and gradient of the step are; the checkpoint before it stays the newest."""
+    """Though loss and gradient of the step are finite; the checkpoint before it stays the newest."""
     config = tiny(tmp_path / "run", steps=2, optimizer=dataclasses.replace(LEAPING, warmup_steps=1), eval_every=1)
-    with pytest.raises(train.loop.ZooError, match="the parameters are not finite at step 2: stopped, and"):
+    with pytest.raises(ZooError, match="the parameters are not finite at step 2: stopped; earlier checkpoints are"):
         train.run(config)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["1"]
 
 
 def test_an_update_that_is_not_finite_is_skipped(tmp_path):
-    """None of 4 steps is made, of which each had a finite loss and gradient."""
+    """None of 4 steps is made, though each had a finite loss and gradient."""
     train.run(skipping(tmp_path / "run", steps=4, optimizer=LEAPING, eval_every=4, log=train.LogConfig(every=1)))
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert [row["split"] for row in rows] == ["validation"]
 
 
-def test_a_run_that_stopped_goes_on_by_skipping(bad_batches, tmp_path):
+def test_a_stopped_run_resumes_by_skipping(bad_batches, tmp_path):
     workdir = tmp_path / "run"
-    with pytest.raises(train.loop.ZooError, match="is nan at step 8: stopped"):
+    with pytest.raises(ZooError, match="is nan at step 8: stopped"):
         train.run(tiny(workdir, eval_every=5))
     train.run(skipping(workdir, eval_every=5, resume=True))
     train.run(skipping(tmp_path / "whole", eval_every=5))
@@ -117,10 +118,11 @@ def test_an_infinite_gradient_of_a_finite_loss_is_skipped(tmp_path):
     """A loss of sqrt(x) at 0: the loss is finite, its gradient is not."""
 
     class Rooted(train.Classification):
-        def sums(self, logits, batch, train):
-            return {**super().sums(logits, batch, train), "penalty": jnp.sqrt(jnp.abs(jnp.sum(0 * logits)))}
+        def loss(self, *args, **kwargs):
+            found = super().loss(*args, **kwargs)
+            return dataclasses.replace(found, total=found.total + jnp.sqrt(jnp.abs(0 * found.total)))
 
-    config = skipping(tmp_path, task=Rooted(), augment=train.AugmentConfig())
+    config = skipping(tmp_path, task=Rooted())
     dataset = config.data.load((8, 8, 1))
     _, model = train.setup.make_model(config, dataset)
     optimizer = make_optimizer(config.optimizer, config.steps)

@@ -30,7 +30,7 @@ Batch = Mapping[str, jax.Array]
 
 @flax.struct.dataclass
 class Extra:
-    """A task's own state beside the model's. Each field is a tree of arrays, or None; its name says how they are sharded.
+    """A task's own state beside the model's. Each field is a tree of arrays, or None, sharded as its name says.
 
     `carry`: the batch on axis 0. `loss` hands it on to the next batch, as a recurrent state; it is cut into
     micro-batches with the batch. `rows`: any number of rows on axis 0, split over devices like the batch (environments,
