@@ -5,7 +5,7 @@ import math
 import pathlib
 import shlex
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,6 @@ import numpy as np
 
 from train.data.augment import AugmentConfig, augmented
 from train.data.source import Dataset, Split
-from train.evaluate import Evaluation
 from train.forward import Forward
 from train.report import images as images_report
 from train.settings import Arguments
@@ -22,6 +21,9 @@ from train.tasks.task import Batch, Extra, Loss, Task
 from zoo.errors import ZooError, unknown
 from zoo.registry import fits
 from zoo.run import Run
+
+if TYPE_CHECKING:
+    from train.evaluate import Evaluation
 
 TOP = 5  # of top5: the share of examples whose label is among so many most probable classes
 
@@ -156,7 +158,7 @@ class Classification(Task):
             metrics["top5"] = sums["top5"] / examples
         return metrics
 
-    def evaluate(self, evaluation: Evaluation, split: Split) -> dict[str, float]:
+    def evaluate(self, evaluation: "Evaluation", split: Split) -> dict[str, float]:
         """The means, and what `extra_metrics` names."""
         sums = evaluation.sums(split)
         metrics = self.metrics(sums)

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import shlex
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -13,12 +13,14 @@ import numpy as np
 
 from train.data.augment import AugmentConfig, augmented
 from train.data.source import Dataset, Split
-from train.evaluate import Evaluation
 from train.forward import Forward
 from train.tasks.classification import raw_example
 from train.tasks.task import Batch, Extra, Loss, Task
 from zoo.errors import ZooError
 from zoo.run import Run
+
+if TYPE_CHECKING:
+    from train.evaluate import Evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +78,7 @@ class MultiLabel(Task):
             "exact_match": sums["exact"] / sums["count"],
         }
 
-    def evaluate(self, evaluation: Evaluation, split: Split) -> dict[str, float]:
+    def evaluate(self, evaluation: "Evaluation", split: Split) -> dict[str, float]:
         """`metrics`, and `mean_average_precision` over the labels that the split has."""
         from sklearn.metrics import average_precision_score
 

@@ -4,14 +4,13 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from train.data.source import Dataset, Split
-from train.evaluate import Evaluation
 from train.forward import Forward
 from train.quality import quality, spacy_tokenizer
 from train.report import alignments
@@ -19,6 +18,9 @@ from train.tasks.task import Batch, Extra, Loss, Task
 from zoo.decode import translate
 from zoo.errors import ZooError
 from zoo.run import Run
+
+if TYPE_CHECKING:
+    from train.evaluate import Evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Translation(Task):
         accuracy = sums["accuracy"] / sums["count"]
         return {"loss": loss, "accuracy": accuracy, "perplexity": math.exp(min(loss, 700.0))}
 
-    def evaluate(self, evaluation: Evaluation, split: Split) -> dict[str, float]:
+    def evaluate(self, evaluation: "Evaluation", split: Split) -> dict[str, float]:
         """The means; after training also the quality of the targets that beam search decodes."""
         metrics = super().evaluate(evaluation, split)
         return metrics | self.decoded(evaluation.run(), split) if evaluation.final else metrics
