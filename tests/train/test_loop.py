@@ -1,4 +1,4 @@
-"""A run from settings to result: what it writes, what stops it, and that nothing is lost when it is stopped."""
+"""A run from settings to result: what it writes, what stops it, and that stopping loses nothing."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ def finished(tmp_path_factory):
     return workdir, train.run(tiny(workdir))
 
 
-def test_a_run_folder_has_all_that_was_promised(finished):
+def test_a_run_folder_has_every_promised_file(finished):
     workdir, result = finished
     names = {path.name for path in workdir.iterdir()}
     expected = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "export", "result.json", "curves.png"}
@@ -59,7 +59,7 @@ def test_a_run_folder_has_all_that_was_promised(finished):
     assert {"data", "setup", "compile", "train", "evaluate", "checkpoint", "total"} <= result["seconds"].keys()
 
 
-def test_metrics_have_a_line_a_log_and_a_line_an_evaluation(finished):
+def test_metrics_have_a_line_per_log_and_per_evaluation(finished):
     workdir, result = finished
     rows = lines(workdir)
     assert [row["step"] for row in rows if row["split"] == "train"] == [5, 10, 15, 20, 25, 30]
@@ -88,13 +88,13 @@ def test_tensorboards_events_are_the_metrics_and_the_rate(finished):
     }
 
 
-def test_a_line_tells_a_rate_where_a_step_was_timed(tmp_path, capsys):
+def test_a_line_has_a_rate_where_a_step_was_timed(tmp_path, capsys):
     """Not of the first step, which is compiled, nor of the first one after a resume."""
     config = tiny(tmp_path / "run", log=LogConfig(1), optimizer=OptimizerConfig("sgd", 0.1, schedule="constant"))
     for steps in (2, 4):
         train.run(dataclasses.replace(config, steps=steps, resume=steps > 2))
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ") and "/" in line]
-    assert [line.split("  ")[0] for line in said if " left" not in line] == ["step 1/2", "step 3/4"]
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ") and "/" in line]
+    assert [line.split("  ")[0] for line in shown if " left" not in line] == ["step 1/2", "step 3/4"]
     tags = b"".join(path.read_bytes() for path in (tmp_path / "run" / "tensorboard").iterdir())
     assert (tags.count(b"train/loss"), tags.count(b"examples_per_second")) == (4, 2)
 
@@ -138,7 +138,7 @@ def test_zoo_load_by_step_and_by_kind_of_weights(finished):
         ({"step": "newest"}, 'step must be "best", "last" or a number'),
     ],
 )
-def test_zoo_load_of_what_is_not_there(args, message, finished):
+def test_zoo_load_of_a_checkpoint_that_does_not_exist(args, message, finished):
     with pytest.raises(ZooError, match=message):
         zoo.load(finished[0], **args)
 
@@ -157,8 +157,6 @@ def test_zoo_load_refuses_a_folder_that_is_no_run(tmp_path):
 
 
 def test_a_run_made_with_another_model_is_refused(finished, tmp_path):
-    import shutil
-
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     about = json.loads((workdir / "config.json").read_text())
@@ -169,19 +167,17 @@ def test_a_run_made_with_another_model_is_refused(finished, tmp_path):
 
 
 def test_a_folder_that_is_not_empty_needs_resume(finished):
-    with pytest.raises(ZooError, match="is not empty: --resume goes on there"):
+    with pytest.raises(ZooError, match="is not empty: --resume continues it, --workdir DIR names another"):
         train.run(tiny(finished[0]))
 
 
 def test_resume_refuses_other_settings_and_allows_more_steps(finished, tmp_path):
-    import shutil
-
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     with pytest.raises(ZooError, match=r"on resume only .* may change: seed was 0, not 5"):
         train.run(tiny(workdir, resume=True, seed=5))
     before = (workdir / "config.json").read_text()
-    with pytest.raises(ZooError, match="is at step 30 already, beyond steps 20"):
+    with pytest.raises(ZooError, match="is at step 30 already, after steps 20"):
         train.run(tiny(workdir, resume=True, steps=20))
     assert (workdir / "config.json").read_text() == before
     with pytest.warns(UserWarning, match="the learning rate is 0 after step 30"):
@@ -244,8 +240,8 @@ def test_a_full_disk_while_saving_leaves_the_checkpoints_intact(tmp_path):
     zoo.load(workdir)
 
 
-def test_events_that_find_the_disk_full_are_lost_in_silence(tmp_path):
-    """Neither as they are written nor when Python ends is anything said of them, but what is true of the run."""
+def test_events_that_find_the_disk_full_are_lost_without_a_word(tmp_path):
+    """The run has one error line; nothing is printed as events are written or as Python ends."""
     limited = ["bash", "-c", "trap '' XFSZ; ulimit -f 4; exec \"$@\"", "bash"]
     args = [*TINY, "--log.tensorboard", "--log.every", "1", "--eval-every", "120"]
     run = [*limited, *command("cnn", "--workdir", tmp_path / "run", *args)]
@@ -256,7 +252,7 @@ def test_events_that_find_the_disk_full_are_lost_in_silence(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_records_that_find_the_disk_full_lose_no_save_that_is_under_way(tmp_path):
+def test_records_that_find_the_disk_full_lose_no_pending_save(tmp_path):
     """Closing a file writes again what could not be written."""
     workdir, config = tmp_path / "run", tiny(tmp_path / "run")
     dataset = config.data.load((8, 8, 1))
@@ -264,7 +260,7 @@ def test_records_that_find_the_disk_full_lose_no_save_that_is_under_way(tmp_path
     def trained():
         with Stop() as stop, Trainer(config, workdir, dataset, Phases()) as trainer, open("/dev/full", "w") as full:
             trainer.train(stop, until=10)
-            trainer.report._file = full
+            trainer.records._file = full
             trainer.train(stop, until=15)
 
     with pytest.raises(OSError, match="No space left"):
@@ -274,7 +270,7 @@ def test_records_that_find_the_disk_full_lose_no_save_that_is_under_way(tmp_path
     assert not lives(workdir)
 
 
-def test_a_run_that_cannot_begin_gives_its_folder_free(finished, tmp_path):
+def test_a_run_that_cannot_begin_unlocks_its_folder(finished, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     (workdir / "metrics.jsonl").unlink()
@@ -284,24 +280,26 @@ def test_a_run_that_cannot_begin_gives_its_folder_free(finished, tmp_path):
     assert not lives(workdir)
 
 
-def test_a_batch_that_takes_more_than_all_memory_is_told_of_in_a_line(tmp_path):
-    with pytest.raises(ZooError, match=r"the memory does not suffice \(.* PiB .*\); a lower batch-size takes less"):
+def test_a_batch_larger_than_memory_ends_in_one_line(tmp_path):
+    with pytest.raises(
+        ZooError, match=r"^out of memory \(.* PiB .*\); a lower batch-size or a higher optimizer.accumulate n"
+    ):
         train.run(tiny(tmp_path / "run", batch_size=2**50))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_step_that_takes_more_than_the_devices_memory_is_told_of_in_a_line(tmp_path, monkeypatch):
+def test_a_step_larger_than_the_devices_memory_ends_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(Layout, "compile_train", lambda *_: lambda *_: (jax.numpy.zeros(2**50), {}))
-    with pytest.raises(ZooError, match=r"the memory does not suffice \(RESOURCE_EXHAUSTED: Out of memory allocating"):
+    with pytest.raises(ZooError, match=r"^out of memory \(RESOURCE_EXHAUSTED: Out of memory allocating"):
         train.run(tiny(tmp_path / "run"))
 
 
-def test_a_trace_is_written_where_it_was_asked_for(tmp_path):
+def test_profile_writes_a_trace(tmp_path):
     train.run(tiny(tmp_path / "run", steps=10, profile="3:5"))
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
-def test_settings_without_validation_take_the_last_step(tmp_path):
+def test_without_validation_data_the_last_step_is_the_best(tmp_path):
     result = train.run(tiny(tmp_path / "run", data=ImageData(validation_fraction=0.0)))
     assert result["best_step"] == 30
     assert "validation" not in result
