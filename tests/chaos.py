@@ -1,25 +1,24 @@
-"""python -m tests.chaos: runs disturbed at random moments, each taken up again, held to an undisturbed run to the bit.
+"""python -m tests.chaos: runs disturbed at random moments and resumed, compared bit for bit with undisturbed ones.
 
-Every attempt is a process of its own, forked from this one before it knows of any device. A thread in it waits for a
-phase of the run to begin (the data, the setup with its restore, the first compile, a step, an evaluation, a save, the
-report), a random while more, and then does to the process or to its folder what the kind of fault says:
+Every attempt is a process of its own, forked from this one before JAX is asked for devices. A thread in it waits until
+a phase of the run begins (the data, the setup with its restore, the first compile, a step, an evaluation, a save, the
+report), then for a random while, and then applies one kind of fault to the process or to its folder:
 
-    kill, terminate, terminate twice    SIGKILL, SIGTERM, and another SIGTERM at once
+    kill, terminate, terminate twice    SIGKILL, SIGTERM, two SIGTERM
     full disk                           the run lies on a tmpfs of 16 MB, which is filled to a few kB (needs root)
     file limit                          RLIMIT_FSIZE: no file grows beyond a few kB
     read-only folder                    folders lose their write permission; root loses CAP_DAC_OVERRIDE beforehand
     second run                          SIGSTOP, while another run in the same folder must be refused; SIGCONT
-    clock                               Python's time.time goes back by days, files' times too; then SIGKILL; the run is
-                                        taken up by a clock that is behind as well
-    truncate, zero, remove, flip a bit  SIGKILL, and then one file of the newest checkpoint, where there is another
+    clock                               Python's time.time and the files' times go back by days, then SIGKILL; the run
+                                        that resumes has its clock set back as well
+    truncate, zero, remove, flip a bit  SIGKILL, and then one file of the newest checkpoint, if there is another
 
-Kinds and moments are dealt from one deck of all combinations, in which a seed says where to begin; recipe, occurrence
-and delay are drawn. One of the recipes runs on a mesh of eight virtual devices.
+Kinds and moments come from one shuffled deck of all combinations, in which a seed gives the first card; recipe,
+occurrence and delay are random. One of the recipes runs on a mesh of eight virtual devices.
 
-Then the run is taken up with --resume. It must end with status 0, no attempt may show a traceback or say that a step is
-saved of which there is no checkpoint, and the last checkpoint's digests (parameters, optimizer, carried state),
-metrics.jsonl, result.json but for its seconds, and the exported weights must be those of the undisturbed run. Exit
-status 1 if any is not.
+Then the run is resumed. It must end with status 0; no attempt may show a traceback or report a step as saved that has
+no checkpoint; and the last checkpoint's digests (parameters, optimizer, carried state), metrics.jsonl, result.json
+except its seconds, and the exported weights must equal those of the undisturbed run. Exit status 1 if any differs.
 """
 
 import argparse
@@ -69,17 +68,17 @@ RECIPES = {
         *OFTEN,
     ],
     "mesh": ["cnn", "--model.args", "widths=(4,)", "hidden_size=1040", "--mesh", "data=2,fsdp=4", *OFTEN],
-}  # of the last one's first dense kernel each device has a part
+}  # each device has a part of the last one's first dense kernel
 MOMENTS = {"start": 1, "setup": 1, "compile": 1, "train": 150, "evaluate": 12, "checkpoint": 12, "report": 1}  # times
 DAMAGES = ("truncate", "zero", "remove", "flip a bit")
 SIGNALS = ("kill", "terminate", "terminate twice")
 FAULTS = (*SIGNALS, "full disk", "file limit", "read-only folder", "second run", "clock", *DAMAGES)
 LIMIT = 600  # seconds that an attempt may take
-DRAWS = 20  # of a recipe, occurrence and delay for a combination whose moment did not come
+DRAWS = 20  # of recipe, occurrence and delay, for a combination whose moment did not come
 
 
 def combinations() -> list[tuple[str, str]]:
-    """Every kind of fault at every moment that it may fall on, shuffled, in the same order always."""
+    """Every kind of fault at every moment that it goes with, always in the same random order."""
     kinds_of = {"start": SIGNALS, "setup": SIGNALS, "compile": SIGNALS}
     kinds_of["report"] = tuple(kind for kind in FAULTS if kind not in ("second run", *DAMAGES))
     found = [(kind, moment) for moment in MOMENTS for kind in kinds_of.get(moment, FAULTS)]
@@ -88,7 +87,7 @@ def combinations() -> list[tuple[str, str]]:
 
 
 class Fault:
-    """What happens to an attempt: `kind`, at the `occurrence`-th beginning of the phase `moment`, `delay` s later."""
+    """A fault of an attempt: `kind`, `delay` seconds after the phase `moment` begins for the `occurrence`-th time."""
 
     def __init__(self, kind: str, moment: str, rng: random.Random):
         self.kind, self.moment = kind, moment
@@ -98,7 +97,7 @@ class Fault:
         self.delay, self.left, self.days = rng.uniform(0, 0.08), rng.randint(0, 64) * 1024, rng.uniform(0, 1000)
 
     def arm(self, workdir: pathlib.Path, fired: pathlib.Path) -> None:
-        """Sets the trap in this process, which is about to run."""
+        """Prepares the fault in this process, which is about to train."""
         if self.moment == "start":
             threading.Thread(target=self._strike, args=(workdir, fired), daemon=True).start()
             return
@@ -134,7 +133,7 @@ class Fault:
                 self.set_clock_back()
                 for folder, _, names in os.walk(workdir):
                     for name in names:
-                        with contextlib.suppress(FileNotFoundError):  # the run goes on, and clears away after itself
+                        with contextlib.suppress(FileNotFoundError):  # the run goes on, and removes temporary files
                             os.utime(os.path.join(folder, name), (0, time.time()))
                 time.sleep(self.delay)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -145,7 +144,7 @@ class Fault:
 
 
 class Campaign:
-    """Disturbed runs in a folder, a recipe's undisturbed one beside them."""
+    """Disturbed runs in a folder, beside an undisturbed one of each recipe."""
 
     def __init__(self, base: pathlib.Path, seed: int):
         self.base, self.rng, self.disk = base, random.Random(seed), base / "disk"
@@ -160,8 +159,8 @@ class Campaign:
             self.whole[name] = fingerprint(base / name / "run")
 
     def disturbed_run(self, kind: str, moment: str) -> dict[str, str | float] | None:
-        """One run with one fault, taken up again; drawn anew where its moment never came, and None, which is counted,
-        where it does not come at all."""
+        """One run with one fault, resumed; drawn anew if its moment did not come. None, which is counted, if it never
+        comes."""
         if kind == "full disk" and not self.mounted:
             self.left_out["full disk, since nothing can be mounted here"] += 1
             return None
@@ -181,9 +180,9 @@ class Campaign:
         status, output = self.attempt(workdir, args, cache, fault)
         if not (place / "fired").exists():
             return None
-        took = time.monotonic() - float((place / "fired").read_text())
-        said = re.search(r"stopped by \w+ at step (\d+); saved", output)
-        unsaved = said is not None and not (workdir / "checkpoints" / said[1]).is_dir()
+        seconds = time.monotonic() - float((place / "fired").read_text())
+        reported = re.search(r"stopped by \w+ at step (\d+); saved", output)
+        unsaved = reported is not None and not (workdir / "checkpoints" / reported[1]).is_dir()
         if fault.kind in DAMAGES:
             steps = sorted(step_folders(workdir / "checkpoints"))
             if len(steps) < 2:
@@ -203,14 +202,14 @@ class Campaign:
         elif fingerprint(workdir) != self.whole[recipe]:
             outcome = "different"
         if outcome != "same":
-            print(f"{vars(fault)}\n{output}\nstatus {status}, taken up again:\n{more}\nstatus {again}")
+            print(f"{vars(fault)}\n{output}\nstatus {status}, resumed:\n{more}\nstatus {again}")
         ended = f"signal {-status}" if status < 0 else f"status {status}"
-        return {"ended": ended, "seconds": took, "resumed": resumed[-1] if resumed else "anew", "outcome": outcome}
+        return {"ended": ended, "seconds": seconds, "resumed": resumed[-1] if resumed else "anew", "outcome": outcome}
 
     def attempt(self, workdir, args, cache, fault=None, resumes=False) -> tuple[int, str]:
-        """A process that trains; its exit status (a signal's number negative) and what it printed.
+        """Trains in a process; returns its exit status (the negative number of a signal) and its output.
 
-        The fault is one of this attempt, or, of one that `resumes`, of the attempt before it.
+        The fault is of this attempt, or, where it `resumes`, of the attempt before it.
         """
         workdir.parent.mkdir(parents=True, exist_ok=True)
         log = workdir.parent / "output"
@@ -218,7 +217,7 @@ class Campaign:
         fault = None if resumes else fault
         child = fork([*args, "--workdir", str(workdir)], log, cache, fault, behind)
         end, fired = time.monotonic() + LIMIT, log.with_name("fired")
-        second_run = fault is not None and fault.kind == "second run"  # whatever else stops it lets it go on again
+        second_run = fault is not None and fault.kind == "second run"  # a stop of another cause ends by itself
         ended = 0, 0
         while ended[0] == 0 or (os.WIFSTOPPED(ended[1]) and not (second_run and fired.exists())):
             ended = os.waitpid(child, os.WNOHANG | os.WUNTRACED)
@@ -231,17 +230,17 @@ class Campaign:
             refusal = os.waitstatus_to_exitcode(os.waitpid(second, 0)[1])
             os.kill(child, signal.SIGCONT)
             ended = os.waitpid(child, 0)
-            words = log.with_name("second").read_text()
-            assert refusal == 2, words
-            assert "another run is at work" in words, words
+            message = log.with_name("second").read_text()
+            assert refusal == 2, message
+            assert "another run is at work" in message, message
         return os.waitstatus_to_exitcode(ended[1]), log.read_text()
 
 
 def fork(
     args: list[str], log: pathlib.Path, cache: pathlib.Path, fault: Fault | None, behind: Fault | None = None
 ) -> int:
-    """The number of a process that runs `python -m train` with these arguments, its output in `log`, its clock set back
-    as `behind` says."""
+    """The id of a process that runs `python -m train` with these arguments and its output in `log`; with the fault
+    `behind`, its clock is set back."""
     sys.stdout.flush()
     if child := os.fork():
         return child
@@ -270,7 +269,7 @@ def fork(
 
 
 def drop_root_powers() -> None:
-    """After this a folder without write permission is so for root's process as well; threads to come inherit it."""
+    """Makes write permissions of folders hold for root's process too, and for the threads that it starts."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
     words = (ctypes.c_uint32 * 6)()
     libc = ctypes.CDLL(None, use_errno=True)
@@ -280,7 +279,7 @@ def drop_root_powers() -> None:
 
 
 def damage(kind: str, checkpoint: pathlib.Path, rng: random.Random) -> None:
-    """Damages one file of a checkpoint, drawn from those that have something in them."""
+    """Damages a random file of a checkpoint that is not empty."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.stat().st_size)
     path = rng.choice(files)
     content = bytearray(path.read_bytes())
@@ -302,7 +301,7 @@ def chmod_folders(workdir: pathlib.Path, mode: int) -> None:
 
 
 def fingerprint(workdir: pathlib.Path) -> tuple:
-    """All that must be the same: digests of the last state, metrics, result, exported weights."""
+    """What must be the same: digests of the last state, metrics, result, exported weights."""
     last = workdir / "checkpoints" / str(max(step_folders(workdir / "checkpoints")))
     digests = json.loads((last / "meta" / "metadata").read_text())["digests"]
     result = json.loads((workdir / "result.json").read_text())
@@ -312,7 +311,7 @@ def fingerprint(workdir: pathlib.Path) -> tuple:
 
 
 def campaign(runs: int, seed: int, output: str | None) -> int:
-    """Runs, prints and, with `output`, appends a row to a CSV for every kind of fault and moment; 1 if any was lost."""
+    """Runs and prints; with `output`, appends a row per recipe, fault and moment to a CSV. 1 if any run differs."""
     rows, deck = [], combinations()
     with tempfile.TemporaryDirectory() as folder:
         campaign = Campaign(pathlib.Path(folder), seed)
@@ -333,7 +332,7 @@ def campaign(runs: int, seed: int, output: str | None) -> int:
             if campaign.mounted:
                 subprocess.run(["umount", str(campaign.disk)], check=True)
     same = sum(row["outcome"] == "same" for row in rows)
-    print(f"{same} of {len(rows)} ended as if undisturbed (seed {seed})")
+    print(f"{same} of {len(rows)} runs ended as the undisturbed ones (seed {seed})")
     for what, times in campaign.left_out.items():
         print(f"left out, {times} times: {what}")
     if output:
@@ -352,7 +351,7 @@ def campaign(runs: int, seed: int, output: str | None) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100, help="disturbed runs")
-    parser.add_argument("--seed", type=int, default=0, help="where in the deck to begin, and what to draw")
+    parser.add_argument("--seed", type=int, default=0, help="of the first card and of all draws")
     parser.add_argument("--output", help="the CSV to append the table to; default: only print")
     options = parser.parse_args()
     sys.exit(campaign(options.runs, options.seed, options.output))
