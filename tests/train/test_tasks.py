@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from test_processes import finish_all
 
 import train
 import zoo
@@ -114,6 +115,16 @@ def test_a_recipe_of_ones_own_runs_resumes_evaluates_reports_and_loads(tmp_path)
         text=True,
     )
     assert loaded.stdout.strip() == "16", loaded.stderr
+
+
+def test_two_processes_collect_every_example_once_and_keep_the_tasks_state(tmp_path):
+    finish(RECIPE, "--workdir", tmp_path / "one", "--parallel", "jit")
+    finish_all(2, RECIPE, "--workdir", tmp_path / "two")
+    (_, one, first, _), (_, two, second, _) = (fingerprint(tmp_path / name) for name in ("one", "two"))
+    for a, b in zip(map(json.loads, one.splitlines()), map(json.loads, two.splitlines()), strict=True):
+        assert a.pop("split") == b.pop("split")
+        assert a == pytest.approx(b, rel=1e-4)
+    assert second["validation"] == pytest.approx(first["validation"], rel=1e-4)
 
 
 def test_a_run_of_an_unknown_task_says_how_to_name_its_recipe(tmp_path):
