@@ -281,9 +281,7 @@ def test_a_run_that_cannot_begin_unlocks_its_folder(finished, tmp_path):
 
 
 def test_a_batch_larger_than_memory_ends_in_one_line(tmp_path):
-    with pytest.raises(
-        ZooError, match=r"^out of memory \(.* PiB .*\); a lower batch-size or a higher optimizer.accumulate n"
-    ):
+    with pytest.raises(ZooError, match=r"^out of memory \(.* PiB .*\); a lower batch-size or a higher optimi"):
         train.run(tiny(tmp_path / "run", batch_size=2**50))
     assert not (tmp_path / "run").exists()
 
