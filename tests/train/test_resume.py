@@ -1,4 +1,4 @@
-"""A run killed anywhere and taken up again equals the undisturbed one, to the bit."""
+"""A run killed anywhere and resumed equals the undisturbed one, bit for bit."""
 
 import json
 import random
@@ -81,7 +81,7 @@ def test_resume_after_many_kills_is_bit_exact(mode, seed, undisturbed, tmp_path)
 
 
 def test_a_running_run_can_be_loaded(undisturbed, tmp_path):
-    """Checkpoints come and go under the reader; it gets a whole one, or is told that there is none yet."""
+    """Checkpoints come and go under the reader; it gets a whole one, or the error that there is none yet."""
     workdir = tmp_path / "run"
     process = start("cnn", "--workdir", workdir, *TINY)
     loaded, refusals = 0, set()
@@ -151,8 +151,8 @@ def read_damaged_copies(workdir, times):
     print(refused)
 
 
-def test_a_read_that_fails_leaves_nothing_but_its_reason(undisturbed, tmp_path):
-    """Orbax reads arrays side by side; of those that fail it awaits one, and Python would complain of the rest."""
+def test_a_failed_read_prints_nothing(undisturbed, tmp_path):
+    """Orbax reads arrays concurrently; it awaits one failed read, and Python would complain of the others."""
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed("jit"), workdir)
     code = f"import pathlib, test_resume; test_resume.read_damaged_copies(pathlib.Path({str(workdir)!r}), 20)"
@@ -163,7 +163,7 @@ def test_a_read_that_fails_leaves_nothing_but_its_reason(undisturbed, tmp_path):
     assert int(done.stdout) > 10
 
 
-def test_if_every_checkpoint_is_broken_nothing_starts_anew(undisturbed, tmp_path):
+def test_if_every_checkpoint_is_broken_no_run_starts(undisturbed, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed("jit"), workdir)
     for checkpoint in list((workdir / "checkpoints").iterdir()):
@@ -192,7 +192,7 @@ def test_a_signal_saves_and_leaves(number, undisturbed, tmp_path):
     assert fingerprint(workdir)[1:] == fingerprint(undisturbed("jit"))[1:]
 
 
-def test_a_run_goes_on_in_another_layout(undisturbed, tmp_path):
+def test_a_run_resumes_in_another_layout(undisturbed, tmp_path):
     """jit to mesh and to pmap: the same data and schedule, so the same metrics up to rounding."""
     for mode in ("mesh", "pmap"):
         workdir = tmp_path / mode
