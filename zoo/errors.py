@@ -21,6 +21,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ZooError:
     return ZooError(f"unknown {kind} {name!r}; there are {', '.join(known) or 'none'}")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 160 characters; its type where it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
 def exit_status(command: Callable[[], object], extra: str = "") -> int:
     """What a command line ends with: 0, or 2 for a user's mistake, said in a line; warnings take one as well.
 

@@ -8,27 +8,19 @@ The folder may belong to a finished, a running or a killed run; it is only read.
 """
 
 import contextlib
-import functools
-import hashlib
-import logging
 import math
 import pathlib
-import re
-import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
-import numpy as np
 
-from zoo.errors import ZooError
+from zoo.checkpoints import BrokenCheckpoint, read_arrays, read_meta, step_folders
+from zoo.errors import ZooError, first_line
 from zoo.files import read_json
 from zoo.inputs import Inputs, inputs_from_json
 from zoo.registry import PRETRAINED, abstract_variables, create_model, list_models, model_info
 from zoo.weights import load_weights
-
-_STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 class Run(NamedTuple):
@@ -37,10 +29,6 @@ class Run(NamedTuple):
     model: nn.Module
     variables: Mapping[str, Any]
     inputs: Inputs
-
-
-class BrokenCheckpoint(Exception):
-    """A checkpoint that cannot be read back as it was written; the message says why, in a line."""
 
 
 def load_pretrained(name: str, overrides: Mapping[str, Any]) -> Run:
@@ -108,7 +96,7 @@ def described(folder: pathlib.Path, config: Mapping[str, Any]) -> tuple[nn.Modul
     except ZooError:
         raise
     except Exception as error:  # fields of the right type that make no model
-        raise ZooError(f"{str(folder)!r} describes a model that cannot be made ({_line(error)})") from None
+        raise ZooError(f"{str(folder)!r} describes a model that cannot be made ({first_line(error)})") from None
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -128,123 +116,6 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     return config
 
 
-def step_folders(checkpoints: pathlib.Path) -> dict[int, pathlib.Path]:
-    """Finished checkpoints by step (Orbax renames a folder when it is whole)."""
-    found = checkpoints.iterdir() if checkpoints.is_dir() else ()
-    return {int(path.name): path for path in sorted(found) if _STEP.fullmatch(path.name) and path.is_dir()}
-
-
-def meta_file(checkpoint: pathlib.Path) -> pathlib.Path:
-    """Where Orbax's JSON handler writes the item `meta`; read without it, which knows no bounds."""
-    return checkpoint / "meta" / "metadata"
-
-
-def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
-    """The item `meta`: `score` (higher is better, or None), `digests` by item and path."""
-    try:
-        meta = read_json(meta_file(checkpoint))
-        if not isinstance(meta["digests"]["model"], dict) or not all(
-            isinstance(d, dict) for d in meta["digests"].values()
-        ):
-            raise TypeError("no digests")
-        if not isinstance(meta.get("score"), float | int | None):
-            raise TypeError("its score is no number")
-        return meta
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BrokenCheckpoint(f"its meta is unreadable ({_line(error)})") from None
-
-
-def read_arrays(checkpoint: pathlib.Path, item: str, template: Any, meta: Mapping[str, Any]) -> Any:
-    """An item in the structure of `template`, as `restored` reads it, and every digest checked."""
-    arrays = restored(checkpoint, item, template, meta)
-    check_digests(item, arrays, meta)
-    return arrays
-
-
-def restored(checkpoint: pathlib.Path, item: str, template: Any, meta: Mapping[str, Any]) -> Any:
-    """An item in the structure of `template`: NumPy arrays, but where it names a sharding, where they lie then.
-
-    Of several processes each reads by itself. BrokenCheckpoint where it cannot be read, ZooError where the checkpoint
-    is of another model.
-    """
-    import orbax.checkpoint as ocp
-
-    quiet_orbax()
-    template_leaves, expected = named_leaves(template), meta["digests"].get(item, {})
-    strangers = set(template_leaves) ^ set(expected)
-    if strangers:
-        raise ZooError(f"{str(checkpoint)!r} is of another model: {item} differs in {min(strangers)}")
-
-    def wish(leaf: Any) -> ocp.RestoreArgs:
-        if getattr(leaf, "sharding", None) is None:
-            return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
-        return ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype)
-
-    wanted = jax.tree.map(wish, template)
-    here = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(), multiprocessing_options=alone) as reader:
-            path = (checkpoint / item).absolute()
-            if (about := reader.metadata(path).item_metadata) is None:
-                raise ValueError("a file is damaged or missing")
-            stored = jax.tree.leaves(about.tree)
-            numbers = sum(math.prod(array.shape) for array in stored if getattr(array, "shape", None))
-            if numbers > 2 * (most := sum(math.prod(leaf.shape) for leaf in template_leaves.values())) + 1:
-                raise ValueError(f"it holds {numbers:,} numbers, the model {most:,}")
-            arrays = reader.restore(path, args=ocp.args.PyTreeRestore(item=template, restore_args=wanted))
-    except Exception as error:
-        raise BrokenCheckpoint(f"its {item} is unreadable ({_line(error)})") from None
-    for name, leaf in named_leaves(arrays).items():
-        if np.shape(leaf) != template_leaves[name].shape:
-            shapes = f"{np.shape(leaf)}, not {template_leaves[name].shape}"
-            raise ZooError(f"{str(checkpoint)!r} is of another model: {name} is {shapes}")
-    return arrays
-
-
-def check_digests(item: str, arrays: Any, meta: Mapping[str, Any]) -> None:
-    """BrokenCheckpoint unless every digest agrees (Orbax casts to another dtype in silence; the digest then differs).
-    Of arrays that several processes hold, all must ask."""
-    found = digests(arrays)
-    changed = [name for name, digest in meta["digests"][item].items() if found[name] != digest]
-    if changed:
-        raise BrokenCheckpoint(f"its {item} is not what was saved, first in {changed[0]}")
-
-
-def named_leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by path, `params/conv1/kernel`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def host_array(leaf: Any) -> np.ndarray:
-    """A copy in this process's memory. One whose parts several processes hold is gathered, so all must ask."""
-    if not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1:
-        return np.array(leaf)
-    if leaf.is_fully_replicated:
-        return np.array(leaf.addressable_data(0))
-    if not leaf.is_fully_addressable:
-        from jax.experimental import multihost_utils
-
-        return np.array(multihost_utils.process_allgather(leaf, tiled=True))
-    array = np.empty(leaf.shape, leaf.dtype)
-    for shard in leaf.addressable_shards:  # np.array(leaf) would leave a copy of the whole with the leaf
-        array[shard.index] = shard.data
-    return array
-
-
-def digests(tree: Any) -> dict[str, str]:
-    """A SHA-256 of every array's dtype, shape and bytes, by path; of one at a time in this process's memory."""
-    return {name: digest_of(host_array(leaf)) for name, leaf in named_leaves(tree).items()}
-
-
-def digest_of(array: np.ndarray) -> str:
-    """A SHA-256 of an array's dtype, shape and bytes, of which it makes no copy where they lie in a row."""
-    digest = hashlib.sha256(f"{array.dtype.name}{array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()[:32]
-
-
 def _candidates(checkpoints: Mapping[int, pathlib.Path], step: str | int) -> list[int]:
     """The steps to try, the wanted one first."""
     if isinstance(step, int):
@@ -262,28 +133,3 @@ def _candidates(checkpoints: Mapping[int, pathlib.Path], step: str | int) -> lis
             score = read_meta(checkpoints[number]).get("score")
             scores[number] = -math.inf if score is None else score
     return sorted(newest_first, key=lambda number: (scores.get(number, -math.inf), number), reverse=True)
-
-
-@functools.cache
-def quiet_orbax() -> None:
-    """Keeps Orbax's pages of tracebacks off the terminal, from here on; what matters is raised.
-
-    When one read or write of several fails, that one is raised. The others are left unawaited, and Python complains of
-    each when it collects it, at any later time.
-    """
-    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-    shown = logging.Formatter().format  # with the traceback; tensors stored as Orbax stores them are OCDBT's
-    logging.getLogger("asyncio").addFilter(lambda record: not re.search("orbax|OCDBT", shown(record)))
-    before = sys.unraisablehook
-
-    def hook(args: Any) -> None:
-        code = getattr(args.object, "cr_code", None)  # a coroutine's
-        closed = isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == "Event loop is closed"
-        if not closed and (code is None or "orbax" not in code.co_filename):
-            before(args)
-
-    sys.unraisablehook = hook
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

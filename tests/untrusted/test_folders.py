@@ -29,10 +29,10 @@ from train.report import cut_back, draw_curves
 from train.status import status
 from zoo import ZooError
 from zoo.files import MOST_LEVELS, read_json
-from zoo.huggingface import from_pretrained, save_pretrained
 from zoo.inputs import inputs_from_json
 from zoo.registry import abstract_variables
 from zoo.weights import save_native
+from zoo.weights.huggingface.folder import from_pretrained, save_pretrained
 
 IMAGES = {"kind": "image", "shape": [32, 32, 1], "mean": [0.5], "std": [0.5], "labels": list("abc")}
 LETTERS = {"kind": "text", "tokenizer": "char", "vocabulary": "abc", "length": 8, "labels": []}
@@ -257,7 +257,7 @@ def test_records_that_are_none_are_passed_over(run_folder, tmp_path_factory, lin
 
 
 def content(run):
-    return {name: np.asarray(leaf).tobytes() for name, leaf in zoo.run.named_leaves(run.variables).items()}
+    return {name: np.asarray(leaf).tobytes() for name, leaf in zoo.arrays.named_leaves(run.variables).items()}
 
 
 @settings(max_examples=40)

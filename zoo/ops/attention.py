@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from zoo import split
+from zoo import partition
 from zoo.errors import ZooError
 from zoo.ops.attention_scores import Mask, by_head, by_time, scaled_scores, unnormalised, weighted_sums
 from zoo.ops.blocked_attention import Arrays, blocked
@@ -89,12 +89,12 @@ def _attention(
 def _on_mesh(
     run: Any, query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask, bias: jax.Array | None
 ) -> jax.Array:
-    """`run` of the arrays; on a mesh that splits the sequence or heads (`zoo.split`), each device's of its own
+    """`run` of the arrays; on a mesh that splits the sequence or heads (`zoo.partition`), each device's of its own
     queries and heads, to the keys of the whole sequence."""
-    sequence, heads = split.axes_of("context", query.shape[1]), split.axes_of("tensor", key.shape[2])
+    sequence, heads = partition.axes_of("context", query.shape[1]), partition.axes_of("tensor", key.shape[2])
     if sequence is None and heads is None:
         return run(query, key, value, mask, bias)
-    rows = split.axes_of("rows", len(query))
+    rows = partition.axes_of("rows", len(query))
     if sequence and mask.positions is None and (mask.causal or mask.window is not None):
         mask = mask._replace(positions=jnp.arange(query.shape[1])[None])
 
@@ -110,7 +110,7 @@ def _on_mesh(
         return run(query, key, value, Mask(mask.causal, mask.window, *of_mask), bias)
 
     arrays = query, key, value, (mask.lengths, mask.segments, mask.positions), bias
-    return split.by_device(own, specs, by_query)(*arrays)
+    return partition.by_device(own, specs, by_query)(*arrays)
 
 
 def choose(platform: str, queries: int, keys: int, width: int, dtype: Any, mask: Mask, plain: bool) -> Implementation:
@@ -255,7 +255,7 @@ def splash(
         mine = jnp.zeros((len(query), queries), jnp.int32) if segments is None else segments[0]
         segments = mine, jnp.where(present, 0 if segments is None else segments[1], -1)
     ids = None if segments is None else library.SegmentIds(*segments)
-    rows = PartitionSpec(split.axes_of("rows", len(query)))  # XLA cannot split a kernel
-    run = split.by_device(jax.vmap(jax.vmap(kernel, in_axes=(0, 0, 0, None))), rows, rows)
+    rows = PartitionSpec(partition.axes_of("rows", len(query)))  # XLA cannot split a kernel
+    run = partition.by_device(jax.vmap(jax.vmap(kernel, in_axes=(0, 0, 0, None))), rows, rows)
     out = run(grouped, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), ids)
     return by_time(out).astype(query.dtype)

@@ -27,7 +27,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from zoo import split
+from zoo import partition
 
 GROUP_BYTES = 4 << 20  # of what one product multiplies, so that it stays in the cache
 FEW_CHANNELS = 4  # with no more, the forward product is made of patches too
@@ -216,19 +216,19 @@ def _by_groups(run: Any, total: Any, most: int, *arrays: jax.Array) -> tuple[Any
 
 
 def _by_device(run: Any, x: jax.Array, kernel: jax.Array, *gradient: jax.Array) -> Any:
-    """`run` where each device of a mesh (`zoo.split`) has its own images, which groups would mix."""
-    rows = split.axes_of("rows", len(x))
+    """`run` where each device of a mesh (`zoo.partition`) has its own images, which groups would mix."""
+    rows = partition.axes_of("rows", len(x))
     if rows is None:
         return run(x, kernel, *gradient)
     own, whole = PartitionSpec(rows), PartitionSpec()
     if not gradient:
-        return split.by_device(run, (own, whole), own)(x, kernel)
+        return partition.by_device(run, (own, whole), own)(x, kernel)
 
     def summed(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
         by_x, by_kernel = run(*arrays)
         return by_x, lax.psum(by_kernel, rows)
 
-    return split.by_device(summed, (own, whole, own), (own, whole))(x, kernel, *gradient)
+    return partition.by_device(summed, (own, whole, own), (own, whole))(x, kernel, *gradient)
 
 
 def _suits_winograd(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> bool:

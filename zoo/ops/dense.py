@@ -12,12 +12,12 @@ from typing import Any
 import jax
 from jax import lax
 
-from zoo import split
+from zoo import partition
 
 
 def dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, *args: Any, **settings: Any) -> jax.Array:
     """`lax.dot_general` of x [..., F] and kernel [F, out], for `nn.Dense(dot_general=...)`; on a CPU, row by row."""
-    if x.ndim < 3 or jax.default_backend() != "cpu" or split.axes_of("context", x.shape[1]):
+    if x.ndim < 3 or jax.default_backend() != "cpu" or partition.axes_of("context", x.shape[1]):
         return lax.dot_general(x, kernel, dimensions, *args, **settings)
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     product = lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), *args, **settings)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from zoo import split
+from zoo import partition
 
 Cell = Literal["lstm", "gru", "rnn"]
 State = tuple[jax.Array, ...]  # h [B, H] in the dtype of the inputs; of an LSTM also c [B, H] in float32
@@ -62,7 +62,7 @@ def _kernel_gradient(x: jax.Array, by_product: jax.Array, kernel: jax.Array) -> 
 
 def _as_rows(x: jax.Array) -> jax.Array:
     """[..., F] to [N, F]; on a mesh as it is, since axes that are split cannot become one without a gather."""
-    return x if split.in_use() else x.reshape(-1, x.shape[-1])
+    return x if partition.in_use() else x.reshape(-1, x.shape[-1])
 
 
 def _summed_products(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zoo import split
+from zoo import partition
 from zoo.errors import ZooError
 from zoo.features import sow
 from zoo.ops.attention import Implementation, Mask, attention, attention_weights
 from zoo.ops.dense import dot_general
 from zoo.ops.gelu import gelu
 from zoo.ops.positions import Rotary, rotate
-from zoo.split import STACKED
+from zoo.partition import STACKED
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"]
 Norm = Literal["layer", "rms"]
@@ -160,14 +160,14 @@ class Block(nn.Module):
             scaled = self.norm(name=norm)
             dropout = nn.Dropout(self.dropout_rate, deterministic=not context.train)
             added = x + dropout(layer(scaled(x))) if self.norm_first else scaled(x + dropout(layer(x)))
-            return split.lying(added, "rows", "context")
+            return partition.lying(added, "rows", "context")
 
         def attend(x: jax.Array) -> jax.Array:
             nonlocal cache
             out, cache = self.attention(name="attention")(x, context, cache)
             return out
 
-        x = add(split.lying(x, "rows", "context"), "norm1", attend)
+        x = add(partition.lying(x, "rows", "context"), "norm1", attend)
         if source is not None:
             x = add(x, "norm_cross", lambda x: self.attention(name="cross")(x, context, None, source)[0])
         mlp = FeedForward(self.mlp_size, self.activation, self.dense, name="mlp")
@@ -229,7 +229,7 @@ class Stack(nn.Module):
             rngs = None if key is None else {"dropout": key}
             mutable: Any = ["features"] if seen else []
             args = (x, context, cache, memory)
-            (x, cache), changed = block.apply({"params": split.gathered(params)}, *args, rngs=rngs, mutable=mutable)
+            (x, cache), changed = block.apply({"params": partition.gathered(params)}, *args, rngs=rngs, mutable=mutable)
             return x, (cache, changed.get("features"))
 
         items, caches = (params, keys, memories), {}

@@ -17,7 +17,7 @@ from zoo.files import read_json
 from zoo.registry import abstract_variables, create_model, list_models, model_info
 from zoo.transformer.layers import stacked, unstacked
 from zoo.weights import huggingface, native, recurrent, torchvision
-from zoo.weights.huggingface.layout import Layout
+from zoo.weights.huggingface.layout import TensorLayout
 
 Variables = Mapping[str, Any]
 MOST_MADE = 2**28  # bytes that are made beyond what a file holds: a head drawn anew, positions resized
@@ -43,7 +43,7 @@ def load_weights(
     tensors = read(path, 2 * size + MOST_MADE)
     layout: Any = native if native.is_native(tensors) else huggingface.layout_of(plain) or torchvision
     try:
-        if isinstance(layout, Layout):
+        if isinstance(layout, TensorLayout):
             tensors = layout.merged(tensors, plain)
         elif recurrent.is_recurrent(tensors):
             layout, tensors = recurrent, recurrent.merged(tensors)
@@ -67,14 +67,14 @@ def load_weights(
     of_head = sorted(name for name, (keys, _) in expected.items() if keys[:2] == head)
     other_head = bool(misfits) and sorted(misfits) == of_head
     other_head &= all(layout.differs_in_classes(tensors[name], expected[name][1]) for name in misfits)
-    if isinstance(layout, Layout) and layout.classifies and missing and missing == of_head:
+    if isinstance(layout, TensorLayout) and layout.classifies and missing and missing == of_head:
         other_head, missing = True, []
     wrong = [] if other_head else [f"{name} ({why})" for name, (_, why) in sorted(misfits.items())]
     problems = {"missing": missing, "unexpected": unexpected, "misshapen": wrong}
     if any(problems.values()):
         report = "; ".join(f"{kind}: {_some(found)}" for kind, found in problems.items() if found)
         raise ZooError(f"{str(path)!r} does not fit {type(module).__name__}: {report}")
-    if isinstance(layout, Layout):
+    if isinstance(layout, TensorLayout):
         leaves = layout.leaves(leaves, plain)
     if other_head:
         classes = getattr(module, "num_classes", "other")

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.weights.huggingface import bert, gpt2, llama, t5, vit
-from zoo.weights.huggingface.layout import Layout
+from zoo.weights.huggingface.layout import TensorLayout
 
 FAMILIES: tuple[Any, ...] = (bert, gpt2, llama, t5, vit)
 LAYOUTS = (bert.LAYOUT, gpt2.LAYOUT, llama.LAYOUT, t5.GATED, t5.LAYOUT, vit.LAYOUT)  # those of more marks first
 KINDS: dict[str, Any] = {kind: family for family in FAMILIES for kind in family.ARCHITECTURES}
 
 
-def layout_of(variables: Mapping[str, Any]) -> Layout | None:
+def layout_of(variables: Mapping[str, Any]) -> TensorLayout | None:
     """The layout that variables, unstacked, have in files of Hugging Face's; None where they have none."""
     return next((layout for layout in LAYOUTS if layout.is_of(variables)), None)

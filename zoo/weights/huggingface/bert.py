@@ -8,10 +8,10 @@ import flax.linen as nn
 from zoo.errors import ZooError
 from zoo.transformer.encoder import Encoder
 from zoo.weights.huggingface.checks import activation, count, named, only
-from zoo.weights.huggingface.layout import Layout
+from zoo.weights.huggingface.layout import TensorLayout
 
 ARCHITECTURES = {"bert": ("BertModel", "BertForMaskedLM", "BertForSequenceClassification")}
-LAYOUT = Layout(
+LAYOUT = TensorLayout(
     title="BERT",
     marks=("embedding", "positions", "types", "layers/layer0/attention"),
     table={

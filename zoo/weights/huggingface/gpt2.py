@@ -8,10 +8,10 @@ import flax.linen as nn
 from zoo.errors import ZooError
 from zoo.transformer.decoder import Decoder
 from zoo.weights.huggingface.checks import activation, count, named, only
-from zoo.weights.huggingface.layout import Layout
+from zoo.weights.huggingface.layout import TensorLayout
 
 ARCHITECTURES = {"gpt2": ("GPT2LMHeadModel",)}
-LAYOUT = Layout(
+LAYOUT = TensorLayout(
     title="GPT-2",
     marks=("embedding", "positions", "layers/layer0/attention"),
     table={

@@ -18,7 +18,7 @@ _LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 Path = tuple[str, ...]
 
 
-class Layout(NamedTuple):
+class TensorLayout(NamedTuple):
     """The names and forms of one architecture's tensors; regular expressions match at a name's beginning."""
 
     title: str  # for messages

@@ -12,7 +12,7 @@ import flax.linen as nn
 from zoo.errors import ZooError
 from zoo.transformer.t5 import T5
 from zoo.weights.huggingface.checks import activation, count, named
-from zoo.weights.huggingface.layout import Layout
+from zoo.weights.huggingface.layout import TensorLayout
 
 ARCHITECTURES = {"t5": ("T5ForConditionalGeneration",)}
 _DISTANCES = "{}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -42,7 +42,7 @@ def _table(feed: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-LAYOUT = Layout(
+LAYOUT = TensorLayout(
     title="T5",
     marks=("encoder_distance_bias",),
     table=_table({"up": "wi", "down": "wo"}),

@@ -11,10 +11,10 @@ import flax.linen as nn
 from zoo.errors import ZooError
 from zoo.transformer.vit import ViT
 from zoo.weights.huggingface.checks import activation, count, named, only
-from zoo.weights.huggingface.layout import Layout
+from zoo.weights.huggingface.layout import TensorLayout
 
 ARCHITECTURES = {"vit": ("ViTForImageClassification", "ViTModel")}
-LAYOUT = Layout(
+LAYOUT = TensorLayout(
     title="ViT",
     marks=("patches", "layers/layer0/attention"),
     table={
