@@ -37,8 +37,8 @@ from zoo.errors import ZooError, unknown
 from zoo.inputs.image import ImageInputs
 from zoo.inputs.pairs import PairInputs
 from zoo.inputs.text import TextInputs
+from zoo.partition import DATA, FSDP
 from zoo.registry import abstract_variables, count_parameters
-from zoo.split import DATA, FSDP
 
 
 class Chip(NamedTuple):

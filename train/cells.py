@@ -19,9 +19,10 @@ from train.data import Dataset
 from train.data.text import Stream
 from train.pictures import ReportConfig, save, write_page
 from train.report import draw_curves
+from zoo.arrays import named_leaves
 from zoo.errors import ZooError
 from zoo.inputs.text import TextInputs
-from zoo.run import Run, named_leaves
+from zoo.run import Run
 
 TEXT = 3000  # tokens that are shown
 WINDOWS = 256  # from the zero state, over which the loss by position is a mean

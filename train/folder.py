@@ -23,11 +23,12 @@ from train.journal import footprint
 from train.report import write_text
 from train.tasks.language_model import LanguageModel
 from train.tasks.translation import Translation
+from zoo.checkpoints import step_folders
 from zoo.errors import ZooError
 from zoo.inputs import Inputs, inputs_from_json
 from zoo.inputs.image import ImageInputs
 from zoo.inputs.text import TextInputs
-from zoo.run import Run, read_config, step_folders
+from zoo.run import Run, read_config
 from zoo.weights import save_native
 
 # What may differ from the folder's settings when a run is taken up again.

@@ -28,12 +28,12 @@ from train.optimizer import check_patterns, make_optimizer
 from train.report import Phases, Report, Trace, draw_curves, write_text
 from train.sharding import Layout, make_layout
 from train.step import TrainState, finite, init_state, make_eval_step, make_train_step
-from zoo import huggingface
 from zoo.errors import ZooError
 from zoo.inputs.image import ImageInputs
 from zoo.registry import abstract_variables
 from zoo.run import Run, pretrained_file
 from zoo.weights import load_weights
+from zoo.weights.huggingface import folder as huggingface
 
 CALIBRATION_IMAGES = 5000  # what a model's `calibrate` sees, where it has one
 MOST_SKIPPED = 100  # steps in a row that were not finite, after which a run that skips them ends

@@ -18,8 +18,8 @@ import optax.contrib
 
 from train.config import OptimizerConfig
 from train.lora import lora
+from zoo.arrays import named_leaves
 from zoo.errors import ZooError, unknown
-from zoo.run import named_leaves
 from zoo.transformer.layers import STACKED
 
 Role = Literal["whole", "still", "thin"]

@@ -22,10 +22,11 @@ from train.data import Split, eval_batches, load_dataset
 from train.report import draw_curves, write_text
 from train.tasks.language_model import LanguageModel
 from train.tasks.translation import Translation
+from zoo.arrays import named_leaves
 from zoo.errors import ZooError
 from zoo.features import adding
 from zoo.inputs.image import ImageInputs
-from zoo.run import Run, named_leaves, read_config
+from zoo.run import Run, read_config
 from zoo.transformer import ViT
 
 BATCH = 256

@@ -1,8 +1,8 @@
 """How arrays lie on devices, and the three ways to compile a step: jit, mesh, pmap.
 
 `jit` is one device; `mesh` is the same jit over arrays that a mesh holds, the batch split along its axes `data` and
-`fsdp`, the state as the rules of `zoo.split` say; `pmap` is a frozen mode for those who still use it: data-parallel,
-one process.
+`fsdp`, the state as the rules of `zoo.partition` say; `pmap` is a frozen mode for those who still use it:
+data-parallel, one process.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDev
 
 from train.mesh import mesh_sizes
 from train.step import TrainState
+from zoo.arrays import host_array
 from zoo.errors import ZooError
-from zoo.run import host_array
-from zoo.split import AXES, DATA, FSDP, specs
+from zoo.partition import AXES, DATA, FSDP, specs
 
 AXIS = "data"
 ROWS = PartitionSpec((DATA, FSDP))

@@ -16,7 +16,7 @@ import optax
 
 from train.config import Config
 from train.optimizer import stop_frozen
-from zoo import split
+from zoo import partition
 from zoo.inputs import Inputs
 from zoo.ops.convolution import fast_kernel_gradients
 
@@ -125,7 +125,7 @@ def make_train_step(
             loss = sums["loss"] + sums.get("penalty", 0.0)
             return (loss if state.scale is None else loss * state.scale.factor), (dict(changed), after, sums)
 
-        gradients, (changed, after, sums) = jax.grad(split.over_shards(summed_loss), has_aux=True)(state.params)
+        gradients, (changed, after, sums) = jax.grad(partition.over_shards(summed_loss), has_aux=True)(state.params)
         return gradients, changed, after, sums
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
@@ -208,7 +208,7 @@ def make_eval_step(
     """The pure function (variables, carry, batch) -> (sums over what has weight 1, carry)."""
 
     def eval_step(variables: Any, carry: Any, batch: Batch) -> tuple[Sums, Any]:
-        logits, carry = config.task.evaluate(model, split.gathered(variables), inputs, carry, batch)
+        logits, carry = config.task.evaluate(model, partition.gathered(variables), inputs, carry, batch)
         sums = config.task.sums(logits, batch, train=False)
         return (sums if axis_name is None else jax.lax.psum(sums, axis_name)), carry
 

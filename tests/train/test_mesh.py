@@ -23,7 +23,7 @@ from train.mesh import check_model, mesh_sizes, where_it_fits
 from train.optimizer import make_optimizer
 from train.sharding import Layout, make_layout
 from train.step import init_state, make_eval_step, make_train_step
-from zoo import split
+from zoo import partition
 from zoo.inputs.image import ImageInputs
 from zoo.inputs.pairs import PairInputs
 from zoo.inputs.text import TextInputs
@@ -57,7 +57,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def _small_arrays_are_large(monkeypatch):
-    monkeypatch.setattr(split, "LARGE", 2**8)
+    monkeypatch.setattr(partition, "LARGE", 2**8)
 
 
 def of_images(model):
@@ -137,7 +137,7 @@ def test_a_mesh_agrees_with_one_device(case, mesh):
 
 def large(tree):
     """Leaves above the size from which fsdp splits them, by path."""
-    return {path: leaf for path, leaf in zoo.run.named_leaves(tree).items() if leaf.size > split.LARGE}
+    return {path: leaf for path, leaf in zoo.arrays.named_leaves(tree).items() if leaf.size > partition.LARGE}
 
 
 @pytest.mark.parametrize("case", ["cnn", "lstm", "seq2seq", "scanned"])
@@ -146,7 +146,7 @@ def test_fsdp_splits_parameters_momentum_and_average_alike(case):
     state = parts(case)[4]
     ways = [large(tree) for tree in (state.params, state.ema["params"])]
     assert ways[0]
-    whole, shards = zoo.run.named_leaves(state), zoo.run.named_leaves(placed)
+    whole, shards = zoo.arrays.named_leaves(state), zoo.arrays.named_leaves(placed)
     for path, leaf in large(state.params).items():
         alike = {name: shards[name] for name in whole if name.endswith(f"/{path}")}
         assert len(alike) == 3, path  # the parameter, its momentum, its average
@@ -219,10 +219,10 @@ def gathers(case, mesh):
 
 @pytest.mark.parametrize(("case", "mesh"), [(case, "fsdp=8") for case in ("cnn", "lstm", "seq2seq", "gpt", "scanned")])
 def test_fsdp_gathers_a_parameter_at_most_twice_and_nothing_else(case, mesh):
-    sizes = {**dict.fromkeys(split.AXES, 1), "fsdp": 8}
+    sizes = {**dict.fromkeys(partition.AXES, 1), "fsdp": 8}
     params = parts(case)[4].params
-    specs = zoo.run.named_leaves(split.specs(params, sizes))
-    sharded = [leaf.shape for path, leaf in zoo.run.named_leaves(params).items() if any(specs[path])]
+    specs = zoo.arrays.named_leaves(partition.specs(params, sizes))
+    sharded = [leaf.shape for path, leaf in zoo.arrays.named_leaves(params).items() if any(specs[path])]
     of_layer = {shape: shape[1:] for shape in sharded if case == "scanned" and len(shape) == 3}
     sharded = [of_layer.get(shape, shape) for shape in sharded]
     found = gathers(case, mesh)
@@ -261,23 +261,23 @@ def test_context_gathers_keys_and_values_alone():
 
 def test_the_rules_split_what_they_name():
     params = parts("llama")[4].params
-    sizes = {**dict.fromkeys(split.AXES, 1), "tensor": 2, "fsdp": 2}
-    specs = zoo.run.named_leaves(split.specs(params, sizes))
+    sizes = {**dict.fromkeys(partition.AXES, 1), "tensor": 2, "fsdp": 2}
+    specs = zoo.arrays.named_leaves(partition.specs(params, sizes))
     assert specs["layers/layer0/attention/query/kernel"] == P("fsdp", "tensor")
     assert specs["layers/layer0/attention/out/kernel"] == P("tensor", "fsdp")
     assert specs["layers/layer0/mlp/down/kernel"] == P("tensor", "fsdp")
     assert specs["embedding"] == P("tensor", "fsdp")
     assert not any(specs["layers/layer0/norm1/scale"])
     odd = {"odd": np.zeros((33, 35), np.float32), "head": {"kernel": np.zeros((32, 35), np.float32)}}
-    assert split.specs(odd, sizes) == {"odd": P(None, None), "head": {"kernel": P("fsdp", None)}}
+    assert partition.specs(odd, sizes) == {"odd": P(None, None), "head": {"kernel": P("fsdp", None)}}
 
 
 def test_where_no_mesh_is_in_use_nothing_happens():
     x = np.ones((4, 8, 2), np.float32)
-    assert split.lying(x, "rows", "context") is x
-    assert split.gathered({"x": x})["x"] is x
-    assert split.over_shards(len) is len
-    assert split.by_device(len, None, None) is len
+    assert partition.lying(x, "rows", "context") is x
+    assert partition.gathered({"x": x})["x"] is x
+    assert partition.over_shards(len) is len
+    assert partition.by_device(len, None, None) is len
 
 
 def test_the_sizes_of_a_mesh():

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from zoo.arrays import digest_of
 from zoo.errors import ZooError
 from zoo.inputs import Inputs
 from zoo.inputs.image import ImageInputs
-from zoo.run import digest_of
 
 if TYPE_CHECKING:
     from train.config import DataConfig, PairsConfig, TextConfig
