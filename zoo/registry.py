@@ -117,23 +117,17 @@ def model_info(name: str) -> ModelInfo:
     return _MODELS[name]
 
 
-def create_model(name: str, pretrained: bool = False, **overrides: Any) -> nn.Module:
-    """The model `name` as a Linen module, its fields overridden by `overrides`.
+def create_model(name: str, **overrides: Any) -> nn.Module:
+    """The model `name` as a Linen module, with `overrides` of its fields; dtypes may be strings.
 
-    With `pretrained`, the module is bound to the weights that come with the zoo: `model(images)` gives logits, and
-    `model.unbind()` module and variables (`zoo.load(name)` gives the preprocessing too). dtypes may be strings.
-    ZooError for an unknown model or field (with the nearest ones), for a value of the wrong type or range, and where
-    the zoo has no weights.
+    ZooError for an unknown model or field (with the nearest ones), and for a value of the wrong type or range.
     """
-    if pretrained:
-        from zoo.run import load_pretrained
-
-        run = load_pretrained(name, overrides)
-        return run.model.bind(run.variables)
     info = model_info(name)
     hints = typing.get_type_hints(info.module_class)
     fields: dict[str, Any] = {}
     for key, value in overrides.items():
+        if key == "pretrained" and key not in info.fields:
+            raise ZooError(f"create_model draws no weights and loads none: zoo.load({name!r}) gives the pretrained model")
         if key not in info.fields:
             near = difflib.get_close_matches(key, info.fields, n=3, cutoff=0.5)
             guess = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(info.fields)}"
