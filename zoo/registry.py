@@ -117,7 +117,7 @@ def model_info(name: str) -> ModelInfo:
     return _MODELS[name]
 
 
-def create_model(name: str, **overrides: Any) -> nn.Module:
+def create_model(name: str, /, **overrides: Any) -> nn.Module:
     """The model `name` as a Linen module, with `overrides` of its fields; dtypes may be strings.
 
     ZooError for an unknown model or field (with the nearest ones), and for a value of the wrong type or range.
@@ -127,7 +127,7 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
     fields: dict[str, Any] = {}
     for key, value in overrides.items():
         if key == "pretrained" and key not in info.fields:
-            raise ZooError(f"create_model draws no weights and loads none: zoo.load({name!r}) gives the pretrained model")
+            raise ZooError(f"create_model loads no weights; zoo.load({name!r}) gives the pretrained model")
         if key not in info.fields:
             near = difflib.get_close_matches(key, info.fields, n=3, cutoff=0.5)
             guess = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(info.fields)}"

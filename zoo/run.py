@@ -8,6 +8,7 @@ The folder may belong to a finished, a running or a killed run; it is only read.
 """
 
 import contextlib
+import difflib
 import math
 import pathlib
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from zoo.errors import ZooError, first_line
 from zoo.files import read_json
 from zoo.inputs import Inputs, inputs_from_json
 from zoo.registry import PRETRAINED, abstract_variables, create_model, list_models, model_info
-from zoo.weights import load_weights
+from zoo.weights import fitted, load_weights
 
 
 class Run(NamedTuple):
@@ -31,37 +32,42 @@ class Run(NamedTuple):
     inputs: Inputs
 
 
-def load_pretrained(name: str, overrides: Mapping[str, Any]) -> Run:
-    """The weights that come with the zoo under a model's name; ZooError, with the names that have some, if none do."""
-    path = pretrained_file(name)
-    config = read_config(path.parent)
-    model, inputs = create_model(name, **{**config["model"]["args"], **overrides}), inputs_from_json(config["inputs"])
-    return Run(model, load_weights(model, path, inputs.shape), inputs)
-
-
 def pretrained_file(name: str) -> pathlib.Path:
-    """The `.safetensors` that comes with the zoo for a model's name; its config.json lies beside it."""
+    """The `.safetensors` that comes with the zoo for a model's name, its config.json beside it.
+
+    ZooError for an unknown name, and for a model without weights, with the names that have some.
+    """
     model_info(name)
     path = PRETRAINED / name / "model.safetensors"
     if not path.is_file():
-        there = ", ".join(sorted(found.parent.name for found in PRETRAINED.glob("*/model.safetensors"))) or "none"
-        raise ZooError(f"the zoo has no weights of {name}; it has those of: {there}")
+        raise ZooError(f"the zoo has no weights of {name}; it has those of: {', '.join(_pretrained_names()) or 'none'}")
     return path
 
 
-def load(folder: str | pathlib.Path, step: str | int = "best", ema: bool | None = None) -> Run:
-    """Model, variables and inputs of a run folder, of an `export/` folder alone, or of a model's name.
+def load(
+    name_or_folder: str | pathlib.Path, /, step: str | int = "best", ema: bool | None = None, **overrides: Any
+) -> Run:
+    """Model, variables and inputs of a run folder, of an `export/` folder alone, or of a model whose weights come with
+    the zoo (where no folder has its name).
 
-    A name (where no folder is called so) stands for the weights that come with the zoo.
+    `step` is "best" (by the run's validation metric), "last", or a number. `ema` chooses the averaged weights (True) or
+    the plain ones (False); None takes the averaged ones where the run kept them. `overrides` are fields of the model,
+    such as dtype, remat or num_classes: with another number of classes the head is drawn anew, with a warning.
 
-    `step` is "best" (by the run's validation metric), "last", or a number. `ema` asks for the averaged weights or the
-    plain ones; None takes the averaged where the run kept them. ZooError where the folder is no run, holds no such
-    step, or its checkpoint is damaged (for "best" and "last": every one is).
+    ZooError where the folder is not a run's or has no such step, where its checkpoint is damaged (for "best" and
+    "last": every one is), and for overrides that do not fit the model or its weights.
     """
-    if not pathlib.Path(folder).exists() and str(folder) in list_models():
-        return load_pretrained(str(folder), {})
-    folder = pathlib.Path(folder)
+    folder = _folder_of(name_or_folder)
     config = read_config(folder)
+    run = _stored(folder, config, step, ema)
+    if not overrides:
+        return run
+    model = create_model(config["model"]["name"], **{**config["model"]["args"], **overrides})
+    return Run(model, fitted(model, run.variables, run.inputs.shape), run.inputs)
+
+
+def _stored(folder: pathlib.Path, config: Mapping[str, Any], step: str | int, ema: bool | None) -> Run:
+    """The model as its folder describes it."""
     model, inputs, template = described(folder, config)
     checkpoints = step_folders(folder / "checkpoints")
     if not checkpoints:
@@ -78,13 +84,29 @@ def load(folder: str | pathlib.Path, step: str | int = "best", ema: bool | None 
             meta = read_meta(checkpoints[number])
             item = "ema" if "ema" in meta["digests"] and ema is not False else "model"
             if ema and item != "ema":
-                raise ZooError(f"{str(folder)!r} kept no averaged weights; leave ema out")
+                raise ZooError(f"{str(folder)!r} has no averaged weights; leave ema out")
             return Run(model, read_arrays(checkpoints[number], item, template, meta), inputs)
         except BrokenCheckpoint as error:
             problems.append(f"step {number}: {error}")
-    if set(step_folders(folder / "checkpoints")) != set(checkpoints):  # a running run replaced them meanwhile
-        return load(folder, step, ema)
+    if set(step_folders(folder / "checkpoints")) != set(checkpoints):  # the run, still going, replaced them meanwhile
+        return _stored(folder, config, step, ema)
     raise ZooError(f"no readable checkpoint in {str(folder)!r}: {'; '.join(problems)}")
+
+
+def _folder_of(name_or_folder: str | pathlib.Path) -> pathlib.Path:
+    """The folder, or that of the weights that come with the zoo; ZooError where there is neither."""
+    folder, name = pathlib.Path(name_or_folder), str(name_or_folder)
+    if folder.exists():
+        return folder
+    if name in list_models():
+        return pretrained_file(name).parent
+    near = difflib.get_close_matches(name, _pretrained_names(), n=3, cutoff=0.5)
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    raise ZooError(f"{name!r} is not a run folder: it does not exist{hint}")
+
+
+def _pretrained_names() -> list[str]:
+    return sorted(found.parent.name for found in PRETRAINED.glob("*/model.safetensors"))
 
 
 def described(folder: pathlib.Path, config: Mapping[str, Any]) -> tuple[nn.Module, Inputs, Any]:
@@ -108,8 +130,6 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
         config = read_json(path)
         if not isinstance(config["model"]["name"], str) or not isinstance(config["model"]["args"], dict):
             raise TypeError("its model is not a name with arguments")
-        if reserved := {"name", "pretrained"} & config["model"]["args"].keys():
-            raise TypeError(f"its model has no field {min(reserved)}")
         config["inputs"]["kind"]
     except (ValueError, KeyError, TypeError) as error:
         raise ZooError(f"{str(path)!r} describes no run: {error!r:.120}") from None

@@ -167,6 +167,14 @@ def test_json_that_takes_far_more_memory_than_its_file_is_refused_before_it_is_p
     assert peak_megabytes() - before < 150
 
 
+def test_fields_may_be_overridden_where_a_checkpoint_is_loaded(run_folder):
+    plain, half = zoo.load(run_folder, step=10), zoo.load(run_folder, step=10, param_dtype="bfloat16")
+    assert half.model.param_dtype == np.dtype("bfloat16")
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(b.dtype), b), plain.variables, half.variables)
+    with pytest.raises(ZooError, match="the stored model does not fit SimpleCNN: misshapen: params/fc1/"):
+        zoo.load(run_folder, hidden_size=9)
+
+
 def test_records_of_any_length_take_little_memory(run_folder, tmp_path):
     path, before = tmp_path / "metrics.jsonl", peak_megabytes()
     shutil.copy(run_folder / "config.json", tmp_path)

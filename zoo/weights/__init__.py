@@ -26,21 +26,36 @@ MOST_MADE = 2**28  # bytes that are made beyond what a file holds: a head drawn 
 def load_weights(
     model: str | nn.Module, path: str | os.PathLike, input_shape: tuple[int, ...] | None = None, **overrides: Any
 ) -> Variables:
-    """The variables of `model` from a `.safetensors` file, as torchvision, torch's recurrent layers, Hugging Face's
-    transformers or we lay them out, or from the `.safetensors.index.json` of a file in shards.
+    """The variables of `model` from a `.safetensors` file, or the `.safetensors.index.json` of a file in shards, in the
+    layout of torchvision, torch's recurrent layers, Hugging Face's transformers or our own.
 
     `model` is a registered name, with `overrides` of its fields, or a module. `input_shape` (one example's) defaults to
     the registered one; it matters where a dense layer follows the flattened maps. If the file's head has another
     number of classes, or a Transformer's file has none, the head alone is drawn anew, with a warning; a ViT's positions
     are resized to its own image size, with one too. ZooError names every tensor that is missing, unexpected or of
-    another shape; nothing is half loaded.
+    another shape; nothing is loaded in part.
     """
     module, example = _module_and_example(model, input_shape, overrides)
     template = abstract_variables(module, example)
-    plain = jax.eval_shape(unstacked, template)  # as files have it: scanned stacks layer by layer
     size = sum(math.prod(leaf.shape) * max(leaf.dtype.itemsize, 4) for leaf in jax.tree.leaves(template))
     read = read_sharded if str(path).endswith(".index.json") else read_safetensors
-    tensors = read(path, 2 * size + MOST_MADE)
+    return _fit(module, example, template, read(path, 2 * size + MOST_MADE), repr(str(path)))
+
+
+def fitted(module: nn.Module, variables: Variables, input_shape: tuple[int, ...]) -> Variables:
+    """Variables of a model that differs in its fields as `module` has them: other dtypes, scanned layers or not, a head
+    of other classes, drawn anew with a warning; ZooError where the shapes of others differ."""
+    module, example = _module_and_example(module, input_shape, {})
+    template = abstract_variables(module, example)
+    expected = native.names(jax.eval_shape(unstacked, template))
+    tensors = native.to_file(unstacked(variables))
+    cast = {name: tensors[name].astype(leaf.dtype) for name, (_, leaf) in expected.items() if name in tensors}
+    return _fit(module, example, template, {**tensors, **cast}, "the stored model")
+
+
+def _fit(module: nn.Module, example: Any, template: Variables, tensors: dict[str, np.ndarray], where: str) -> Variables:
+    """Tensors of any layout as the variables of a module; `where` names their source in messages."""
+    plain = jax.eval_shape(unstacked, template)  # as files have it: scanned stacks layer by layer
     layout: Any = native if native.is_native(tensors) else huggingface.layout_of(plain) or torchvision
     try:
         if isinstance(layout, TensorLayout):
@@ -48,7 +63,7 @@ def load_weights(
         elif recurrent.is_recurrent(tensors):
             layout, tensors = recurrent, recurrent.merged(tensors)
     except ValueError as error:
-        raise ZooError(f"{str(path)!r} does not fit {type(module).__name__}: {error}") from None
+        raise ZooError(f"{where} does not fit {type(module).__name__}: {error}") from None
     expected = layout.names(plain)
     missing = sorted(set(expected) - set(tensors))
     unexpected = sorted(name for name in set(tensors) - set(expected) if not layout.ignored(name))
@@ -73,17 +88,15 @@ def load_weights(
     problems = {"missing": missing, "unexpected": unexpected, "misshapen": wrong}
     if any(problems.values()):
         report = "; ".join(f"{kind}: {_some(found)}" for kind, found in problems.items() if found)
-        raise ZooError(f"{str(path)!r} does not fit {type(module).__name__}: {report}")
+        raise ZooError(f"{where} does not fit {type(module).__name__}: {report}")
     if isinstance(layout, TensorLayout):
         leaves = layout.leaves(leaves, plain)
     if other_head:
         classes = getattr(module, "num_classes", "other")
-        warnings.warn(
-            f"{path} has no head of as many classes; the head {head[1]!r} ({classes}) is drawn anew", stacklevel=2
-        )
+        message = f"{where} has no head of as many classes; the head {head[1]!r} ({classes}) is drawn anew"
+        warnings.warn(message, stacklevel=3)
         _bounded(template["params"][head[1]], "a head drawn anew")
-        for keys, leaf in _initial_head(module, example, head[1]).items():
-            leaves[keys] = leaf
+        leaves |= _initial_head(module, example, head[1])
     return stacked(nested(leaves, plain), template)
 
 
