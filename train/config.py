@@ -266,9 +266,6 @@ class Config:
             check_parallel(self.mesh, self.parallel)
         if self.parallel == "pmap" and self.augment.mixes:
             raise ZooError("parallel pmap: mixup and cutmix pair examples across devices; use mesh")
-        for name in ("name", "pretrained"):  # what `zoo.create_model` takes beside them
-            if name in self.model.args:
-                raise ZooError(f"model.args {name} is no field of a model; model.name and model.weights say it")
         self.optimizer.check()
         if self.batch_size % self.optimizer.accumulate:
             raise ZooError(
