@@ -80,7 +80,9 @@ def show(name: str) -> None:
     info = zoo.model_info(name)
     model = info.constructor()
     print(f"{name}: {info.parameters:,} parameters, {info.flops / 1e9:.3f} GFLOPs an example, {info.family}")
-    print(f"input: {info.input_dtype} [batch, {', '.join(map(str, info.input_shape))}]")
+    args, kwargs = info.example()
+    for key, array in {"input": args[0], **kwargs}.items():
+        print(f"{key}: {array.dtype} [batch, {', '.join(map(str, array.shape[1:]))}]")
     if info.paper:
         print(f"paper: {info.paper}")
     if info.pretrained:
@@ -89,7 +91,8 @@ def show(name: str) -> None:
     shapes = (f"{key} [{', '.join(map(str, shape))}]" for key, shape in info.features.items())
     print("features: " + ", ".join(shapes))
     tabulate = nn.tabulate(model, jax.random.key(0), depth=2, console_kwargs={"width": 120, "force_terminal": False})
-    print(tabulate(jax.numpy.zeros(info.example().shape, info.input_dtype)))
+    args, kwargs = jax.tree.map(lambda array: jax.numpy.zeros(array.shape, array.dtype), (args, kwargs))
+    print(tabulate(*args, **kwargs))
 
 
 def predict(folder: str, raws: list[str], top: int = 3) -> None:

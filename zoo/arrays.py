@@ -6,6 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
+# Abstract inputs of a model: positional and keyword arguments.
+Example = tuple[tuple[jax.ShapeDtypeStruct, ...], dict[str, jax.ShapeDtypeStruct]]
+
 
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Leaves by path, `params/conv1/kernel`."""

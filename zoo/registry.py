@@ -10,13 +10,14 @@ import pathlib
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from zoo.arrays import Example
 from zoo.errors import ZooError, unknown
 from zoo.flops import count_flops
 
@@ -26,10 +27,11 @@ _MODELS: dict[str, "ModelInfo"] = {}
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a registered model.
+    """A registered model.
 
-    `input_shape` is the shape of one example without its batch axis, `input_dtype` its dtype; `parameters` and `flops`
-    (one example, forward, two a multiply-add) hold for the default fields and are counted when first read.
+    `input_shape` is the shape of one example of the first input, without the batch axis, `input_dtype` its dtype;
+    `more_inputs` are shape and dtype of the inputs that the model takes by keyword. `parameters` and `flops` (one
+    example, forward, two a multiply-add) hold for the default fields and are computed when first read.
     """
 
     name: str
@@ -37,6 +39,7 @@ class ModelInfo:
     constructor: Callable[..., nn.Module]
     input_shape: tuple[int, ...]
     input_dtype: str
+    more_inputs: Mapping[str, tuple[tuple[int, ...], str]]
     paper: str
 
     @property
@@ -61,38 +64,56 @@ class ModelInfo:
 
     @functools.cached_property
     def parameters(self) -> int:
-        return count_parameters(abstract_variables(self.constructor(), self.example()))
+        return count_parameters(abstract_variables(self.constructor(), *self.example()))
 
     @functools.cached_property
     def flops(self) -> int:
-        # A loop over blocks of keys has no length to count by; the whole matrix has.
+        # A loop over blocks of keys has no known length; the whole matrix of scores has.
         model = self.constructor(**({"attention": "xla"} if "attention" in self.fields else {}))
-        apply = functools.partial(_apply_example, model)
-        return count_flops(apply, abstract_variables(model, self.example()), self.example())
+        args, kwargs = self.example()
+
+        def apply(variables: Any, args: Any, kwargs: Any) -> Any:
+            return model.apply(variables, *args, **kwargs)
+
+        return count_flops(apply, abstract_variables(model, args, kwargs), args, kwargs)
 
     @functools.cached_property
     def features(self) -> dict[str, tuple[int, ...]]:
-        """The hidden features that `mutable=["features"]` gives, by name, with their shapes for one example."""
-        return features_of(self.constructor(), self.example())
+        """Shapes, for one example, of the hidden features that `mutable=["features"]` returns, by name."""
+        return features_of(self.constructor(), *self.example())
 
-    def example(self, batch_size: int = 1) -> jax.ShapeDtypeStruct:
-        """The abstract input of a batch."""
-        return jax.ShapeDtypeStruct((batch_size, *self.input_shape), jnp.dtype(self.input_dtype))
+    def example(self, batch_size: int = 1) -> Example:
+        """Abstract inputs of a batch: the positional arguments of the model, and the keyword arguments."""
+        return (_abstract(batch_size, self.input_shape, self.input_dtype),), {
+            name: _abstract(batch_size, shape, dtype) for name, (shape, dtype) in self.more_inputs.items()
+        }
+
+
+def _abstract(batch_size: int, shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((batch_size, *shape), jnp.dtype(dtype))
 
 
 MOST, MOST_LAYERS = 2**31 - 1, 1000  # of any whole number; of layers, which are traced one by one
 
 
 def register(
-    name: str, *, family: str, input_shape: tuple[int, ...], input_dtype: str = "float32", paper: str = ""
+    name: str,
+    *,
+    family: str,
+    input_shape: tuple[int, ...],
+    input_dtype: str = "float32",
+    more_inputs: Mapping[str, tuple[tuple[int, ...], str]] = types.MappingProxyType({}),
+    paper: str = "",
 ) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
     """Registers a Linen module class, or a `functools.partial` of one, under `name`; usable as a decorator.
 
-    `input_shape` is one example's, without the batch axis. A name that another class already has is a ZooError.
+    `input_shape` and `input_dtype` are those of one example of the first input, without the batch axis. `more_inputs`
+    gives shape and dtype of each input that the model takes by keyword: `{"source": ((512,), "int32")}`. ZooError for a
+    name that another class already has.
     """
 
     def add(constructor: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        info = ModelInfo(name, family, constructor, input_shape, input_dtype, paper)
+        info = ModelInfo(name, family, constructor, input_shape, input_dtype, more_inputs, paper)
         held = _MODELS.get(name)
         if held is not None and held.module_class.__qualname__ != info.module_class.__qualname__:
             raise ZooError(f"the model name {name!r} is taken by {held.module_class.__name__}; choose another")
@@ -193,23 +214,46 @@ def type_name(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
-def abstract_variables(model: nn.Module, inputs: jax.ShapeDtypeStruct) -> Mapping[str, Any]:
-    """The shapes and dtypes of the model's variables; nothing is allocated."""
-    return jax.eval_shape(model.init, jax.random.key(0), inputs)
+def example_of(model: nn.Module, input_shape: tuple[int, ...] | None = None, batch_size: int = 1) -> Example:
+    """Abstract inputs from which a registered model's module can be initialised.
+
+    They are those of `ModelInfo.example`, with another `input_shape` if one is given, at the module's own `image_size`,
+    and of a single token where it has a `max_length` (no parameter depends on the number of tokens). ZooError where
+    the module's class is not registered.
+    """
+    info = next((info for info in _MODELS.values() if info.module_class is type(model)), None)
+    if info is None:
+        raise ZooError(f"{type(model).__name__} is not registered; give its module to zoo.register first")
+    shape = info.input_shape if input_shape is None else tuple(input_shape)
+    if input_shape is None and hasattr(model, "image_size"):
+        shape = (model.image_size, model.image_size, *shape[2:])
+    fitting = dataclasses.replace(info, input_shape=shape).example(batch_size)
+    if not hasattr(model, "max_length"):
+        return fitting
+
+    def short(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        tokens = len(leaf.shape) == 2 and jnp.issubdtype(leaf.dtype, jnp.integer)
+        return jax.ShapeDtypeStruct((batch_size, 1), leaf.dtype) if tokens else leaf
+
+    return jax.tree.map(short, fitting)
 
 
-def _apply_example(model: nn.Module, variables: Any, inputs: jax.Array, **kwargs: Any) -> Any:
-    """`model.apply` to an example, which an encoder-decoder reads as its source too."""
-    if hasattr(model, "encode"):
-        kwargs["source"] = inputs
-    return model.apply(variables, inputs, **kwargs)
+def abstract_variables(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Any:
+    """Shapes and dtypes of the model's variables for inputs that may be abstract, as `ModelInfo.example` and
+    `Inputs.example` give them; nothing is allocated."""
+    return jax.eval_shape(model.init, jax.random.key(0), *args, **(kwargs or {}))
 
 
-def features_of(model: nn.Module, inputs: jax.Array | jax.ShapeDtypeStruct) -> dict[str, tuple[int, ...]]:
-    """The features that the model sows, by name, with their shapes for one example; nothing is computed."""
-    inputs = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
-    apply = functools.partial(_apply_example, model, mutable=["features"])
-    _, changed = jax.eval_shape(apply, abstract_variables(model, inputs), inputs)
+def features_of(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Shapes, for one example, of the features that the model sows, by name; nothing is computed."""
+
+    def apply(variables: Any, args: Any, kwargs: Any) -> Any:
+        return model.apply(variables, *args, **kwargs, mutable=["features"])
+
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (tuple(args), dict(kwargs or {})))
+    _, changed = jax.eval_shape(apply, abstract_variables(model, *abstract), *abstract)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape[1:]
         for path, leaf in jax.tree_util.tree_leaves_with_path(changed.get("features", {}))

@@ -114,7 +114,7 @@ def described(folder: pathlib.Path, config: Mapping[str, Any]) -> tuple[nn.Modul
     try:
         model: nn.Module = create_model(config["model"]["name"], **config["model"]["args"])
         inputs = inputs_from_json(config["inputs"])
-        return model, inputs, abstract_variables(model, inputs.example())
+        return model, inputs, abstract_variables(model, *inputs.example())
     except ZooError:
         raise
     except Exception as error:  # fields of the right type that make no model

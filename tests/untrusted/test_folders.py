@@ -49,7 +49,8 @@ MODELS = {
 
 def initial(name, args, inputs):
     model, example = zoo.create_model(name, **args), inputs_from_json(inputs).example()
-    return model, jax.jit(model.init)(jax.random.key(0), np.zeros(example.shape, example.dtype))
+    args, kwargs = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), example)
+    return model, jax.jit(model.init)(jax.random.key(0), *args, **kwargs)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -89,7 +90,7 @@ def template(run_folder):
     dataset = load_dataset(config.data, (8, 8, 1))
     optimizer = make_optimizer(config.optimizer, config.steps)
     model = make_model(config, dataset)[1]
-    variables = abstract_variables(model, dataset.inputs.example())
+    variables = abstract_variables(model, *dataset.inputs.example())
     return jax.eval_shape(partial(initial_state, config, model, optimizer), variables)
 
 
@@ -104,7 +105,8 @@ def test_a_changed_export_loads_or_is_refused(export, data):
     with contextlib.suppress(ZooError):
         run = zoo.load(folder)
         json.dumps(run.inputs.to_json())
-        jax.eval_shape(run.model.apply, run.variables, run.inputs.example())
+        args, kwargs = run.inputs.example()
+        jax.eval_shape(run.model.apply, run.variables, *args, **kwargs)
         with contextlib.suppress(ZooError):
             run.inputs.batch(["abc"])
 

@@ -245,7 +245,7 @@ def test_fewer_targets_than_asked_for_leave_blanks():
 def test_scanned_layers_find_the_same():
     model, variables = tiny("transformer")
     scanned = model.clone(scan_layers=True)
-    like = abstract_variables(scanned, jax.ShapeDtypeStruct((1, 1), jnp.int32))["params"]
+    like = abstract_variables(scanned, [jax.ShapeDtypeStruct((1, 1), jnp.int32)])["params"]
     options = {"first": FIRST, "end": END, "max_length": MOST}
     found = decode_sources(scanned, {"params": stacked(variables["params"], like)}, SOURCE, LENGTHS, **options)
     jax.tree.map(np.testing.assert_array_equal, found, decode("transformer"))

@@ -177,7 +177,7 @@ def test_chunks_do_not_change_what_a_decoder_says(decoder):
 
 
 def test_scanned_layers_say_the_same(decoder):
-    shapes = abstract_variables(decoder.model.clone(scan_layers=True), jax.ShapeDtypeStruct((1, 2), jnp.int32))
+    shapes = abstract_variables(decoder.model.clone(scan_layers=True), [jax.ShapeDtypeStruct((1, 2), jnp.int32)])
     scanned = decoder._replace(
         model=decoder.model.clone(scan_layers=True),
         variables={"params": stacked(decoder.variables["params"], shapes["params"])},

@@ -58,7 +58,7 @@ def test_flops_are_those_of_the_arithmetic_with_a_source_as_long_as_the_target()
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_shapes_and_dtypes(name, dtype):
     model, example = zoo.create_model(name, dtype=dtype), jax.ShapeDtypeStruct((2, 8), jnp.int32)
-    variables = abstract_variables(model, example)
+    variables = abstract_variables(model, [example])
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     encode = functools.partial(model.apply, max_length=9, method="encode")
     state = jax.eval_shape(encode, variables, example, None)
@@ -108,7 +108,7 @@ def test_every_parameter_learns(kind):
 def test_scanned_layers_are_the_same_layers(kind):
     model, variables = tiny(kind)
     scanned = model.clone(scan_layers=True)
-    shapes = abstract_variables(scanned, jax.ShapeDtypeStruct((1, T), jnp.int32))
+    shapes = abstract_variables(scanned, [jax.ShapeDtypeStruct((1, T), jnp.int32)])
     params = stacked(variables["params"], shapes["params"])
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes["params"])
     jax.tree.map(np.testing.assert_array_equal, unstacked(params), variables["params"])
@@ -170,7 +170,7 @@ def test_the_greedy_answer_is_the_argmax_of_the_whole_target_each_time(kind):
     pieces = sample(model, variables, target[:, :1], T - 1, Sampling(temperature=0), **options)
     np.testing.assert_array_equal(np.concatenate(list(pieces), axis=1), target[:, 1:])
     scanned = model.clone(scan_layers=True)
-    shapes = abstract_variables(scanned, jax.ShapeDtypeStruct((1, 1), jnp.int32))
+    shapes = abstract_variables(scanned, [jax.ShapeDtypeStruct((1, 1), jnp.int32)])
     variables = {"params": stacked(variables["params"], shapes["params"])}
     pieces = sample(scanned, variables, target[:, :3], T - 3, Sampling(temperature=0), **options)
     np.testing.assert_array_equal(np.concatenate(list(pieces), axis=1), target[:, 3:])

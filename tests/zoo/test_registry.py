@@ -16,8 +16,10 @@ import pytest
 import zoo
 from zoo.cnn.airbench import whitening_kernel
 from zoo.cnn.layers import adaptive_mean, drop_path
-from zoo.features import adding
-from zoo.registry import abstract_variables
+from zoo.features import adding, sow
+from zoo.inputs.pairs import PairInputs
+from zoo.inputs.text import TextInputs
+from zoo.registry import abstract_variables, example_of
 
 ROOT = pathlib.Path(__file__).parents[2]
 PUBLISHED = {  # torchvision's documentation
@@ -97,8 +99,8 @@ def test_parameter_counts_by_arithmetic():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_shapes_dtypes_and_gradients(name, dtype):
     info = zoo.model_info(name)
-    model, example = zoo.create_model(name, dtype=dtype), info.example(2)
-    variables = abstract_variables(model, example)
+    model, ((example,), _) = zoo.create_model(name, dtype=dtype), info.example(2)
+    variables = abstract_variables(model, [example])
     params, rest = variables["params"], {key: value for key, value in variables.items() if key != "params"}
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     logits = jax.eval_shape(model.apply, variables, example)
@@ -174,7 +176,7 @@ def test_stages_of_imagenet_models_have_strides_4_to_32(name):
 
 
 def test_option_a_shortcuts_have_no_parameters():
-    variables = abstract_variables(zoo.create_model("resnet20"), zoo.model_info("resnet20").example())
+    variables = abstract_variables(zoo.create_model("resnet20"), *zoo.model_info("resnet20").example())
     assert not any("downsample" in jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(variables))
 
 
@@ -239,6 +241,42 @@ def test_a_model_of_ones_own(monkeypatch):
     assert zoo.model_info("my_linear5").fields == {"num_classes": 5}
     with pytest.raises(zoo.ZooError, match="'resnet18' is taken by ResNet"):
         zoo.register("resnet18", family="cnn", input_shape=(4, 4, 1))(Linear)
+
+
+def test_a_model_of_several_inputs(monkeypatch):
+    monkeypatch.setattr("zoo.registry._MODELS", dict(zoo.registry._MODELS))
+
+    @zoo.register("denoiser", family="cnn", input_shape=(4, 4, 1), more_inputs={"time": ((), "int32")})
+    class Denoiser(nn.Module):
+        @nn.compact
+        def __call__(self, x, time, train=False):
+            shift = nn.Embed(10, 16)(time)
+            return nn.Dense(1)(sow(self, "hidden", x + shift.reshape(x.shape)))
+
+    info = zoo.model_info("denoiser")
+    (images,), named = info.example(3)
+    assert (images.shape, images.dtype) == ((3, 4, 4, 1), jnp.dtype("float32"))
+    assert {name: (array.shape, array.dtype) for name, array in named.items()} == {"time": ((3,), jnp.dtype("int32"))}
+    assert info.parameters == 10 * 16 + 2
+    assert info.flops == 2 * 16
+    assert info.features == {"hidden": (4, 4, 1)}
+
+
+def test_an_encoder_decoders_example_is_what_its_inputs_give():
+    """So that the registry's example and a run's inputs initialise the same model."""
+    side = TextInputs("char", "ab", 7)
+    args, kwargs = PairInputs(side, side).example()
+    model = zoo.create_model("seq2seq_lstm", vocab_size=6, source_vocab_size=6, hidden_size=4, num_layers=1)
+    ours, theirs = abstract_variables(model, args, kwargs), abstract_variables(model, *example_of(model))
+    assert shapes(ours) == shapes(theirs)
+    batch = {
+        "source": np.zeros((1, 7), np.int32),
+        "target": np.zeros((1, 7), np.int32),
+        "source_length": np.ones(1, int),
+    }
+    given, named = PairInputs(side, side).arguments(batch)
+    assert [x.shape for x in given] == [x.shape for x in args]
+    assert {k: x.shape for k, x in named.items()} == {k: x.shape for k, x in kwargs.items()}
 
 
 def test_import_zoo_loads_nothing_heavy():

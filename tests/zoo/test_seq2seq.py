@@ -54,7 +54,7 @@ def test_counts_by_arithmetic():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_shapes_and_dtypes(name, dtype):
     model, example = zoo.create_model(name, dtype=dtype), jax.ShapeDtypeStruct((2, 8), jnp.int32)
-    variables = abstract_variables(model, example)
+    variables = abstract_variables(model, [example])
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     state = jax.eval_shape(functools.partial(model.apply, max_length=9, method="encode"), variables, example, None)
     out, after = jax.eval_shape(model.apply, variables, example, state)

@@ -62,8 +62,8 @@ def test_flops_are_those_of_the_arithmetic():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_shapes_and_dtypes(name, dtype):
-    model, example = zoo.create_model(name, dtype=dtype), zoo.model_info(name).example(2)
-    variables = abstract_variables(model, example)
+    model, ((example,), _) = zoo.create_model(name, dtype=dtype), zoo.model_info(name).example(2)
+    variables = abstract_variables(model, [example])
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     out = jax.eval_shape(model.apply, variables, example)
     assert (out.shape, out.dtype) == ((2, 1000), jnp.dtype(dtype))
@@ -130,7 +130,7 @@ def test_features_come_by_the_documented_names(pooling):
 def test_scanned_layers_are_the_same_layers():
     model, variables = tiny()
     scanned = model.clone(scan_layers=True)
-    shapes = abstract_variables(scanned, jax.ShapeDtypeStruct(IMAGES.shape, jnp.float32))
+    shapes = abstract_variables(scanned, [jax.ShapeDtypeStruct(IMAGES.shape, jnp.float32)])
     params = stacked(variables["params"], shapes["params"])
     jax.tree.map(np.testing.assert_array_equal, unstacked(params), variables["params"])
     out, changed = scanned.apply({"params": params}, IMAGES, mutable=["features"])

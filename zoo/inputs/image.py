@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from zoo.arrays import Example
 from zoo.errors import ZooError
 
 MOST_PIXELS = 2**27  # of a file
@@ -80,9 +81,9 @@ class ImageInputs:
         unit = np.asarray(array) * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32)
         return np.clip(np.rint(unit * 255), 0, 255).astype(np.uint8)
 
-    def example(self) -> jax.ShapeDtypeStruct:
-        """The abstract input of a batch of one, as the model takes it."""
-        return jax.ShapeDtypeStruct((1, *self.shape), np.dtype(np.float32))
+    def example(self) -> Example:
+        """Abstract `arguments` of a batch of one: images float32 [1, height, width, channels]."""
+        return (jax.ShapeDtypeStruct((1, *self.shape), np.dtype(np.float32)),), {}
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, **dataclasses.asdict(self)}

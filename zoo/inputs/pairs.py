@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.arrays import Example
 from zoo.errors import ZooError
 from zoo.inputs.text import TextInputs, learn, padded
 
@@ -110,9 +111,12 @@ class PairInputs:
             sizes["source_vocab_size"] = self.source.vocab_size + SPECIAL
         return sizes
 
-    def example(self) -> jax.ShapeDtypeStruct:
-        """The abstract input of a batch of one."""
-        return jax.ShapeDtypeStruct((1, *self.shape), np.dtype(np.int32))
+    def example(self) -> Example:
+        """Abstract `arguments` of a batch of one: target tokens int32 [1, target.length]; as keywords, source tokens
+        int32 [1, source.length] and their number int32 [1]."""
+        target, source = ((1, side.length) for side in (self.target, self.source))
+        arrays = [jax.ShapeDtypeStruct(shape, np.dtype(np.int32)) for shape in (target, source, (1,))]
+        return (arrays[0],), {"source": arrays[1], "source_lengths": arrays[2]}
 
     def to_json(self) -> dict[str, Any]:
         sides = {"source": self.source.to_json(), "target": self.target.to_json()}

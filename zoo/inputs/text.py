@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from zoo.arrays import Example
 from zoo.errors import ZooError
 from zoo.files import read_json
 
@@ -135,9 +136,9 @@ class TextInputs:
         classes = {"num_classes": len(self.labels)} if self.labels else {}
         return {"vocab_size": self.vocab_size, **classes}
 
-    def example(self) -> jax.ShapeDtypeStruct:
-        """The abstract input of a batch of one."""
-        return jax.ShapeDtypeStruct((1, self.length), np.dtype(np.int32))
+    def example(self) -> Example:
+        """Abstract `arguments` of a batch of one: tokens int32 [1, length]."""
+        return (jax.ShapeDtypeStruct((1, self.length), np.dtype(np.int32)),), {}
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, **dataclasses.asdict(self)}

@@ -26,6 +26,7 @@ from zoo.seq2seq.model import Cells, Seq2Seq, kept, present_steps
     family="seq2seq",
     input_shape=(50,),
     input_dtype="int32",
+    more_inputs={"source": ((50,), "int32")},
     paper="Bahdanau et al. 2015, arXiv:1409.0473",
 )
 class Seq2SeqGRUAttention(Seq2Seq):

@@ -18,6 +18,7 @@ from zoo.seq2seq.model import Seq2Seq, reversed_rows
     family="seq2seq",
     input_shape=(50,),
     input_dtype="int32",
+    more_inputs={"source": ((50,), "int32")},
     paper="Sutskever et al. 2014, arXiv:1409.3215",
 )
 class Seq2SeqLSTM(Seq2Seq):

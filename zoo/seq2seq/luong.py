@@ -26,6 +26,7 @@ from zoo.seq2seq.model import Cells, Seq2Seq, kept, present_steps, reversed_rows
     family="seq2seq",
     input_shape=(50,),
     input_dtype="int32",
+    more_inputs={"source": ((50,), "int32")},
     paper="Luong et al. 2015, arXiv:1508.04025",
 )
 class Seq2SeqLuong(Seq2Seq):

@@ -248,6 +248,7 @@ for _name, _row in ROWS.items():
         family="transformer",
         input_shape=(512,),
         input_dtype="int32",
+        more_inputs={"source": ((512,), "int32")},
         paper="Vaswani et al. 2017, arXiv:1706.03762",
     )
     _add(functools.partial(EncoderDecoder, **_row))

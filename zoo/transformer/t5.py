@@ -69,6 +69,7 @@ _add = register(
     family="transformer",
     input_shape=(512,),
     input_dtype="int32",
+    more_inputs={"source": ((512,), "int32")},
     paper="Raffel et al. 2020, arXiv:1910.10683",
 )
 _add(functools.partial(T5, dropout_rate=0.1))

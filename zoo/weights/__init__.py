@@ -12,9 +12,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from zoo.arrays import Example
 from zoo.errors import ZooError
 from zoo.files import read_json
-from zoo.registry import abstract_variables, create_model, list_models, model_info
+from zoo.registry import abstract_variables, create_model, example_of
 from zoo.transformer.layers import stacked, unstacked
 from zoo.weights import huggingface, native, recurrent, torchvision
 from zoo.weights.huggingface.layout import TensorLayout
@@ -35,8 +36,9 @@ def load_weights(
     are resized to its own image size, with one too. ZooError names every tensor that is missing, unexpected or of
     another shape; nothing is loaded in part.
     """
-    module, example = _module_and_example(model, input_shape, overrides)
-    template = abstract_variables(module, example)
+    module = create_model(model, **overrides) if isinstance(model, str) else model.clone(**overrides)
+    example = example_of(module, input_shape)
+    template = abstract_variables(module, *example)
     size = sum(math.prod(leaf.shape) * max(leaf.dtype.itemsize, 4) for leaf in jax.tree.leaves(template))
     read = read_sharded if str(path).endswith(".index.json") else read_safetensors
     return _fit(module, example, template, read(path, 2 * size + MOST_MADE), repr(str(path)))
@@ -45,15 +47,17 @@ def load_weights(
 def fitted(module: nn.Module, variables: Variables, input_shape: tuple[int, ...]) -> Variables:
     """Variables of a model that differs in its fields as `module` has them: other dtypes, scanned layers or not, a head
     of other classes, drawn anew with a warning; ZooError where the shapes of others differ."""
-    module, example = _module_and_example(module, input_shape, {})
-    template = abstract_variables(module, example)
+    example = example_of(module, input_shape)
+    template = abstract_variables(module, *example)
     expected = native.names(jax.eval_shape(unstacked, template))
     tensors = native.to_file(unstacked(variables))
     cast = {name: tensors[name].astype(leaf.dtype) for name, (_, leaf) in expected.items() if name in tensors}
     return _fit(module, example, template, {**tensors, **cast}, "the stored model")
 
 
-def _fit(module: nn.Module, example: Any, template: Variables, tensors: dict[str, np.ndarray], where: str) -> Variables:
+def _fit(
+    module: nn.Module, example: Example, template: Variables, tensors: dict[str, np.ndarray], where: str
+) -> Variables:
     """Tensors of any layout as the variables of a module; `where` names their source in messages."""
     plain = jax.eval_shape(unstacked, template)  # as files have it: scanned stacks layer by layer
     layout: Any = native if native.is_native(tensors) else huggingface.layout_of(plain) or torchvision
@@ -213,30 +217,6 @@ def nested(leaves: Mapping[tuple[str, ...], Any], template: Variables) -> Variab
     return jax.tree_util.tree_map_with_path(lambda path, _: leaves[tuple(key.key for key in path)], template)
 
 
-def abstract_variables_of(module: nn.Module) -> Variables:
-    """The shapes and dtypes of a registered model's variables."""
-    return abstract_variables(*_module_and_example(module, None, {}))
-
-
-def _module_and_example(
-    model: str | nn.Module, input_shape: tuple[int, ...] | None, overrides: Mapping[str, Any]
-) -> tuple[nn.Module, jax.ShapeDtypeStruct]:
-    if isinstance(model, str):
-        info, module = model_info(model), create_model(model, **overrides)
-    else:
-        infos = [model_info(name) for name in list_models()]
-        found = [info for info in infos if info.module_class is type(model)]
-        if not found:
-            raise ZooError(f"{type(model).__name__} is not registered; give its module to zoo.register first")
-        info, module = found[0], model.clone(**overrides)
-    shape = info.input_shape if input_shape is None else tuple(input_shape)
-    if info.family == "transformer" and info.input_dtype == "int32":
-        shape = (1,)  # parameters do not depend on the length, and no more than max_length is read
-    if input_shape is None and hasattr(module, "image_size"):
-        shape = (module.image_size, module.image_size, *shape[2:])
-    return module, jax.ShapeDtypeStruct((1, *shape), np.dtype(info.input_dtype))
-
-
 def _bounded(leaves: Any, what: str) -> None:
     for leaf in jax.tree.leaves(leaves):
         if (size := math.prod(leaf.shape) * leaf.dtype.itemsize) > MOST_MADE:
@@ -250,9 +230,12 @@ def _refuse_larger(files: list[pathlib.Path], most: int | None, path: str | os.P
         raise ZooError(f"{str(path)!r} has {size:,} bytes, more than {most:,}, which are plenty for this model")
 
 
-def _initial_head(module: nn.Module, example: jax.ShapeDtypeStruct, head: str) -> dict[tuple[str, ...], Any]:
+def _initial_head(module: nn.Module, example: Example, head: str) -> dict[tuple[str, ...], Any]:
+    args, kwargs = example
+
     def init(key: jax.Array) -> Any:
-        return module.init(key, jax.numpy.zeros(example.shape, example.dtype))["params"][head]
+        zeros = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), (args, kwargs))
+        return module.init(key, *zeros[0], **zeros[1])["params"][head]
 
     drawn: Callable = jax.jit(init)  # compiled, so that XLA leaves out all but the head
     return {("params", head, name): value for name, value in drawn(jax.random.key(0)).items()}

@@ -16,9 +16,9 @@ import numpy as np
 
 from zoo.errors import ZooError
 from zoo.files import read_json
-from zoo.registry import create_model
+from zoo.registry import abstract_variables, create_model, example_of
 from zoo.transformer.layers import unstacked
-from zoo.weights import abstract_variables_of, huggingface, load_weights, write_safetensors
+from zoo.weights import huggingface, load_weights, write_safetensors
 
 
 def from_pretrained(folder: str | os.PathLike, **overrides: Any) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -78,7 +78,7 @@ def save_pretrained(model: nn.Module, variables: Mapping[str, Any], folder: str 
     for key, value in _fields(config)[1].items():
         if (own := getattr(model, "settled", {}).get(key, getattr(model, key))) != value:
             raise ZooError(f"Hugging Face's {config['model_type']} has {key} {value!r}, not {own!r}")
-    if jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, abstract_variables_of(model)):
+    if jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, abstract_variables(model, *example_of(model))):
         raise ZooError("the variables are not of this model: their names or shapes differ")
     plain = unstacked(variables)
     layout: Any = huggingface.layout_of(plain)
