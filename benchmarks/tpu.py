@@ -109,7 +109,7 @@ def run(config: TpuConfig) -> list[dict[str, Any]]:
         for framework, model in models.items():
             if model is None:
                 continue
-            counts[framework] = count_parameters(abstract_variables(model, inputs.example()))
+            counts[framework] = count_parameters(abstract_variables(model, *inputs.example()))
             if len(set(counts.values())) > 1:
                 raise ZooError(f"{name}: the models differ in their parameters: {counts}")
             row: dict[str, Any] = {"recipe": name, "framework": framework, "topology": config.topology}
@@ -201,7 +201,7 @@ class Step:
         """The step, and the shapes of its state and batch where its layout puts them."""
         optimizer = make_optimizer(settings.optimizer, settings.steps)
         layout = make_layout("mesh", settings.batch_size, settings.optimizer.accumulate, settings.mesh)
-        variables = abstract_variables(self.model, self.inputs.example())
+        variables = abstract_variables(self.model, *self.inputs.example())
         ema = settings.optimizer.ema is not None
         carry = settings.task.initial_carry
         state = jax.eval_shape(

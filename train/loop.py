@@ -78,7 +78,7 @@ class Trainer:
         meta: dict[str, Any] = {"step": 0, "interval": {"steps": 0, "sums": {}}}
         resumes = ever_saved(workdir)
         if resumes:
-            state = jax.eval_shape(begin, abstract_variables(model, dataset.inputs.example()))
+            state = jax.eval_shape(begin, abstract_variables(model, *dataset.inputs.example()))
         else:
             state = layout.begin(begin, initial_variables(config, model, dataset, layout))
         processes.meet("run folder read")
@@ -358,7 +358,7 @@ class Clock:
 def make_model(config: Config, dataset: Dataset) -> tuple[dict[str, Any], nn.Module]:
     """The model's arguments as the run folder keeps them, and the module; classes and vocabulary are the data's."""
     info, inputs = zoo.model_info(config.model.name), dataset.inputs
-    takes, gets = (np.dtype(dtype).kind for dtype in (info.input_dtype, inputs.example().dtype))
+    takes, gets = (np.dtype(dtype).kind for dtype in (info.input_dtype, inputs.example()[0][0].dtype))
     if takes != gets:
         kinds = {"f": "numbers, such as images", "i": "tokens of a text"}
         raise ZooError(f"{config.model.name} takes {kinds[takes]}; the data are {kinds[gets]}")
@@ -393,8 +393,8 @@ def initial_variables(config: Config, model: nn.Module, dataset: Dataset, layout
         path = pretrained_file(config.model.name) if weights == "pretrained" else pathlib.Path(weights)
         path = huggingface.weights_file(weights) if path.is_dir() else path
         return load_weights(model, path, dataset.inputs.shape)
-    example = dataset.inputs.example()
-    variables = layout.draw(model.init, jax.random.key(config.seed), np.zeros(example.shape, example.dtype))
+    args, kwargs = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), dataset.inputs.example())
+    variables = layout.draw(partial(model.init, **kwargs), jax.random.key(config.seed), *args)
     if hasattr(model, "calibrate") and isinstance(dataset.inputs, ImageInputs):
         images = dataset.train.read(np.arange(min(CALIBRATION_IMAGES, dataset.train.size)))["image"]
         variables = model.calibrate(variables, dataset.inputs.normalize(images))

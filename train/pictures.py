@@ -181,7 +181,7 @@ def first_kernels(run: Run) -> dict[str, np.ndarray]:
 
 def last_stage(run: Run) -> tuple[str, tuple[int, ...]]:
     """Name and shape [h, w, C] of the last maps that the model sows as a stage."""
-    features = zoo.registry.features_of(run.model, run.inputs.example())
+    features = zoo.registry.features_of(run.model, *run.inputs.example())
     return max(((n, s) for n, s in features.items() if n.startswith("stage") and len(s) == 3), default=("", ()))
 
 

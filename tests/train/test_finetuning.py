@@ -107,7 +107,7 @@ def test_settings_that_do_not_go_together():
             Config("x", 10, 8, optimizer=OptimizerConfig(**fields)).check()
     with pytest.raises(ZooError, match=r"unknown pattern in optimizer\.lora-targets 'qury'"):
         check_patterns(OptimizerConfig(lora_rank=2, lora_targets=["qury"]), params())
-    cnn = abstract_variables(zoo.create_model("lenet5"), zoo.model_info("lenet5").example())["params"]
+    cnn = abstract_variables(zoo.create_model("lenet5"), *zoo.model_info("lenet5").example())["params"]
     with pytest.raises(ZooError, match="layer-decay is for models of layers"):
         check_patterns(OptimizerConfig(layer_decay=0.5), cnn)
 

@@ -98,8 +98,8 @@ def parts(case):
     inputs, task, fields, batch = kind(name)
     model = zoo.create_model(name, **{**inputs.model_args(), **args, **fields})
     config = Config("", 10, BATCH, model=ModelConfig(name, args), task=task, optimizer=OPTIMIZER, data=TextConfig())
-    example = inputs.example()
-    variables = jax.jit(model.init)(jax.random.key(0), np.zeros(example.shape, example.dtype))
+    args, kwargs = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), inputs.example())
+    variables = jax.jit(model.init)(jax.random.key(0), *args, **kwargs)
     optimizer = make_optimizer(config.optimizer, config.steps)
     state = init_state(variables, optimizer, ema=True, carry=task.initial_carry(model, BATCH))
     batch = {**batch, "row": np.arange(BATCH, dtype=np.int32)}
@@ -158,8 +158,9 @@ def test_fsdp_splits_parameters_momentum_and_average_alike(case):
 def test_a_start_drawn_over_a_mesh_is_that_of_one_device(case):
     """To the bit."""
     config, model, inputs, optimizer, state, _ = parts(case)
-    layout, example = make_layout("mesh", BATCH, 1, "data=2,fsdp=4"), inputs.example()
-    drawn = layout.draw(model.init, jax.random.key(config.seed), np.zeros(example.shape, example.dtype))
+    layout = make_layout("mesh", BATCH, 1, "data=2,fsdp=4")
+    args, kwargs = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), inputs.example())
+    drawn = layout.draw(partial(model.init, **kwargs), jax.random.key(config.seed), *args)
     begun = layout.begin(partial(initial_state, config, model, optimizer), drawn)
     jax.tree.map(np.testing.assert_array_equal, layout.fetch(begun), state)
     assert jax.tree.map(lambda leaf: leaf.sharding, begun) == layout.shardings(state)

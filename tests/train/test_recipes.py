@@ -44,7 +44,7 @@ def lowered(name, batch_size, platform, **model_args):
     model, inputs, shapes = parts(config)
     model = model.clone(**model_args)
     optimizer = make_optimizer(config.optimizer, config.steps)
-    variables = abstract_variables(model, inputs.example())
+    variables = abstract_variables(model, *inputs.example())
     state = jax.eval_shape(lambda v: init_state(v, optimizer, config.optimizer.ema is not None), variables)
     layout = make_layout("mesh", batch_size, config.optimizer.accumulate)
     place = functools.partial(jax.tree.map, lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to))
@@ -95,7 +95,7 @@ def test_a_vit_is_as_large_as_the_images():
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, name="digits"))
     args, model = make_model(config, load_dataset(config.data, (224, 224, 3)))
     assert args == {**config.model.args, "image_size": 8, "num_classes": 10}
-    variables = abstract_variables(model, jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
+    variables = abstract_variables(model, [jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)])
     assert variables["params"]["positions"].shape == (1, 1 + 4, 128)
 
 
