@@ -40,7 +40,8 @@ class AwdLstm(nn.Module):
     dtype: Any = jnp.float32  # of the arithmetic
     param_dtype: Any = jnp.float32  # of the parameters
 
-    recurrent = True  # its state is as large for any length: training hands it on from batch to batch
+    embeddings = ("embedding",)
+    recurrent = True  # training carries the state, whose size is fixed, from batch to batch
 
     def layers(self, **fields: Any) -> Recurrent:
         return Recurrent(

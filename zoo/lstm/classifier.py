@@ -40,6 +40,7 @@ class RecurrentClassifier(nn.Module):
     param_dtype: Any = jnp.float32  # of the parameters
 
     head = "head"  # the module that another number of classes replaces
+    embeddings = ("embedding",)
 
     @nn.compact
     def __call__(self, tokens: jax.Array, lengths: jax.Array | None = None, train: bool = False) -> jax.Array:

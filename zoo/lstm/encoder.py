@@ -73,6 +73,8 @@ class SentenceEncoder(RecurrentEncoder):
 
     vocab_size: int = 10_000
 
+    embeddings = ("words",)
+
     def setup(self) -> None:
         self.words = nn.Embed(self.vocab_size, self.hidden_size, param_dtype=self.param_dtype)
 

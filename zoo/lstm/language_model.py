@@ -40,7 +40,8 @@ class RecurrentLM(nn.Module):
     param_dtype: Any = jnp.float32  # of the parameters
 
     head = "head"  # the module that another vocabulary replaces
-    recurrent = True  # its state is as large for any length: training hands it on from batch to batch
+    embeddings = ("embedding",)
+    recurrent = True  # training carries the state, whose size is fixed, from batch to batch
 
     def layers(self, **fields: Any) -> Recurrent:
         return Recurrent(

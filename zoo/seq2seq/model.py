@@ -31,6 +31,7 @@ class Seq2Seq(nn.Module):
     param_dtype: Any = jnp.float32  # of the parameters
 
     head = "head"  # the module that another vocabulary replaces
+    embeddings = ("embedding", "source_embedding")
 
     def build(self) -> None:
         raise NotImplementedError

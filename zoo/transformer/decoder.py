@@ -23,7 +23,17 @@ from zoo.ops.positions import Rotary, RotaryScaling, rotary
 from zoo.ops.recurrence import take_rows
 from zoo.registry import register
 from zoo.sequence import check_tokens
-from zoo.transformer.layers import Activation, Context, Norm, Remat, head_dim_of, new_dense, new_norm, new_stack
+from zoo.transformer.layers import (
+    PARTITION_RULES,
+    Activation,
+    Context,
+    Norm,
+    Remat,
+    head_dim_of,
+    new_dense,
+    new_norm,
+    new_stack,
+)
 
 
 class Decoder(nn.Module):
@@ -61,6 +71,8 @@ class Decoder(nn.Module):
     param_dtype: Any = jnp.float32  # of the parameters
 
     head = "head"  # the module that another vocabulary replaces
+    embeddings = ("embedding", "positions")
+    partition_rules = PARTITION_RULES
 
     @property
     def sizes(self) -> tuple[int, int]:

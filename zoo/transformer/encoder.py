@@ -21,7 +21,16 @@ from zoo.ops.dense import dot_general
 from zoo.ops.recurrence import take_rows
 from zoo.registry import register
 from zoo.sequence import check_tokens
-from zoo.transformer.layers import ACTIVATIONS, Activation, Context, Remat, new_dense, new_norm, new_stack
+from zoo.transformer.layers import (
+    ACTIVATIONS,
+    PARTITION_RULES,
+    Activation,
+    Context,
+    Remat,
+    new_dense,
+    new_norm,
+    new_stack,
+)
 
 
 class Encoder(nn.Module):
@@ -51,6 +60,8 @@ class Encoder(nn.Module):
     param_dtype: Any = jnp.float32  # of the parameters
 
     head = "head"  # the module that another number of classes replaces
+    embeddings = ("embedding", "types", "positions", "embedding_norm")
+    partition_rules = PARTITION_RULES
 
     @nn.compact
     def __call__(

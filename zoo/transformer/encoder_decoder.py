@@ -25,6 +25,7 @@ from zoo.ops.recurrence import take_rows
 from zoo.registry import register
 from zoo.sequence import check_begun, check_source, check_tokens
 from zoo.transformer.layers import (
+    PARTITION_RULES,
     Activation,
     Cache,
     Context,
@@ -106,6 +107,8 @@ class SourceToTarget(nn.Module):
     param_dtype: Any = jnp.float32  # of the parameters
 
     head = "head"  # the module that another vocabulary replaces
+    embeddings = ("embedding", "source_embedding")
+    partition_rules = PARTITION_RULES
 
     def embed(self, tokens: jax.Array, places: jax.Array, of_source: bool) -> jax.Array:
         """[B, T, hidden_size] of tokens [B, T] at `places` [B or 1, T]."""

@@ -17,7 +17,7 @@ from zoo.ops.attention import Implementation, Mask, attention, attention_weights
 from zoo.ops.dense import dot_general
 from zoo.ops.gelu import gelu
 from zoo.ops.positions import Rotary, rotate
-from zoo.partition import STACKED
+from zoo.partition import STACKED, TENSOR, Rules
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"]
 Norm = Literal["layer", "rms"]
@@ -32,6 +32,23 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "geglu": functools.partial(jax.nn.gelu, approximate=True),
 }
 GATED = ("swiglu", "geglu")
+PARTITION_RULES: Rules = (
+    # Of two products in a row the first is split by its outputs, heads or features, the second by its inputs.
+    ("*/query/kernel", (None, TENSOR)),
+    ("*/key/kernel", (None, TENSOR)),
+    ("*/value/kernel", (None, TENSOR)),
+    ("*/out/kernel", (TENSOR, None)),
+    ("*/gate/kernel", (None, TENSOR)),
+    ("*/up/kernel", (None, TENSOR)),
+    ("*/down/kernel", (TENSOR, None)),
+    ("*/query/bias", (TENSOR,)),
+    ("*/key/bias", (TENSOR,)),
+    ("*/value/bias", (TENSOR,)),
+    ("*/gate/bias", (TENSOR,)),
+    ("*/up/bias", (TENSOR,)),
+    ("*embedding", (TENSOR, None)),  # [vocab_size, hidden_size], a tied head's kernel too
+    ("*/head/kernel", (None, TENSOR)),
+)
 POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
@@ -229,7 +246,9 @@ class Stack(nn.Module):
             rngs = None if key is None else {"dropout": key}
             mutable: Any = ["features"] if seen else []
             args = (x, context, cache, memory)
-            (x, cache), changed = block.apply({"params": partition.gathered(params)}, *args, rngs=rngs, mutable=mutable)
+            (x, cache), changed = block.apply(
+                {"params": partition.gathered(params, PARTITION_RULES)}, *args, rngs=rngs, mutable=mutable
+            )
             return x, (cache, changed.get("features"))
 
         items, caches = (params, keys, memories), {}

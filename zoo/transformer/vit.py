@@ -22,7 +22,7 @@ from zoo.features import sow
 from zoo.ops.attention import Implementation, Mask
 from zoo.ops.dense import dot_general
 from zoo.registry import register
-from zoo.transformer.layers import Activation, Context, Remat, new_norm, new_stack
+from zoo.transformer.layers import PARTITION_RULES, Activation, Context, Remat, new_norm, new_stack
 
 
 def new_dense(features: int, name: str, residual: bool = False, *, dtype: Any, param_dtype: Any) -> nn.Dense:
@@ -55,7 +55,9 @@ class ViT(nn.Module):
     dtype: Any = jnp.float32  # of the arithmetic
     param_dtype: Any = jnp.float32  # of the parameters
 
-    head = "head"  # the module that other classes replace
+    head = "head"  # the module that another number of classes replaces
+    embeddings = ("patches", "class_token", "positions")
+    partition_rules = PARTITION_RULES
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
