@@ -37,7 +37,7 @@ from zoo.errors import ZooError, unknown
 from zoo.inputs.image import ImageInputs
 from zoo.inputs.pairs import PairInputs
 from zoo.inputs.text import TextInputs
-from zoo.partition import DATA, FSDP
+from zoo.partition import DATA, FSDP, rules_of
 from zoo.registry import abstract_variables, count_parameters
 
 
@@ -200,7 +200,8 @@ class Step:
     def abstract(self, settings: Config) -> tuple[Any, Any, Any]:
         """The step, and the shapes of its state and batch where its layout puts them."""
         optimizer = make_optimizer(settings.optimizer, settings.steps)
-        layout = make_layout("mesh", settings.batch_size, settings.optimizer.accumulate, settings.mesh)
+        micro, rules = settings.optimizer.accumulate, rules_of(self.model)
+        layout = make_layout("mesh", settings.batch_size, micro, settings.mesh, rules)
         variables = abstract_variables(self.model, *self.inputs.example())
         ema = settings.optimizer.ema is not None
         carry = settings.task.initial_carry

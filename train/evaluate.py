@@ -21,6 +21,7 @@ from train.tasks.translation import Translation, quality
 from zoo.decode import translate
 from zoo.errors import ZooError
 from zoo.inputs.pairs import PairInputs
+from zoo.partition import rules_of
 from zoo.run import Run, read_config
 
 
@@ -137,7 +138,7 @@ def evaluate_target(config: EvaluateConfig) -> dict[str, float]:
     split = getattr(dataset, config.split)
     if split is None:
         raise ZooError(f"{dataset.name} has no split {config.split} with labels")
-    layout, task = make_layout(config.parallel, config.batch_size, 1), config.task
+    layout, task = make_layout(config.parallel, config.batch_size, 1, rules=rules_of(model)), config.task
     settings = Config("", 1, config.batch_size, data=config.data, task=task)
     step = layout.compile_eval(make_eval_step(settings, layout.adapt(model), inputs, layout.axis_name))
     metrics = evaluate(step, layout, layout.put_state(variables), split, config.batch_size, task, model, _passing)

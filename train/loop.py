@@ -30,6 +30,7 @@ from train.sharding import Layout, make_layout
 from train.step import TrainState, finite, init_state, make_eval_step, make_train_step
 from zoo.errors import ZooError
 from zoo.inputs.image import ImageInputs
+from zoo.partition import rules_of
 from zoo.registry import abstract_variables
 from zoo.run import Run, pretrained_file
 from zoo.weights import load_weights
@@ -69,10 +70,11 @@ class Trainer:
 
     def __init__(self, config: Config, workdir: pathlib.Path, dataset: Dataset, phases: Phases, found: Any = None):
         self.config, self.workdir, self.dataset, self.phases = config, workdir, dataset, phases
-        self.layout = layout = make_layout(config.parallel, config.batch_size, config.optimizer.accumulate, config.mesh)
         model_args, model = make_model(config, dataset)
+        rows, micro, rules = config.batch_size, config.optimizer.accumulate, rules_of(model)
+        self.layout = layout = make_layout(config.parallel, rows, micro, config.mesh, rules)
         check_model(model, zoo.model_info(config.model.name).family, dataset.inputs.shape, layout.sizes)
-        optimizer = make_optimizer(config.optimizer, config.steps)
+        optimizer = make_optimizer(config.optimizer, config.steps, getattr(model, "embeddings", ()))
         begin = partial(initial_state, config, model, optimizer)
         self.batches = train_batches(dataset.train, config.batch_size, config.seed, layout.rows(config.batch_size))
         meta: dict[str, Any] = {"step": 0, "interval": {"steps": 0, "sums": {}}}

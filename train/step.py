@@ -105,6 +105,8 @@ def make_train_step(
     `penalty` that a task may add to it.
     """
 
+    rules = partition.rules_of(model)
+
     def sum_gradients(
         state: TrainState, collections: Any, carry: Any, batch: Batch, micro: Any
     ) -> tuple[Any, Any, Any, Sums]:
@@ -125,7 +127,9 @@ def make_train_step(
             loss = sums["loss"] + sums.get("penalty", 0.0)
             return (loss if state.scale is None else loss * state.scale.factor), (dict(changed), after, sums)
 
-        gradients, (changed, after, sums) = jax.grad(partition.over_shards(summed_loss), has_aux=True)(state.params)
+        gradients, (changed, after, sums) = jax.grad(partition.over_shards(summed_loss, rules), has_aux=True)(
+            state.params
+        )
         return gradients, changed, after, sums
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
@@ -207,8 +211,10 @@ def make_eval_step(
 ) -> Callable[[Any, Any, Batch], tuple[Sums, Any]]:
     """The pure function (variables, carry, batch) -> (sums over what has weight 1, carry)."""
 
+    rules = partition.rules_of(model)
+
     def eval_step(variables: Any, carry: Any, batch: Batch) -> tuple[Sums, Any]:
-        logits, carry = config.task.evaluate(model, partition.gathered(variables), inputs, carry, batch)
+        logits, carry = config.task.evaluate(model, partition.gathered(variables, rules), inputs, carry, batch)
         sums = config.task.sums(logits, batch, train=False)
         return (sums if axis_name is None else jax.lax.psum(sums, axis_name)), carry
 

@@ -22,6 +22,7 @@ from zoo.__main__ import main
 from zoo.errors import ZooError
 from zoo.inputs.text import learn
 from zoo.registry import abstract_variables
+from zoo.transformer import Encoder
 from zoo.transformer.layers import stacked
 
 SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "mlp_size": 32, "dropout_rate": 0.0}
@@ -78,7 +79,7 @@ def test_lora_moves_its_targets_and_the_head_alone(scan_layers):
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_rates_by_depth(scan_layers):
-    optimizer = make_optimizer(OptimizerConfig("sgd", 1.0, "constant", layer_decay=0.5), 10)
+    optimizer = make_optimizer(OptimizerConfig("sgd", 1.0, "constant", layer_decay=0.5), 10, Encoder.embeddings)
     gradients = jax.tree.map(jnp.ones_like, params())
     if scan_layers:
         gradients = stacked(gradients, params(True))

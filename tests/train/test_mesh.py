@@ -27,6 +27,7 @@ from zoo import partition
 from zoo.inputs.image import ImageInputs
 from zoo.inputs.pairs import PairInputs
 from zoo.inputs.text import TextInputs
+from zoo.transformer.layers import PARTITION_RULES
 
 LETTERS, LENGTH, BATCH = "abcdefghijklmnopqrstuvwxyz", 16, 8
 MICRO = 3  # micro-batches
@@ -109,7 +110,7 @@ def parts(case):
 @functools.cache
 def compiled(case, mesh):
     config, model, inputs, optimizer, state, batch = parts(case)
-    layout = make_layout("jit" if mesh is None else "mesh", BATCH, 1, mesh)
+    layout = make_layout("jit" if mesh is None else "mesh", BATCH, 1, mesh, partition.rules_of(model))
     state, batch = layout.put_state(state), layout.put_batch(batch)
     step = layout.compile_train(make_train_step(config, model, inputs, optimizer), state)
     return layout, step.lower(state, batch).compile()
@@ -158,7 +159,7 @@ def test_fsdp_splits_parameters_momentum_and_average_alike(case):
 def test_a_start_drawn_over_a_mesh_is_that_of_one_device(case):
     """To the bit."""
     config, model, inputs, optimizer, state, _ = parts(case)
-    layout = make_layout("mesh", BATCH, 1, "data=2,fsdp=4")
+    layout = make_layout("mesh", BATCH, 1, "data=2,fsdp=4", partition.rules_of(model))
     args, kwargs = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), inputs.example())
     drawn = layout.draw(partial(model.init, **kwargs), jax.random.key(config.seed), *args)
     begun = layout.begin(partial(initial_state, config, model, optimizer), drawn)
@@ -221,8 +222,8 @@ def gathers(case, mesh):
 @pytest.mark.parametrize(("case", "mesh"), [(case, "fsdp=8") for case in ("cnn", "lstm", "seq2seq", "gpt", "scanned")])
 def test_fsdp_gathers_a_parameter_at_most_twice_and_nothing_else(case, mesh):
     sizes = {**dict.fromkeys(partition.AXES, 1), "fsdp": 8}
-    params = parts(case)[4].params
-    specs = zoo.arrays.named_leaves(partition.specs(params, sizes))
+    model, params = parts(case)[1], parts(case)[4].params
+    specs = zoo.arrays.named_leaves(partition.specs(params, sizes, partition.rules_of(model)))
     sharded = [leaf.shape for path, leaf in zoo.arrays.named_leaves(params).items() if any(specs[path])]
     of_layer = {shape: shape[1:] for shape in sharded if case == "scanned" and len(shape) == 3}
     sharded = [of_layer.get(shape, shape) for shape in sharded]
@@ -237,7 +238,7 @@ def test_accumulation_gathers_no_more_than_it_must(case, times):
     """Twice a step, or where one layer's parameters are whole at a time, twice a micro-batch."""
     config, model, inputs, optimizer, state, batch = parts(case)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, accumulate=MICRO))
-    layout = make_layout("mesh", MICRO * BATCH, MICRO, "fsdp=8")
+    layout = make_layout("mesh", MICRO * BATCH, MICRO, "fsdp=8", partition.rules_of(model))
     batch = layout.put_batch(jax.tree.map(lambda x: np.concatenate([x] * MICRO), batch))
     step = layout.compile_train(make_train_step(config, model, inputs, optimizer), state)
     found = traffic(step.lower(layout.put_state(state), batch).compile().as_text())
@@ -263,21 +264,21 @@ def test_context_gathers_keys_and_values_alone():
 def test_the_rules_split_what_they_name():
     params = parts("llama")[4].params
     sizes = {**dict.fromkeys(partition.AXES, 1), "tensor": 2, "fsdp": 2}
-    specs = zoo.arrays.named_leaves(partition.specs(params, sizes))
+    specs = zoo.arrays.named_leaves(partition.specs(params, sizes, PARTITION_RULES))
     assert specs["layers/layer0/attention/query/kernel"] == P("fsdp", "tensor")
     assert specs["layers/layer0/attention/out/kernel"] == P("tensor", "fsdp")
     assert specs["layers/layer0/mlp/down/kernel"] == P("tensor", "fsdp")
     assert specs["embedding"] == P("tensor", "fsdp")
     assert not any(specs["layers/layer0/norm1/scale"])
     odd = {"odd": np.zeros((33, 35), np.float32), "head": {"kernel": np.zeros((32, 35), np.float32)}}
-    assert partition.specs(odd, sizes) == {"odd": P(None, None), "head": {"kernel": P("fsdp", None)}}
+    assert partition.specs(odd, sizes, PARTITION_RULES) == {"odd": P(None, None), "head": {"kernel": P("fsdp", None)}}
 
 
 def test_where_no_mesh_is_in_use_nothing_happens():
     x = np.ones((4, 8, 2), np.float32)
     assert partition.lying(x, "rows", "context") is x
-    assert partition.gathered({"x": x})["x"] is x
-    assert partition.over_shards(len) is len
+    assert partition.gathered({"x": x}, ())["x"] is x
+    assert partition.over_shards(len, ()) is len
     assert partition.by_device(len, None, None) is len
 
 
@@ -364,7 +365,7 @@ def laid(layout, monkeypatch):
         some = jax.devices()[: int(devices)]
         monkeypatch.setattr(jax, "devices", lambda: some)
     parallel = mesh if mesh in ("jit", "pmap") else "mesh"
-    return make_layout(parallel, BATCH, 1, mesh if parallel == "mesh" else None)
+    return make_layout(parallel, BATCH, 1, mesh if parallel == "mesh" else None, PARTITION_RULES)
 
 
 @pytest.mark.parametrize(("before", "after"), [*itertools.pairwise([*LAYOUTS, LAYOUTS[0]]), ("fsdp=8", "data=8")])

@@ -19,6 +19,7 @@ from train.sharding import make_layout
 from train.step import init_state, make_train_step
 from zoo.inputs.image import ImageInputs
 from zoo.inputs.text import TextInputs
+from zoo.partition import rules_of
 from zoo.registry import abstract_variables
 
 
@@ -46,7 +47,7 @@ def lowered(name, batch_size, platform, **model_args):
     optimizer = make_optimizer(config.optimizer, config.steps)
     variables = abstract_variables(model, *inputs.example())
     state = jax.eval_shape(lambda v: init_state(v, optimizer, config.optimizer.ema is not None), variables)
-    layout = make_layout("mesh", batch_size, config.optimizer.accumulate)
+    layout = make_layout("mesh", batch_size, config.optimizer.accumulate, rules=rules_of(model))
     place = functools.partial(jax.tree.map, lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to))
     state = place(state, layout.shardings(state))
     batch = {
