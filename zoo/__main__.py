@@ -107,7 +107,8 @@ def predict(folder: str, raws: list[str], top: int = 3) -> None:
     if getattr(model, "output", None) == "tokens" and not inputs.labels:
         return fill(model, variables, inputs, raws, top)
     if not inputs.labels:
-        what, verb = ("an encoder-decoder", "translate") if inputs.kind == "pair" else ("a language model", "generate")
+        reads = hasattr(model, "encode")
+        what, verb = ("an encoder-decoder", "translate") if reads else ("a language model", "generate")
         raise ZooError(f"{folder!r} has no classes: it is {what} (python -m zoo {verb} {folder})")
     args, kwargs = inputs.arguments(inputs.batch(raws))
     logits = np.asarray(model.apply(variables, *args, **kwargs), np.float32)

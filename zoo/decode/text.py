@@ -7,7 +7,6 @@ import numpy as np
 
 from zoo.decode.sampling import Sampling, sample
 from zoo.errors import ZooError
-from zoo.inputs.text import TextInputs
 from zoo.run import Run
 
 CHUNK = 16  # tokens a dispatch when streaming
@@ -50,7 +49,7 @@ def stream(
 ) -> Iterator[str]:
     """The same text as `generate`, in pieces of about `chunk` tokens."""
     model, variables, inputs = run
-    if not isinstance(inputs, TextInputs) or not hasattr(model, "init_state"):
+    if not hasattr(model, "init_state"):
         raise ZooError(f"{type(model).__name__} generates no text: it is no language model")
     tokens = inputs.encode(prompt)[None]
     if any(not word for word in stop):

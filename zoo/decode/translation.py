@@ -1,7 +1,7 @@
 """Sources to targets: texts in, texts out, by an encoder-decoder and beam search."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -34,9 +34,9 @@ def translate(
     Sources of about one length are decoded together, in batches of a few widths, each in one dispatch. ZooError for a
     run of another task, a source that is empty or longer than the model takes, and numbers out of range.
     """
-    model, variables, inputs = run
-    if not isinstance(inputs, PairInputs):
-        raise ZooError(f"{type(model).__name__} translates nothing: its run is of {inputs.kind}s, not of pairs")
+    model, variables, inputs = run.model, run.variables, cast(PairInputs, run.inputs)
+    if not hasattr(model, "encode"):
+        raise ZooError(f"{type(model).__name__} translates nothing: it is no encoder-decoder")
     if batch_size < 1:
         raise ZooError(f"batch_size must be at least 1, not {batch_size}")
     rows = [inputs.encode(text) for text in texts]

@@ -11,6 +11,7 @@ import numpy as np
 
 from zoo.arrays import Example
 from zoo.errors import ZooError
+from zoo.inputs.base import Inputs
 
 MOST_PIXELS = 2**27  # of a file
 MOST_SIDE = 2**14  # pixels of a model's input
@@ -20,7 +21,7 @@ MOST_STRETCHED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageInputs:
+class ImageInputs(Inputs):
     """Images of `shape` (height, width, channels), normalised by the training set's `mean` and `std` per channel.
 
     `mean` and `std` are in units of the full range, 0 to 1. `labels` names the classes in the order of the logits.
@@ -69,12 +70,7 @@ class ImageInputs:
         return {"image": np.stack([self.pixels(raw) for raw in raws])}
 
     def arguments(self, batch: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What a model is applied to, of a batch: positional and keyword arguments."""
         return (self.normalize(batch["image"]),), {}
-
-    def model_args(self) -> dict[str, int]:
-        """The fields of a model that follow from its inputs."""
-        return {"num_classes": len(self.labels)}
 
     def decode(self, array: Any) -> np.ndarray:
         """The inverse of `encode`: normalised float32 [..., C] to uint8."""
@@ -84,9 +80,6 @@ class ImageInputs:
     def example(self) -> Example:
         """Abstract `arguments` of a batch of one: images float32 [1, height, width, channels]."""
         return (jax.ShapeDtypeStruct((1, *self.shape), np.dtype(np.float32)),), {}
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, **dataclasses.asdict(self)}
 
 
 def open_image(raw: Any, channels: int) -> Any:

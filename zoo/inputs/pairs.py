@@ -15,6 +15,7 @@ import numpy as np
 
 from zoo.arrays import Example
 from zoo.errors import ZooError
+from zoo.inputs.base import Inputs
 from zoo.inputs.text import TextInputs, learn, padded
 
 PAD, BEGIN, END, UNKNOWN, SPECIAL = range(5)  # padding is zeros; the last is how many they are
@@ -22,7 +23,7 @@ Pair = tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
-class PairInputs:
+class PairInputs(Inputs):
     """Sources and targets, whose `length` is the most tokens of an example, its end among them.
 
     With `lowercase` both sides are brought to lower case. Where both vocabularies are the same, the model's is one too.
@@ -33,7 +34,7 @@ class PairInputs:
     lowercase: bool = False
 
     kind: ClassVar[str] = "pair"
-    labels: ClassVar[tuple[str, ...]] = ()
+    labels: ClassVar[tuple[str, ...]] = ()  # type: ignore[misc]
     first: ClassVar[int] = BEGIN  # the token that a target begins with
     end: ClassVar[int] = END
 
@@ -47,7 +48,7 @@ class PairInputs:
                 raise ZooError(f"{name} must be inputs of text, not {side!r:.80}")
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """The most tokens of either side."""
         return (max(self.source.length, self.target.length),)
 
@@ -104,8 +105,7 @@ class PairInputs:
             before = jnp.concatenate([jnp.full((len(target), 1), BEGIN, target.dtype), target[:, :-1]], axis=1)
         return (before,), {"source": batch["source"], "source_lengths": batch["source_length"]}
 
-    def model_args(self) -> dict[str, int]:
-        """The fields of a model that follow from its inputs."""
+    def model_args(self) -> dict[str, Any]:
         sizes = {"vocab_size": self.target.vocab_size + SPECIAL}
         if (self.source.tokenizer, self.source.vocabulary) != (self.target.tokenizer, self.target.vocabulary):
             sizes["source_vocab_size"] = self.source.vocab_size + SPECIAL

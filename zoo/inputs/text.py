@@ -20,6 +20,7 @@ import numpy as np
 from zoo.arrays import Example
 from zoo.errors import ZooError
 from zoo.files import read_json
+from zoo.inputs.base import Inputs
 
 TOKENIZERS = ("char", "byte", "bpe", "word", "wordpiece", "unigram")
 UNKNOWN, BEGIN, END, MASK = "[UNK]", "[CLS]", "[SEP]", "[MASK]"
@@ -28,7 +29,7 @@ SPECIAL = ("[PAD]", UNKNOWN, BEGIN, END, MASK)  # of wordpiece, in BERT's order
 
 
 @dataclasses.dataclass(frozen=True)
-class TextInputs:
+class TextInputs(Inputs):
     """Tokens of a `tokenizer`, whose `vocabulary` is the characters in order, or the `tokenizers` library's JSON.
 
     `length` is the most tokens of an example, in training. `labels` names the classes in the order of the logits; a
@@ -56,7 +57,7 @@ class TextInputs:
             raise ZooError(f"tokenizer must be one of {', '.join(TOKENIZERS)}, not {self.tokenizer!r}")
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return (self.length,)
 
     @functools.cached_property
@@ -127,21 +128,15 @@ class TextInputs:
         return {"tokens": padded(rows, self.length), "length": np.array([*map(len, rows)], np.int32)}
 
     def arguments(self, batch: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What a model is applied to, of a batch: positional and keyword arguments."""
         named = {"lengths": "length", "segments": "segments"}  # the model's argument: the batch's array
         return (batch["tokens"],), {argument: batch[key] for argument, key in named.items() if key in batch}
 
-    def model_args(self) -> dict[str, int]:
-        """The fields of a model that follow from its inputs."""
-        classes = {"num_classes": len(self.labels)} if self.labels else {}
-        return {"vocab_size": self.vocab_size, **classes}
+    def model_args(self) -> dict[str, Any]:
+        return {"vocab_size": self.vocab_size, **super().model_args()}
 
     def example(self) -> Example:
         """Abstract `arguments` of a batch of one: tokens int32 [1, length]."""
         return (jax.ShapeDtypeStruct((1, self.length), np.dtype(np.int32)),), {}
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, **dataclasses.asdict(self)}
 
     @functools.cached_property
     def _codes(self) -> np.ndarray:
