@@ -4,13 +4,15 @@ import dataclasses
 import difflib
 import fnmatch
 import functools
+import importlib
 import json
 import math
 import pathlib
+import pkgutil
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -121,6 +123,12 @@ def register(
         return constructor
 
     return add
+
+
+def import_modules(package: str, path: Iterable[str]) -> None:
+    """Imports every module of a package's folder, sorted by name, so that a new model file registers itself."""
+    for name in sorted(found.name for found in pkgutil.iter_modules(path)):
+        importlib.import_module(f"{package}.{name}")
 
 
 def list_models(glob: str = "*", family: str | None = None) -> list[str]:

@@ -280,10 +280,30 @@ def test_an_encoder_decoders_example_is_what_its_inputs_give():
 
 
 def test_import_zoo_loads_nothing_heavy():
-    heavy = ("optax", "orbax", "tensorstore", "PIL", "tokenizers", "torch", "tensorflow", "tyro", "matplotlib")
+    heavy = (
+        "optax",
+        "orbax",
+        "tensorstore",
+        "PIL",
+        "tokenizers",
+        "huggingface_hub",
+        "torch",
+        "tensorflow",
+        "tyro",
+        "matplotlib",
+    )
     code = f"import sys, zoo; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("family", ["cnn", "lstm", "seq2seq", "transformer"])
+def test_every_file_of_a_familys_folder_is_imported(family):
+    files = {path.stem for path in (ROOT / "zoo" / family).glob("*.py")} - {"__init__"}
+    assert len(files) >= 5
+    assert {f"zoo.{family}.{name}" for name in files} <= set(sys.modules)
+    registered = {info.module_class.__module__ for info in map(zoo.model_info, zoo.list_models(family=family))}
+    assert all(module.startswith(f"zoo.{family}.") for module in registered)
 
 
 def test_zoo_never_imports_train():

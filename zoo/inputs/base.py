@@ -70,7 +70,7 @@ def inputs_from_json(data: dict[str, Any]) -> Inputs:
         raise ZooError(f"inputs must be an object with a field kind, not {data!r:.80}")
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
     kind = fields.pop("kind")
-    if str(kind) not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise unknown("kind of inputs", str(kind), _KINDS)
     try:
         return _KINDS[kind](**fields)
