@@ -14,7 +14,7 @@ NAMES = zoo.list_models(family="lstm")
 LANGUAGE_MODELS = {
     "lstm_lm": {"hidden_size": 8, "vocab_size": 11, "num_layers": 2},
     "gru_lm": {"hidden_size": 8, "vocab_size": 11, "tied": True},
-    "rnn_lm": {"hidden_size": 8, "vocab_size": 11, "embedding_size": 5, "unroll": 2},
+    "rnn_lm": {"hidden_size": 8, "vocab_size": 11, "embedding_size": 5},
     "awd_lstm": {"hidden_size": 9, "vocab_size": 11, "embedding_size": 6},
 }
 TINY = {

@@ -36,7 +36,6 @@ class AwdLstm(nn.Module):
     dropout_rate: float = 0.25  # between layers
     output_dropout_rate: float = 0.4  # before the head
     weight_dropout_rate: float = 0.5  # of recurrent kernels
-    unroll: int = 1  # steps of the scan in one round of the loop
     dtype: Any = jnp.float32  # of the arithmetic
     param_dtype: Any = jnp.float32  # of the parameters
 
@@ -52,7 +51,6 @@ class AwdLstm(nn.Module):
             dropout_rate=self.dropout_rate,
             variational=True,
             weight_dropout_rate=self.weight_dropout_rate,
-            unroll=self.unroll,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             **fields,

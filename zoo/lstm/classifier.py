@@ -35,7 +35,6 @@ class RecurrentClassifier(nn.Module):
     pooling: Literal["last", "mean", "max", "attention"] = "last"
     dropout_rate: float = 0.0  # of the embedding, between layers and before the head
     word_dropout_rate: float = 0.0  # of whole tokens, whose embedding is then zero
-    unroll: int = 1  # steps of the scan in one round of the loop
     dtype: Any = jnp.float32  # of the arithmetic
     param_dtype: Any = jnp.float32  # of the parameters
 
@@ -57,7 +56,6 @@ class RecurrentClassifier(nn.Module):
             num_layers=self.num_layers,
             bidirectional=self.bidirectional,
             dropout_rate=self.dropout_rate,
-            unroll=self.unroll,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="layers",

@@ -32,7 +32,6 @@ class RecurrentEncoder(nn.Module):
     num_layers: int = 3
     bidirectional: bool = False
     dropout_rate: float = 0.0  # between layers
-    unroll: int = 1  # steps of the scan in one round of the loop
     dtype: Any = jnp.float32  # of the arithmetic
     param_dtype: Any = jnp.float32  # of the parameters
 
@@ -50,7 +49,6 @@ class RecurrentEncoder(nn.Module):
             num_layers=self.num_layers,
             bidirectional=self.bidirectional,
             dropout_rate=self.dropout_rate,
-            unroll=self.unroll,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="layers",

@@ -35,7 +35,6 @@ class RecurrentLM(nn.Module):
     input_dropout_rate: float = 0.0  # of the embedding
     tied: bool = False  # the head's kernel is the embedding
     forget_bias: float = 1.0  # with which an LSTM's forget gates begin
-    unroll: int = 1  # steps of the scan in one round of the loop
     dtype: Any = jnp.float32  # of the arithmetic
     param_dtype: Any = jnp.float32  # of the parameters
 
@@ -50,7 +49,6 @@ class RecurrentLM(nn.Module):
             num_layers=self.num_layers,
             dropout_rate=self.dropout_rate,
             forget_bias=self.forget_bias,
-            unroll=self.unroll,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             **fields,

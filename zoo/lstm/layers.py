@@ -57,7 +57,6 @@ class RecurrentLayer(nn.Module):
     reverse: bool
     weight_dropout_rate: float
     forget_bias: float
-    unroll: int
     dtype: Any
     param_dtype: Any
 
@@ -67,7 +66,7 @@ class RecurrentLayer(nn.Module):
         width = x.table.shape[-1] if isinstance(x, Rows) else x.shape[-1]
         kernel, recurrent, bias, candidate = self.weights(width, train)
         inputs = projected(x, kernel, candidate)
-        options: dict[str, Any] = {"bias": bias, "reverse": self.reverse, "unroll": self.unroll}
+        options: dict[str, Any] = {"bias": bias, "reverse": self.reverse}
         if not self.is_mutable_collection("features") or self.is_initializing():
             return recur(self.cell, inputs, recurrent, state, lengths, **options)
         outputs, state, found = recur_reference(self.cell, inputs, recurrent, state, lengths, **options)
@@ -109,7 +108,6 @@ class Recurrent(nn.Module):
     variational: bool = False  # one dropout mask for all steps
     weight_dropout_rate: float = 0.0  # of recurrent kernels
     forget_bias: float = 1.0  # with which the LSTM's forget gates begin
-    unroll: int = 1  # steps of the scan in one round of the loop
     dtype: Any = jnp.float32  # of the arithmetic; an LSTM's c and the sums are float32
     param_dtype: Any = jnp.float32  # of the parameters
 
@@ -135,7 +133,6 @@ class Recurrent(nn.Module):
                     reverse=name.endswith("_reverse"),
                     weight_dropout_rate=self.weight_dropout_rate,
                     forget_bias=self.forget_bias,
-                    unroll=self.unroll,
                     dtype=self.dtype,
                     param_dtype=self.param_dtype,
                     name=name,

@@ -130,13 +130,12 @@ def recur(
     *,
     bias: jax.Array | None = None,
     reverse: bool = False,
-    unroll: int = 1,
 ) -> tuple[jax.Array, State]:
     """Runs a layer over `inputs` [T, B, G] from `state`: the outputs h [T, B, H] and the state after the last step.
 
     `recurrent_kernel` is [H, G]; `bias` [G] is added to h @ recurrent_kernel, where a GRU's reset gate multiplies its
     last third. Row b takes its first `lengths[b]` steps (with `reverse`, from the last of them to the first): its
-    state stands after them and its outputs beyond are zero. `unroll` steps of the scan make one round of the loop.
+    state stands after them and its outputs beyond are zero.
     Differentiable in reverse mode.
     """
     if not len(inputs):  # no step to index
@@ -144,7 +143,7 @@ def recur(
     if bias is None:
         bias = jnp.zeros((inputs.shape[-1],), recurrent_kernel.dtype)
     present = None if lengths is None else (jnp.arange(len(inputs))[:, None] < lengths)[..., None]
-    carried, state = _recur(cell, reverse, unroll, inputs, recurrent_kernel, bias, state, present)
+    carried, state = _recur(cell, reverse, inputs, recurrent_kernel, bias, state, present)
     return (carried if present is None else jnp.where(present, carried, 0)), state
 
 
@@ -157,7 +156,6 @@ def recur_reference(
     *,
     bias: jax.Array | None = None,
     reverse: bool = False,
-    unroll: int = 1,
 ) -> tuple[jax.Array, State, dict[str, jax.Array]]:
     """The same as a plain scan of the textbook's cell, and what it computes on its way, float32 [T, B, H] by name:
     the gates, and an LSTM's `cell`."""
@@ -174,7 +172,7 @@ def recur_reference(
         new = tuple(jnp.where(present, now.astype(was.dtype), was) for now, was in zip(new, state, strict=True))
         return new, (jnp.where(present, new[0], 0), found)
 
-    state, (outputs, found) = lax.scan(step, state, (inputs, present), reverse=reverse, unroll=unroll)
+    state, (outputs, found) = lax.scan(step, state, (inputs, present), reverse=reverse)
     return outputs, state, found
 
 
@@ -262,11 +260,10 @@ def _per_gate(size: int, *factors: float) -> np.ndarray:
     return np.repeat(np.array(factors, np.float32), size)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _recur(
     cell: Cell,
     reverse: bool,
-    unroll: int,
     inputs: jax.Array,
     kernel: jax.Array,
     bias: jax.Array,
@@ -274,11 +271,11 @@ def _recur(
     present: jax.Array | None,
 ) -> tuple[jax.Array, State]:
     """The states h after every step [T, B, H] and the final state."""
-    (carried, *_), final = _forward(cell, reverse, unroll, inputs, kernel, bias, state, present)
+    (carried, *_), final = _forward(cell, reverse, inputs, kernel, bias, state, present)
     return carried, final
 
 
-def _forward(cell, reverse, unroll, inputs, kernel, bias, state, present):
+def _forward(cell, reverse, inputs, kernel, bias, state, present):
     """h after every step, the gates [T, B, G], and extra and c before every step; and the final state.
 
     The gates take the place of the inputs, so that no second array of their size is filled.
@@ -298,16 +295,16 @@ def _forward(cell, reverse, unroll, inputs, kernel, bias, state, present):
         return (new, gates), (new[0], extra, state[1:])
 
     items = (jnp.arange(len(inputs)), present)
-    (final, gates), (carried, extra, cells) = lax.scan(step, (state, inputs), items, reverse=reverse, unroll=unroll)
+    (final, gates), (carried, extra, cells) = lax.scan(step, (state, inputs), items, reverse=reverse)
     return (carried, gates, extra, cells), final
 
 
-def _recur_forward(cell, reverse, unroll, inputs, kernel, bias, state, present):
-    kept, final = _forward(cell, reverse, unroll, inputs, kernel, bias, state, present)
+def _recur_forward(cell, reverse, inputs, kernel, bias, state, present):
+    kept, final = _forward(cell, reverse, inputs, kernel, bias, state, present)
     return (kept[0], final), (kernel, bias, state, present, *kept)
 
 
-def _recur_backward(cell, reverse, unroll, saved, by_results):
+def _recur_backward(cell, reverse, saved, by_results):
     kernel, bias, state, present, carried, gates, extra, cells = saved
     by_carried, by_final = by_results
     ends = (carried[1:], state[0][None]) if reverse else (state[0][None], carried[:-1])
@@ -337,7 +334,7 @@ def _recur_backward(cell, reverse, unroll, saved, by_results):
     by_final = tuple(leaf.astype(jnp.float32) for leaf in by_final)
     items = (jnp.arange(len(gates)), by_carried, before, cells, present)
     carry = (by_final, (gates, extra), read((gates, extra), 0 if reverse else len(gates) - 1))
-    (by_state, (by_inputs, by_extra), _), _ = lax.scan(step, carry, items, reverse=not reverse, unroll=unroll)
+    (by_state, (by_inputs, by_extra), _), _ = lax.scan(step, carry, items, reverse=not reverse)
     by_products = _by_product(by_inputs, by_extra)
     by_kernel = _kernel_gradient(before, by_products, kernel)
     by_bias = jnp.sum(by_products, axis=(0, 1), dtype=jnp.float32).astype(bias.dtype)

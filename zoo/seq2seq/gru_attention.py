@@ -50,7 +50,6 @@ class Seq2SeqGRUAttention(Seq2Seq):
             num_layers=self.num_layers,
             bidirectional=True,
             dropout_rate=self.dropout_rate,
-            unroll=self.unroll,
             **dtypes,
         )
         self.begin = nn.Dense(self.hidden_size, False, **dtypes)
@@ -87,7 +86,7 @@ class Seq2SeqGRUAttention(Seq2Seq):
 
         inputs = projected(x, cell.kernel[:width], cell.candidate_bias)
         items = (inputs, present_steps(len(inputs), lengths))
-        decoder, (hidden, context, attention) = jax.lax.scan(step, decoder, items, unroll=self.unroll)
+        decoder, (hidden, context, attention) = jax.lax.scan(step, decoder, items)
         sow(self, "attention", jnp.moveaxis(attention, 0, 1))
         words = take_rows(*x) if isinstance(x, Rows) else x
         pieces = self.maxout(jnp.concatenate([hidden, words, context], axis=-1))

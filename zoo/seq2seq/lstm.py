@@ -37,7 +37,6 @@ class Seq2SeqLSTM(Seq2Seq):
             "hidden_size": self.hidden_size,
             "num_layers": self.num_layers,
             "dropout_rate": self.dropout_rate,
-            "unroll": self.unroll,
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,
         }

@@ -51,7 +51,6 @@ class Seq2SeqLuong(Seq2Seq):
             hidden_size=self.hidden_size,
             num_layers=self.num_layers,
             dropout_rate=self.dropout_rate,
-            unroll=self.unroll,
             **dtypes,
         )
         self.encoder = stack()
@@ -113,6 +112,6 @@ class Seq2SeqLuong(Seq2Seq):
             ones = jnp.ones((*inputs.shape[:2], self.hidden_size), self.dtype)
             masks = [self.dropout(ones, deterministic=False) for _ in rest]
         items = (inputs, masks, present_steps(len(inputs), lengths))
-        decoder, (attentional, attention) = jax.lax.scan(step, decoder, items, unroll=self.unroll)
+        decoder, (attentional, attention) = jax.lax.scan(step, decoder, items)
         sow(self, "attention", jnp.moveaxis(attention, 0, 1))
         return jnp.moveaxis(attentional, 0, 1), decoder

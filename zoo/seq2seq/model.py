@@ -26,7 +26,6 @@ class Seq2Seq(nn.Module):
     hidden_size: int = 1000
     num_layers: int = 1
     dropout_rate: float = 0.0  # of the embeddings, between layers and before the head
-    unroll: int = 1  # steps of the scan in one round of the loop
     dtype: Any = jnp.float32  # of the arithmetic
     param_dtype: Any = jnp.float32  # of the parameters
 
@@ -120,7 +119,6 @@ class Cells(nn.Module):
                 reverse=False,
                 weight_dropout_rate=0.0,
                 forget_bias=1.0,
-                unroll=1,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
                 name=f"layer{i}",
