@@ -4,6 +4,7 @@ import ast
 import functools
 import math
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -157,13 +158,42 @@ def test_features_come_only_on_request_and_by_the_documented_names(name):
     logits, changed = jax.eval_shape(functools.partial(model.apply, mutable=["features"]), variables, images)
     assert logits == jax.eval_shape(model.apply, variables, images)
     assert set(changed["features"]) == set(zoo.model_info(name).features)
-    documented = type(model).__doc__.split("Features: ")[1]
-    assert all(feature.rstrip("34") in documented or feature in documented for feature in changed["features"])
+    names = documented_features(type(model))[0]
+    if "..." in names:  # as many as the model has stages
+        last = len(model.stage_sizes) + 1
+        names = names - {"..."} | {f"stage{i}" for i in range(1, last)}
+    assert set(changed["features"]) == names
+
+
+def documented_features(module_class):
+    """Names, and strides of stages, as a docstring lists them: `Features: stage1, stage2 (at strides 4, 8), pooled.`"""
+    text = " ".join(module_class.__doc__.split()).split("Features: ")[1]
+    sentence = re.split(r"(?<!\.)\.(?= |$)", text)[0]
+    strides = re.search(r"\(.*strides ([\d, ]+)", sentence)
+    names = set(re.sub(r"\(.*?\)", "", sentence).replace(" ", "").split(","))
+    return names, [int(stride) for stride in strides[1].split(",")] if strides else None
+
+
+def test_documented_features_are_read_from_a_docstring():
+    class Model:
+        """Images to logits. Features: stem, stage1, stage2, ... (at strides 4, 8 there), pooled. Then more, stage9."""
+
+    assert documented_features(Model) == ({"stem", "stage1", "stage2", "...", "pooled"}, [4, 8])
 
 
 def test_resnet_stages_have_strides_4_to_32():
     features = zoo.model_info("resnet50").features
     assert [features[f"stage{i}"] for i in range(1, 5)] == [(56, 56, 256), (28, 28, 512), (14, 14, 1024), (7, 7, 2048)]
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name not in ("simple_cnn", "lenet5", "resnet8")])
+def test_stages_have_the_documented_strides(name):
+    """To the nearest power of two, since convolutions without padding lose pixels at the edge."""
+    info = zoo.model_info(name)
+    strides = documented_features(info.module_class)[1]
+    sides = [info.features[f"stage{i}"][0] for i in range(1, len(strides) + 1)]
+    assert f"stage{len(strides) + 1}" not in info.features
+    assert [2 ** round(math.log2(info.input_shape[0] / side)) for side in sides] == strides
 
 
 @pytest.mark.parametrize(
