@@ -1,7 +1,7 @@
-"""Reading checkpoints: their folders by step, their metadata, and their arrays, verified by digest.
+"""Reading checkpoints: folders by step, metadata, and arrays verified by digest.
 
-A checkpoint is `checkpoints/STEP/`, with the Orbax items `model`, `ema`, `optimizer` and `meta`: metrics and a digest
-of every array. Nothing here writes one.
+A checkpoint is `checkpoints/STEP/` with the Orbax items `model`, `ema`, `optimizer` and `meta`, which holds metrics and
+a digest of every array. This module only reads.
 """
 
 import functools
@@ -24,62 +24,64 @@ _STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 class BrokenCheckpoint(Exception):
-    """A checkpoint that cannot be read back as it was written; the message says why, in a line."""
+    """A checkpoint that does not hold what was saved; the message says why, in one line."""
 
 
 def step_folders(checkpoints: pathlib.Path) -> dict[int, pathlib.Path]:
-    """Finished checkpoints by step (Orbax renames a folder when it is whole)."""
+    """Finished checkpoints by step (Orbax renames a folder when it is complete)."""
     found = checkpoints.iterdir() if checkpoints.is_dir() else ()
     return {int(path.name): path for path in sorted(found) if _STEP.fullmatch(path.name) and path.is_dir()}
 
 
 def meta_file(checkpoint: pathlib.Path) -> pathlib.Path:
-    """Where Orbax's JSON handler writes the item `meta`; read without it, which knows no bounds."""
+    """The file of the item `meta`, as Orbax's JSON handler writes it. It is read without Orbax, to bound memory."""
     return checkpoint / "meta" / "metadata"
 
 
 def read_meta(checkpoint: pathlib.Path) -> dict[str, Any]:
-    """The item `meta`: `score` (higher is better, or None), `digests` by item and path."""
+    """The item `meta`: `score` (higher is better, or None) and `digests`, by item and path. BrokenCheckpoint if it is
+    unreadable."""
     try:
         meta = read_json(meta_file(checkpoint))
         if not isinstance(meta["digests"]["model"], dict) or not all(
             isinstance(d, dict) for d in meta["digests"].values()
         ):
-            raise TypeError("no digests")
+            raise TypeError("it has no digests")
         if not isinstance(meta.get("score"), float | int | None):
-            raise TypeError("its score is no number")
+            raise TypeError("its score is not a number")
         return meta
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BrokenCheckpoint(f"its meta is unreadable ({first_line(error)})") from None
 
 
 def read_arrays(checkpoint: pathlib.Path, item: str, template: Any, meta: Mapping[str, Any]) -> Any:
-    """An item in the structure of `template`, as `restored` reads it, and every digest checked."""
+    """An item, as `restored` reads it, with every digest verified."""
     arrays = restored(checkpoint, item, template, meta)
     check_digests(item, arrays, meta)
     return arrays
 
 
 def restored(checkpoint: pathlib.Path, item: str, template: Any, meta: Mapping[str, Any]) -> Any:
-    """An item in the structure of `template`: NumPy arrays, but where it names a sharding, where they lie then.
+    """An item in the structure of `template`: NumPy arrays, or arrays with the sharding that a leaf of the template
+    names.
 
-    Of several processes each reads by itself. BrokenCheckpoint where it cannot be read, ZooError where the checkpoint
-    is of another model.
+    Each process reads independently. BrokenCheckpoint if the item cannot be read, ZooError if it belongs to another
+    model.
     """
     import orbax.checkpoint as ocp
 
     quiet_orbax()
     template_leaves, expected = named_leaves(template), meta["digests"].get(item, {})
-    strangers = set(template_leaves) ^ set(expected)
-    if strangers:
-        raise ZooError(f"{str(checkpoint)!r} is of another model: {item} differs in {min(strangers)}")
+    differing = set(template_leaves) ^ set(expected)
+    if differing:
+        raise ZooError(f"{str(checkpoint)!r} is of another model: {item} differs in {min(differing)}")
 
-    def wish(leaf: Any) -> ocp.RestoreArgs:
+    def restore_args(leaf: Any) -> ocp.RestoreArgs:
         if getattr(leaf, "sharding", None) is None:
             return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
         return ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype)
 
-    wanted = jax.tree.map(wish, template)
+    wanted = jax.tree.map(restore_args, template)
     here = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
     try:
@@ -90,7 +92,7 @@ def restored(checkpoint: pathlib.Path, item: str, template: Any, meta: Mapping[s
             stored = jax.tree.leaves(about.tree)
             numbers = sum(math.prod(array.shape) for array in stored if getattr(array, "shape", None))
             if numbers > 2 * (most := sum(math.prod(leaf.shape) for leaf in template_leaves.values())) + 1:
-                raise ValueError(f"it holds {numbers:,} numbers, the model {most:,}")
+                raise ValueError(f"it holds {numbers:,} numbers, the model has {most:,}")
             arrays = reader.restore(path, args=ocp.args.PyTreeRestore(item=template, restore_args=wanted))
     except Exception as error:
         raise BrokenCheckpoint(f"its {item} is unreadable ({first_line(error)})") from None
@@ -102,8 +104,8 @@ def restored(checkpoint: pathlib.Path, item: str, template: Any, meta: Mapping[s
 
 
 def check_digests(item: str, arrays: Any, meta: Mapping[str, Any]) -> None:
-    """BrokenCheckpoint unless every digest agrees (Orbax casts to another dtype in silence; the digest then differs).
-    Of arrays that several processes hold, all must ask."""
+    """BrokenCheckpoint unless every digest matches (Orbax casts to another dtype silently; the digest then differs).
+    For arrays that span processes, every process must call this."""
     found = digests(arrays)
     changed = [name for name, digest in meta["digests"][item].items() if found[name] != digest]
     if changed:
@@ -112,18 +114,18 @@ def check_digests(item: str, arrays: Any, meta: Mapping[str, Any]) -> None:
 
 @functools.cache
 def quiet_orbax() -> None:
-    """Keeps Orbax's pages of tracebacks off the terminal, from here on; what matters is raised.
+    """Silences Orbax's tracebacks in the terminal from here on; the errors that matter are raised.
 
-    When one read or write of several fails, that one is raised. The others are left unawaited, and Python complains of
-    each when it collects it, at any later time.
+    If several concurrent reads or writes fail, one error is raised. The others are never awaited, and Python reports
+    each one whenever it is garbage-collected.
     """
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-    shown = logging.Formatter().format  # with the traceback; tensors stored as Orbax stores them are OCDBT's
+    shown = logging.Formatter().format  # with the traceback; OCDBT is Orbax's storage format
     logging.getLogger("asyncio").addFilter(lambda record: not re.search("orbax|OCDBT", shown(record)))
     before = sys.unraisablehook
 
     def hook(args: Any) -> None:
-        code = getattr(args.object, "cr_code", None)  # a coroutine's
+        code = getattr(args.object, "cr_code", None)  # of a coroutine
         closed = isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == "Event loop is closed"
         if not closed and (code is None or "orbax" not in code.co_filename):
             before(args)

@@ -79,7 +79,7 @@ def lying(x: jax.Array, *kinds: str) -> jax.Array:
 
 
 def by_device(run: Callable, in_specs: Any, out_specs: Any) -> Callable:
-    """`run` as each device of the mesh in use calls it, on its own shards."""
+    """`run` as a function that each device of the mesh in use calls on its own shards."""
     axes = set(in_use())
     if not axes:
         return run
@@ -87,7 +87,7 @@ def by_device(run: Callable, in_specs: Any, out_specs: Any) -> Callable:
 
 
 def gathered(variables: Any, rules: Rules) -> Any:
-    """Variables, or a part of them, all-gathered over fsdp for a pass. A scanned stack's are left as they are: it
+    """Variables, or a part of them, all-gathered over fsdp for a pass. A scanned stack's are unchanged: it
     gathers them layer by layer."""
     sizes = in_use()
     if sizes.get(FSDP, 1) == 1:

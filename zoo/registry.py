@@ -1,4 +1,4 @@
-"""Model names: a registered Linen module class, or a partial of one, by name."""
+"""The registry of models: a Linen module class, or a partial of one, by name."""
 
 import dataclasses
 import difflib
@@ -23,7 +23,7 @@ from zoo.arrays import Example
 from zoo.errors import ZooError, unknown
 from zoo.flops import count_flops
 
-PRETRAINED = pathlib.Path(__file__).parent / "pretrained"  # a folder a model, as a run exports it, with a card
+PRETRAINED = pathlib.Path(__file__).parent / "pretrained"  # one exported folder per model, with a card
 _MODELS: dict[str, "ModelInfo"] = {}
 
 
@@ -50,7 +50,7 @@ class ModelInfo:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Every field that `create_model` takes, with this model's default."""
+        """Every field that `create_model` accepts, with its default for this model."""
         chosen = getattr(self.constructor, "keywords", {})
         return {
             f.name: chosen.get(f.name, f.default if f.default is not dataclasses.MISSING else None)
@@ -60,7 +60,7 @@ class ModelInfo:
 
     @property
     def pretrained(self) -> dict[str, str] | None:
-        """Of the weights that come with the zoo: data, accuracy, command, seed, licence; None where it has none."""
+        """The card of the weights that come with the zoo (data, accuracy, command, seed, licence), or None."""
         config = PRETRAINED / self.name / "config.json"
         return json.loads(config.read_text())["card"] if config.is_file() else None
 
@@ -95,7 +95,7 @@ def _abstract(batch_size: int, shape: tuple[int, ...], dtype: str) -> jax.ShapeD
     return jax.ShapeDtypeStruct((batch_size, *shape), jnp.dtype(dtype))
 
 
-MOST, MOST_LAYERS = 2**31 - 1, 1000  # of any whole number; of layers, which are traced one by one
+MOST, MOST_LAYERS = 2**31 - 1, 1000  # of any integer field; of layers, which are traced one by one
 
 
 def register(
@@ -132,7 +132,7 @@ def import_modules(package: str, path: Iterable[str]) -> None:
 
 
 def list_models(glob: str = "*", family: str | None = None) -> list[str]:
-    """Registered names that match a shell pattern, sorted, of one family (`cnn`, ...) if one is named."""
+    """Registered names that match a shell pattern, sorted; only those of a family (`cnn`, ...) if one is given."""
     families = {info.family for info in _MODELS.values()}
     if family is not None and family not in families:
         raise unknown("family", family, families)
@@ -140,7 +140,7 @@ def list_models(glob: str = "*", family: str | None = None) -> list[str]:
 
 
 def model_info(name: str) -> ModelInfo:
-    """The registered model `name`; ZooError with the nearest names where there is none."""
+    """The registered model `name`; ZooError with the nearest names for an unknown one."""
     if name not in _MODELS:
         raise unknown("model", name, _MODELS)
     return _MODELS[name]
@@ -166,7 +166,8 @@ def create_model(name: str, /, **overrides: Any) -> nn.Module:
 
 
 def _checked(where: str, key: str, value: Any, hint: Any) -> Any:
-    """`value` if it fits the field's type and range, a dtype where the field is one; ZooError otherwise."""
+    """`value`, converted to a dtype or tuple where the field is one; ZooError if it does not fit the field's type or
+    range."""
     if key.endswith("dtype"):
         try:
             return jnp.dtype(value)
@@ -189,7 +190,7 @@ def _checked(where: str, key: str, value: Any, hint: Any) -> Any:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type; a whole number is a float as well, a bool is no number."""
+    """Whether a value has an annotated type. An int is a valid float; a bool is not a number."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
@@ -216,7 +217,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def type_name(hint: Any) -> str:
-    """An annotated type in an error's words."""
+    """An annotated type as error messages print it."""
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(hint)))
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
@@ -269,5 +270,5 @@ def features_of(
 
 
 def count_parameters(variables: Mapping[str, Any]) -> int:
-    """Trainable numbers: those of the collection `params`."""
+    """The number of trainable parameters: those of the collection `params`."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))

@@ -1,10 +1,10 @@
-"""A run folder read back: `zoo.load(folder)` gives model, variables and inputs, with no script.
+"""Loading a trained model: `zoo.load(folder)` gives model, variables and inputs, without the training script.
 
     config.json              what was trained: model (name and arguments), inputs, the recipe's settings
-    checkpoints/STEP/        Orbax items `model`, `ema`, `optimizer`, and `meta`: metrics and a digest of every array
-    export/                  config.json, model.safetensors: what people share; readable without Orbax
+    checkpoints/STEP/        see `zoo.checkpoints`
+    export/                  config.json, model.safetensors: small, to share; readable without Orbax
 
-The folder may belong to a finished, a running or a killed run; it is only read.
+The run may be finished, still running or killed; its folder is only read.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def load(
 
 
 def _stored(folder: pathlib.Path, config: Mapping[str, Any], step: str | int, ema: bool | None) -> Run:
-    """The model as its folder describes it."""
+    """The model as the folder describes it, without overrides."""
     model, inputs, template = described(folder, config)
     checkpoints = step_folders(folder / "checkpoints")
     if not checkpoints:
@@ -94,7 +94,7 @@ def _stored(folder: pathlib.Path, config: Mapping[str, Any], step: str | int, em
 
 
 def _folder_of(name_or_folder: str | pathlib.Path) -> pathlib.Path:
-    """The folder, or that of the weights that come with the zoo; ZooError where there is neither."""
+    """The run folder, or the folder of the weights that come with the zoo for a model's name."""
     folder, name = pathlib.Path(name_or_folder), str(name_or_folder)
     if folder.exists():
         return folder
@@ -110,26 +110,26 @@ def _pretrained_names() -> list[str]:
 
 
 def described(folder: pathlib.Path, config: Mapping[str, Any]) -> tuple[nn.Module, Inputs, Any]:
-    """The model and the inputs of a config.json, and the shapes of the model's variables."""
+    """The model and inputs of a config.json, and the shapes of the model's variables."""
     try:
         model: nn.Module = create_model(config["model"]["name"], **config["model"]["args"])
         inputs = inputs_from_json(config["inputs"])
         return model, inputs, abstract_variables(model, *inputs.example())
     except ZooError:
         raise
-    except Exception as error:  # fields of the right type that make no model
+    except Exception as error:  # fields of valid types that make no valid model
         raise ZooError(f"{str(folder)!r} describes a model that cannot be made ({first_line(error)})") from None
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
-    """The run's config.json; ZooError where the folder is not a run's or the file is damaged."""
+    """A run's config.json. ZooError if the folder is not a run folder or the file is damaged."""
     path = folder / "config.json"
     if not path.is_file():
         raise ZooError(f"{str(folder)!r} is not a run folder: it has no config.json")
     try:
         config = read_json(path)
         if not isinstance(config["model"]["name"], str) or not isinstance(config["model"]["args"], dict):
-            raise TypeError("its model is not a name with arguments")
+            raise TypeError("model must have a name and args")
         config["inputs"]["kind"]
     except (ValueError, KeyError, TypeError) as error:
         raise ZooError(f"{str(path)!r} describes no run: {error!r:.120}") from None
@@ -137,7 +137,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _candidates(checkpoints: Mapping[int, pathlib.Path], step: str | int) -> list[int]:
-    """The steps to try, the wanted one first."""
+    """The steps to try, in order of preference."""
     if isinstance(step, int):
         if step not in checkpoints:
             raise ZooError(f"no checkpoint of step {step}; there are {', '.join(map(str, sorted(checkpoints)))}")

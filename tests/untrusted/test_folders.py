@@ -135,7 +135,7 @@ def test_json_that_is_none_or_too_deep_is_refused(text, tmp_path):
     with pytest.raises(ZooError):
         from_pretrained(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(ZooError, match="is no index of weights"):
+    with pytest.raises(ZooError, match="is not a weights index"):
         zoo.load_weights("lenet5", tmp_path / "model.safetensors.index.json")
 
 
@@ -203,7 +203,7 @@ def test_a_pipe_or_a_device_in_place_of_a_file_is_not_waited_for_nor_read_withou
         path.symlink_to("/dev/zero")
     os.mkfifo(log)
     assert "not at work, and it left no status" in status(folder)
-    with pytest.raises(ZooError, match=r"step 20: its meta is unreadable \(it is no regular file\)"):
+    with pytest.raises(ZooError, match=r"step 20: its meta is unreadable \(it is not a regular file\)"):
         zoo.load(folder, step=20)
     about.unlink()
     os.mkfifo(about)

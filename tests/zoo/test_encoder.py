@@ -167,9 +167,9 @@ def test_wordpiece(tmp_path):
         read_tokenizer(tmp_path, 6)
     for broken in ("{", "[]", "{}"):
         (tmp_path / "tokenizer.json").write_text(broken)
-        with pytest.raises(ZooError, match="is no tokenizer's JSON"):
+        with pytest.raises(ZooError, match="is not a tokenizer's JSON"):
             read_tokenizer(tmp_path, 6)
     with pytest.raises(ZooError, match="no tokenizer 'chars': give char, byte, bpe, word, wordpiece, unigram, or"):
         learn("chars", [], 0, 6)
-    with pytest.raises(ZooError, match=r"a char vocabulary has no \[MASK\]; wordpiece has"):
+    with pytest.raises(ZooError, match=r"a char vocabulary has no \[MASK\]; use wordpiece"):
         _ = learn("char", ["abc"], 0, 6).mask

@@ -179,9 +179,9 @@ def test_the_greedy_answer_is_the_argmax_of_the_whole_target_each_time(kind):
 def test_a_source_that_may_not_be_is_missing_or_too_long_to_answer():
     model, variables = tiny("t5")
     answer = functools.partial(sample, model, variables, np.zeros((B, 1), np.int32))
-    with pytest.raises(zoo.ZooError, match="T5 answers to a source; give one"):
+    with pytest.raises(zoo.ZooError, match="T5 needs a source"):
         next(answer(3))
-    with pytest.raises(zoo.ZooError, match="a target of 17 tokens is more than the 16 that T5 reads"):
+    with pytest.raises(zoo.ZooError, match="a target of 17 tokens is longer than T5's max_length of 16"):
         next(answer(16, source=SOURCE))
     with pytest.raises(zoo.ZooError, match="token 11 is outside the vocabulary of 11"):
         next(answer(3, source=np.full((B, S), 11)))
@@ -199,7 +199,7 @@ def test_a_source_that_may_not_be_is_missing_or_too_long_to_answer():
         ({"source": SOURCE, "state": {}}, "or a state from `encode`, not both"),
         ({"state": {}, "source_lengths": LENGTHS}, "not a state and source_lengths"),
         ({"source": SOURCE, "source_lengths": [6, 1, 1]}, "length 6 is outside 0 to 5"),
-        ({"source": SOURCE, "source_lengths": [1, 1]}, r"one length a row, \[3\], not \[2\]"),
+        ({"source": SOURCE, "source_lengths": [1, 1]}, r"one length per row, \[3\], not \[2\]"),
         ({"source": SOURCE, "lengths": [8, 1, 1]}, "length 8 is outside 0 to 7"),
         ({"source": SOURCE + 11}, "token .* is outside the vocabulary of 11"),
         ({"source": np.zeros((B, 17), np.int32)}, "17 tokens are more than the model's max_length of 16"),

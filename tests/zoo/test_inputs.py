@@ -108,7 +108,7 @@ def test_files_that_are_no_images_are_refused_by_name(tmp_path):
     Image.new("RGB", (64, 64), (200, 10, 30)).save(good)
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:60])
     for name in ("empty.png", "text.png", "cut.png", "."):
-        with pytest.raises(zoo.ZooError, match="is not an image that can be read"):
+        with pytest.raises(zoo.ZooError, match="is not a readable image"):
             GREY.encode(tmp_path / name)
     with pytest.raises(zoo.ZooError, match="no image file"):
         GREY.encode(tmp_path / "absent.png")
@@ -124,7 +124,7 @@ def test_json_round_trip():
         ([], "must be an object"),
         ({"kind": "imag"}, "did you mean image"),
         ({"kind": "image", "shape": [1]}, "do not fit"),
-        ({"kind": "image", "shape": [8, 8, 3], "mean": [1], "std": [1], "labels": []}, "one a channel"),
+        ({"kind": "image", "shape": [8, 8, 3], "mean": [1], "std": [1], "labels": []}, "one per channel"),
     ],
 )
 def test_wrong_descriptions_are_refused(data, message):

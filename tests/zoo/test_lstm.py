@@ -246,7 +246,7 @@ def test_wrong_tokens_and_lengths(name):
         model.apply(variables, x.astype(np.float32))
     with pytest.raises(zoo.ZooError, match="length 8 is outside 0 to 7"):
         model.apply(variables, x, lengths=np.array([1, 8, 2]))
-    with pytest.raises(zoo.ZooError, match=r"one length a row, \[3\], not \[2\]"):
+    with pytest.raises(zoo.ZooError, match=r"one length per row, \[3\], not \[2\]"):
         model.apply(variables, x, lengths=np.array([1, 2]))
 
 

@@ -173,7 +173,7 @@ def test_registered_features_have_shapes():
         ({}, "takes a source with its lengths, or a state from `encode`, not neither"),
         ({"source": SOURCE, "state": {}}, "or a state from `encode`, not both"),
         ({"source": SOURCE, "source_lengths": [6, 1, 1]}, "length 6 is outside 0 to 5"),
-        ({"source": SOURCE, "source_lengths": [1, 1]}, r"one length a row, \[3\], not \[2\]"),
+        ({"source": SOURCE, "source_lengths": [1, 1]}, r"one length per row, \[3\], not \[2\]"),
         ({"source": SOURCE, "lengths": [8, 1, 1]}, "length 8 is outside 0 to 7"),
         ({"source": SOURCE + 13}, "token .* is outside the vocabulary of 13"),
         ({"source": SOURCE[:2]}, "Seq2SeqLSTM: 3 targets for 2 sources"),

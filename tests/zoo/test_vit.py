@@ -239,7 +239,7 @@ def test_positions_that_are_of_no_square_are_told(folder):
     [
         ({"qkv_bias": False}, "qkv_bias must be true, not false"),
         ({"num_channels": 1}, "num_channels must be 3, not 1"),
-        ({"image_size": [8, 16]}, r"image_size must be of a square, not \[8, 16\]"),
+        ({"image_size": [8, 16]}, r"image_size must be square, not \[8, 16\]"),
         ({"image_size": "8"}, "image_size must be an integer of at least 1, not '8'"),
         ({"hidden_act": "silu"}, "unknown activation 'silu'; there are gelu, "),
         ({"image_size": 10}, "image_size 10 must be a multiple of patch_size 4"),
@@ -265,6 +265,6 @@ def test_what_hugging_faces_have_not_is_not_saved(tmp_path):
     with pytest.raises(zoo.ZooError, match="Hugging Face's vit has pooling 'token', not 'mean'"):
         zoo.save_pretrained(*tiny(pooling="mean"), tmp_path / "vit")
     grey = jax.eval_shape(tiny()[0].init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    with pytest.raises(zoo.ZooError, match="the variables are not of this model"):
+    with pytest.raises(zoo.ZooError, match="the variables do not belong to this model"):
         zoo.save_pretrained(tiny()[0], grey, tmp_path / "vit")
     assert not (tmp_path / "vit").exists()

@@ -1,4 +1,4 @@
-"""Weights in files: our own layout and other people's, always `.safetensors`, checked whole before use."""
+"""Weights in `.safetensors` files, in our own layout or other people's, checked completely before use."""
 
 import math
 import os
@@ -21,20 +21,20 @@ from zoo.weights import huggingface, native, recurrent, torchvision
 from zoo.weights.huggingface.layout import TensorLayout
 
 Variables = Mapping[str, Any]
-MOST_MADE = 2**28  # bytes that are made beyond what a file holds: a head drawn anew, positions resized
+MOST_MADE = 2**28  # bytes of arrays made beyond the file's: a head drawn anew, resized positions
 
 
 def load_weights(
     model: str | nn.Module, path: str | os.PathLike, input_shape: tuple[int, ...] | None = None, **overrides: Any
 ) -> Variables:
-    """The variables of `model` from a `.safetensors` file, or the `.safetensors.index.json` of a file in shards, in the
-    layout of torchvision, torch's recurrent layers, Hugging Face's transformers or our own.
+    """The variables of `model` from a `.safetensors` file, or from the `.safetensors.index.json` of a sharded one, in
+    the layout of torchvision, torch's recurrent layers, Hugging Face's transformers, or our own.
 
-    `model` is a registered name, with `overrides` of its fields, or a module. `input_shape` (one example's) defaults to
-    the registered one; it matters where a dense layer follows the flattened maps. If the file's head has another
-    number of classes, or a Transformer's file has none, the head alone is drawn anew, with a warning; a ViT's positions
-    are resized to its own image size, with one too. ZooError names every tensor that is missing, unexpected or of
-    another shape; nothing is loaded in part.
+    `model` is a registered name, with `overrides` of its fields, or a module. `input_shape` (of one example) defaults
+    to the registered one; it matters where a dense layer follows a flattened map. If the file's head has another number
+    of classes, or a Transformer's file has no head, only the head is drawn anew, with a warning; a ViT's positions are
+    resized to its image size, also with a warning. ZooError names every missing, unexpected or misshapen tensor;
+    weights are never loaded in part.
     """
     module = create_model(model, **overrides) if isinstance(model, str) else model.clone(**overrides)
     example = example_of(module, input_shape)
@@ -45,8 +45,8 @@ def load_weights(
 
 
 def fitted(module: nn.Module, variables: Variables, input_shape: tuple[int, ...]) -> Variables:
-    """Variables of a model that differs in its fields as `module` has them: other dtypes, scanned layers or not, a head
-    of other classes, drawn anew with a warning; ZooError where the shapes of others differ."""
+    """Variables converted to a module with other fields: other dtypes, scanned or separate layers, a head for another
+    number of classes (drawn anew, with a warning). ZooError if other shapes differ."""
     example = example_of(module, input_shape)
     template = abstract_variables(module, *example)
     expected = native.names(jax.eval_shape(unstacked, template))
@@ -58,8 +58,8 @@ def fitted(module: nn.Module, variables: Variables, input_shape: tuple[int, ...]
 def _fit(
     module: nn.Module, example: Example, template: Variables, tensors: dict[str, np.ndarray], where: str
 ) -> Variables:
-    """Tensors of any layout as the variables of a module; `where` names their source in messages."""
-    plain = jax.eval_shape(unstacked, template)  # as files have it: scanned stacks layer by layer
+    """Tensors in any layout as the variables of a module; `where` names their source in messages."""
+    plain = jax.eval_shape(unstacked, template)  # the form of files: scanned stacks as separate layers
     layout: Any = native if native.is_native(tensors) else huggingface.layout_of(plain) or torchvision
     try:
         if isinstance(layout, TensorLayout):
@@ -76,7 +76,7 @@ def _fit(
         keys, leaf = expected[name]
         tensor = tensors[name]
         if keys == ("params", "positions") and hasattr(module, "fit_positions"):
-            _bounded(leaf, "positions resized")
+            _bounded(leaf, "resized positions")
             tensor = module.fit_positions(tensor)
         try:
             leaves[keys] = layout.from_file(tensor, leaf, keys)
@@ -97,7 +97,7 @@ def _fit(
         leaves = layout.leaves(leaves, plain)
     if other_head:
         classes = getattr(module, "num_classes", "other")
-        message = f"{where} has no head of as many classes; the head {head[1]!r} ({classes}) is drawn anew"
+        message = f"{where} has no head for this number of classes; the head {head[1]!r} ({classes}) is drawn anew"
         warnings.warn(message, stacklevel=3)
         _bounded(template["params"][head[1]], "a head drawn anew")
         leaves |= _initial_head(module, example, head[1])
@@ -105,8 +105,8 @@ def _fit(
 
 
 def save_weights(variables: Variables, path: str | os.PathLike, overwrite: bool = False) -> None:
-    """Writes variables as torch has them: in torchvision's layout (no `num_batches_tracked`), that of torch's
-    recurrent layers, or that of Hugging Face's transformers. Refuses to replace a file unasked."""
+    """Writes variables in torch's form: the layout of torchvision (without `num_batches_tracked`), of torch's recurrent
+    layers, or of Hugging Face's transformers. An existing file is replaced only with `overwrite`."""
     plain = unstacked(variables)
     leaves = jax.tree_util.tree_leaves_with_path(plain)
     layout: Any = recurrent if any(path[-1].key == "recurrent_kernel" for path, _ in leaves) else torchvision
@@ -115,12 +115,12 @@ def save_weights(variables: Variables, path: str | os.PathLike, overwrite: bool 
 
 
 def save_native(variables: Variables, path: str | os.PathLike, overwrite: bool = False) -> None:
-    """Writes variables in our own layout: a tensor a leaf, `collection/module/.../name`."""
+    """Writes variables in our own layout: one tensor per leaf, `collection/module/.../name`."""
     write_safetensors(native.to_file(unstacked(variables)), path, overwrite)
 
 
 def read_safetensors(path: str | os.PathLike, most: int | None = None) -> dict[str, np.ndarray]:
-    """Every tensor of a `.safetensors` file by name; ZooError where it is none, is damaged or has over `most` bytes."""
+    """All tensors of a `.safetensors` file by name. ZooError if it is missing, damaged, or larger than `most` bytes."""
     from safetensors import SafetensorError, safe_open
 
     if not pathlib.Path(path).is_file():
@@ -128,15 +128,21 @@ def read_safetensors(path: str | os.PathLike, most: int | None = None) -> dict[s
     _refuse_larger([pathlib.Path(path)], most, path)
     try:
         with safe_open(path, "numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:  # the last, of a dtype
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         hint = "; convert it first: python -m zoo convert x.pth x.safetensors" if _is_torch_file(path) else ""
         raise ZooError(f"{str(path)!r} is not a readable .safetensors file: {error}{hint}") from None
 
 
 def read_sharded(index: str | os.PathLike, most: int | None = None) -> dict[str, np.ndarray]:
-    """Every tensor of a `.safetensors.index.json`, from the files beside it that it names; ZooError where one lacks, or
-    all have over `most` bytes."""
+    """All tensors of a `.safetensors.index.json`, from the files beside it. ZooError if a file is missing, or all
+    together are larger than `most` bytes."""
     index = pathlib.Path(index)
     if not index.is_file():
         raise ZooError(f"no weights index {str(index)!r}")
@@ -145,7 +151,7 @@ def read_sharded(index: str | os.PathLike, most: int | None = None) -> dict[str,
         if not all(isinstance(shard, str) for shard in places.values()):
             raise TypeError("its weight_map gives tensors no file names")
     except (ValueError, KeyError, TypeError) as error:
-        raise ZooError(f"{str(index)!r} is no index of weights: {error!r:.120}") from None
+        raise ZooError(f"{str(index)!r} is not a weights index: {error!r:.120}") from None
     for shard in sorted(set(places.values())):
         if shard in ("", ".", "..") or re.search(r"[/\\\0]", shard):
             raise ZooError(f"{str(index)!r} names {shard!r}; a shard must be a file beside the index")
@@ -155,7 +161,7 @@ def read_sharded(index: str | os.PathLike, most: int | None = None) -> dict[str,
         found = read_safetensors(index.parent / shard)
         wanted = [name for name, place in places.items() if place == shard]
         if lacking := sorted(set(wanted) - set(found)):
-            raise ZooError(f"{str(index.parent / shard)!r} lacks what its index says it has: {_some(lacking)}")
+            raise ZooError(f"{str(index.parent / shard)!r} lacks tensors that its index lists: {_some(lacking)}")
         tensors |= {name: found[name] for name in wanted}
     return tensors
 
@@ -166,27 +172,28 @@ def write_safetensors(
     overwrite: bool = False,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Writes tensors under a temporary name and renames it, so that the file is whole or absent."""
+    """Writes tensors under a temporary name and renames the file, so that it is complete or absent."""
     from safetensors import SafetensorError
     from safetensors.flax import save_file
 
     path = pathlib.Path(path)
     if path.exists() and not overwrite:
-        raise ZooError(f"{str(path)!r} exists already; remove it or name another file")
+        raise ZooError(f"{str(path)!r} exists; remove it or choose another name")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         save_file({name: jax.numpy.asarray(tensor) for name, tensor in tensors.items()}, str(temporary), metadata)
         os.replace(temporary, path)
-    except SafetensorError as error:  # a full disk, a folder that may not be written to
+    except SafetensorError as error:  # a full disk, a read-only folder
         raise ZooError(f"could not write {str(path)!r}: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def convert_torch(source: str | os.PathLike, target: str | os.PathLike) -> int:
-    """A torch state dict (`.pth`) as `.safetensors`, the same names; returns how many tensors. Needs torch.
+    """Converts a torch state dict (`.pth`) to `.safetensors` with the same names; returns the number of tensors. Needs
+    torch.
 
-    Read with `weights_only=True`: a file that holds code is refused, not run.
+    It is read with `weights_only=True`: a file that contains code is refused, and the code is not run.
     """
     try:
         import torch
@@ -196,8 +203,8 @@ def convert_torch(source: str | os.PathLike, target: str | os.PathLike) -> int:
         raise ZooError(f"no file {str(source)!r}")
     try:
         state = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch raises for a foreign or hostile file
-        raise ZooError(f"torch reads no plain weights in {str(source)!r}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # torch raises many types for foreign or hostile files
+        raise ZooError(f"torch finds no plain weights in {str(source)!r}: {str(error).splitlines()[0]}") from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
@@ -213,7 +220,7 @@ def convert_torch(source: str | os.PathLike, target: str | os.PathLike) -> int:
 
 
 def nested(leaves: Mapping[tuple[str, ...], Any], template: Variables) -> Variables:
-    """Leaves by path in the structure of `template`."""
+    """Leaves by path, in the structure of `template`."""
     return jax.tree_util.tree_map_with_path(lambda path, _: leaves[tuple(key.key for key in path)], template)
 
 
@@ -224,10 +231,10 @@ def _bounded(leaves: Any, what: str) -> None:
 
 
 def _refuse_larger(files: list[pathlib.Path], most: int | None, path: str | os.PathLike) -> None:
-    """A file of many bytes takes few on a disk where they are all zero, and all of them in memory."""
+    """A sparse file of zeros takes little space on disk but its full size in memory."""
     size = sum(file.stat().st_size for file in files if file.is_file())
     if most is not None and size > most:
-        raise ZooError(f"{str(path)!r} has {size:,} bytes, more than {most:,}, which are plenty for this model")
+        raise ZooError(f"{str(path)!r} has {size:,} bytes, more than the {most:,} that this model can need")
 
 
 def _initial_head(module: nn.Module, example: Example, head: str) -> dict[tuple[str, ...], Any]:
@@ -237,7 +244,7 @@ def _initial_head(module: nn.Module, example: Example, head: str) -> dict[tuple[
         zeros = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), (args, kwargs))
         return module.init(key, *zeros[0], **zeros[1])["params"][head]
 
-    drawn: Callable = jax.jit(init)  # compiled, so that XLA leaves out all but the head
+    drawn: Callable = jax.jit(init)  # compiled, so that XLA computes only the head
     return {("params", head, name): value for name, value in drawn(jax.random.key(0)).items()}
 
 
