@@ -33,7 +33,7 @@ class SeriesInputs(Inputs):
     length: int
 
     kind: ClassVar[str] = "series"
-    labels: ClassVar[tuple[str, ...]] = ()
+    labels: ClassVar[tuple[str, ...]] = ()  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         for name in ("columns", "targets", "mean", "std"):
@@ -53,7 +53,7 @@ class SeriesInputs(Inputs):
             raise ZooError(f"horizon {self.horizon!r} and length {self.length!r} must be whole numbers of at least 1")
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return (self.length, len(self.columns))
 
     @property
