@@ -179,7 +179,7 @@ def drawn(name: str, args: dict[str, Any]) -> tuple[Any, Any, tuple[int, ...]]:
     """A model, variables as large as its own, drawn on the host, and the shape of an example."""
     model, info = zoo.create_model(name, **args), zoo.model_info(name)
     rng = np.random.default_rng(0)
-    shapes = abstract_variables(model, jax.ShapeDtypeStruct((1, *info.input_shape), np.dtype(info.input_dtype)))
+    shapes = abstract_variables(model, *info.example())
     return model, jax.tree.map(lambda x: rng.random(x.shape, np.float32).astype(x.dtype), shapes), info.input_shape
 
 

@@ -26,6 +26,7 @@ from train.step import init_state, make_train_step
 from train.tasks.language_model import LanguageModel
 from zoo.errors import ZooError
 from zoo.inputs.text import TextInputs
+from zoo.partition import rules_of
 
 DEVICES = 8
 
@@ -107,7 +108,9 @@ def measured(config: SavingsConfig, way: Way) -> dict[str, Any]:
     settings = OptimizerConfig("adamw", 1e-3, clip_norm=1.0, **way.optimizer)
     recipe = Config("", 1, config.batch_size, data=TextData(), task=LanguageModel(), optimizer=settings)
     optimizer = make_optimizer(settings, 1)
-    layout = make_layout("mesh" if way.mesh else "jit", config.batch_size, settings.accumulate, way.mesh)
+    layout = make_layout(
+        "mesh" if way.mesh else "jit", config.batch_size, settings.accumulate, way.mesh, rules_of(model)
+    )
     tokens = jax.ShapeDtypeStruct((config.batch_size, config.length), jnp.int32)
     ones = jax.ShapeDtypeStruct(tokens.shape, jnp.float32)
     names = {"tokens": tokens, "targets": tokens, "characters": ones, "weight": ones}

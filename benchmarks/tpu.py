@@ -40,8 +40,8 @@ from zoo.errors import ZooError, unknown
 from zoo.inputs.image import ImageInputs
 from zoo.inputs.pairs import PairInputs
 from zoo.inputs.text import TextInputs
+from zoo.partition import DATA, FSDP, rules_of
 from zoo.registry import abstract_variables, count_parameters
-from zoo.split import DATA, FSDP
 
 
 class Chip(NamedTuple):
@@ -112,7 +112,7 @@ def run(config: TpuConfig) -> list[dict[str, Any]]:
         for framework, model in models.items():
             if model is None:
                 continue
-            counts[framework] = count_parameters(abstract_variables(model, inputs.example()))
+            counts[framework] = count_parameters(abstract_variables(model, *inputs.example()))
             if len(set(counts.values())) > 1:
                 raise ZooError(f"{name}: the models differ in their parameters: {counts}")
             row: dict[str, Any] = {"recipe": name, "framework": framework, "topology": config.topology}
@@ -204,8 +204,9 @@ class Step:
     def abstract(self, settings: Config) -> tuple[Any, Any, Any]:
         """The step, and the shapes of its state and batch where its layout puts them."""
         optimizer = make_optimizer(settings.optimizer, settings.steps)
-        layout = make_layout("mesh", settings.batch_size, settings.optimizer.accumulate, settings.mesh)
-        variables = abstract_variables(self.model, self.inputs.example())
+        micro, rules = settings.optimizer.accumulate, rules_of(self.model)
+        layout = make_layout("mesh", settings.batch_size, micro, settings.mesh, rules)
+        variables = abstract_variables(self.model, *self.inputs.example())
         ema = settings.optimizer.ema is not None
         carry = settings.task.carry
         state = jax.eval_shape(

@@ -50,7 +50,7 @@ import train.loop  # noqa: F401
 from benchmarks.timer import append_row, circumstances
 from train.__main__ import main
 from train.timing import Phases
-from zoo.run import step_folders
+from zoo.checkpoints import step_folders
 
 ROOT = pathlib.Path(__file__).parents[1]
 OFTEN = ["--steps", "120", "--eval-every", "10", "--log.every", "7", "--batch-size", "16"]

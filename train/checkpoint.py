@@ -1,4 +1,4 @@
-"""Checkpoints of a run, the only file of train that knows Orbax. Their form is described in zoo/run.py.
+"""Checkpoints of a run, the only file of train that knows Orbax. Their form is described in zoo/checkpoints.py.
 
 Saving is asynchronous and atomic (Orbax renames a folder when it is complete). Every array has a digest, which is
 checked on restore, since Orbax restores a flipped bit without an error. A broken newest checkpoint is set aside with a
@@ -18,7 +18,8 @@ import orbax.checkpoint as ocp
 from train import processes
 from train.records import numbers, write_text
 from train.step import TrainState
-from zoo import run as run_folder
+from zoo import checkpoints as run_folder
+from zoo.arrays import digests
 from zoo.errors import ZooError
 from zoo.registry import fits
 
@@ -75,7 +76,7 @@ class Checkpoints:
         `score` is finite or None."""
         items = state.items()
         meta = {"step": step, "score": score, **extra}
-        meta["digests"] = {name: run_folder.digests(item) for name, item in items.items()}
+        meta["digests"] = {name: digests(item) for name, item in items.items()}
         if score is not None:
             self.scores[step] = score
         saves = {name: ocp.args.PyTreeSave(item) for name, item in items.items()}

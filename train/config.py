@@ -75,9 +75,6 @@ class Config:
         if self.mesh is not None:
             parse_mesh(self.mesh)
             check_parallel(self.mesh, self.parallel)
-        for name in ("name", "pretrained"):
-            if name in self.model.args:
-                raise ZooError(f"model.args {name} is no field of a model; use model.name and model.weights")
         self.optimizer.check()
         if self.batch_size % self.optimizer.accumulate:
             raise ZooError(

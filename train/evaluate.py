@@ -12,7 +12,7 @@ from train.forward import Forward
 from train.records import add_sums
 from train.sharding import Layout
 from train.tasks.task import Extra
-from zoo import split as partition
+from zoo import partition
 from zoo.inputs import Inputs
 from zoo.run import Run
 
@@ -53,9 +53,10 @@ class Evaluator:
 
     def collect(self, outputs: Callable, variables: Any, split: Any, passing: Passing) -> dict[str, np.ndarray]:
         if outputs not in self._collecting:
+            rules = partition.rules_of(self.model)
 
             def step(variables: Any, batch: Any) -> Any:
-                return outputs(Forward(self._adapted, self.inputs, partition.gathered(variables)), batch)
+                return outputs(Forward(self._adapted, self.inputs, partition.gathered(variables, rules)), batch)
 
             self._collecting[outputs] = self.layout.compile_rows(step)
         step, found = self._collecting[outputs], []
@@ -100,8 +101,10 @@ class Evaluation:
 def make_eval_step(task: Any, model: nn.Module, inputs: Inputs, axis_name: str | None = None) -> Callable:
     """The pure function (variables, carry, batch) -> (sums over examples of weight 1, carry)."""
 
+    rules = partition.rules_of(model)
+
     def eval_step(variables: Any, carry: Any, batch: Any) -> tuple[Any, Any]:
-        forward = Forward(model, inputs, partition.gathered(variables))
+        forward = Forward(model, inputs, partition.gathered(variables, rules))
         loss = task.loss(forward, batch, Extra(carry), jax.random.key(0), train=False)
         sums = {**loss.sums, "count": loss.count}
         return (sums if axis_name is None else jax.lax.psum(sums, axis_name)), loss.carry

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zoo.run import named_leaves
+from zoo.arrays import named_leaves
 
 
 class LoraState(NamedTuple):

@@ -10,7 +10,7 @@ import jax
 
 from train import processes
 from zoo.errors import ZooError
-from zoo.split import AXES, CONTEXT, DATA, TENSOR
+from zoo.partition import AXES, CONTEXT, DATA, TENSOR
 
 
 def parse_mesh(text: str) -> dict[str, int]:

@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -20,13 +20,12 @@ import optax.contrib
 
 from train.lora import lora
 from train.settings import Arguments, at_least
+from zoo.arrays import named_leaves
 from zoo.errors import ZooError, unknown
+from zoo.partition import STACKED
 from zoo.registry import fits
-from zoo.run import named_leaves
-from zoo.transformer.layers import STACKED
 
 Role = Literal["whole", "frozen", "low-rank"]
-EMBEDDINGS = ("embedding", "embedding_norm", "positions", "types", "patches", "class_token")  # below the first layer
 _LAYER = re.compile(r"(?:^|/)layer(\d+)/")
 
 # Those that take a schedule.
@@ -201,7 +200,7 @@ def scale_by_pattern(rates: Mapping[str, float]) -> optax.GradientTransformation
     return optax.stateless(update)
 
 
-def scale_by_depth(decay: float) -> optax.GradientTransformation:
+def scale_by_depth(decay: float, embeddings: Sequence[str]) -> optax.GradientTransformation:
     """Updates times `decay` to the number of layers above (Clark et al. 2020): embeddings have all of them above."""
 
     def update(updates: Any, params: Any) -> Any:
@@ -213,7 +212,7 @@ def scale_by_depth(decay: float) -> optax.GradientTransformation:
             if f"/{STACKED}/" in f"/{path}":
                 factors = decay ** jnp.arange(depth - 1, -1, -1, dtype=leaf.dtype)
                 return factors.reshape(-1, *[1] * (leaf.ndim - 1)) * leaf
-            return decay**depth * leaf if path.split("/")[0] in EMBEDDINGS else leaf
+            return decay**depth * leaf if path.split("/")[0] in embeddings else leaf
 
         paths = _by_path(updates, lambda path: path)
         return jax.tree.map(scaled, paths, updates)
@@ -234,10 +233,13 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: not path[-1].key.endswith(("bias", "scale")), params)
 
 
-def make_optimizer(config: OptimizerConfig, steps: int, seed: int = 0) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, steps: int, seed: int = 0, embeddings: Sequence[str] = ()
+) -> optax.GradientTransformation:
     """The chain. Where the optimizer has no decoupled weight decay of its own, the decay is added to the gradient.
 
-    `seed` draws the first factors of low-rank updates.
+    `seed` draws the first factors of low-rank updates; `embeddings` are the modules below the first layer, for
+    layer_decay.
 
     ZooError for an optimizer or argument that Optax does not have, with the nearest ones.
     """
@@ -273,7 +275,7 @@ def make_optimizer(config: OptimizerConfig, steps: int, seed: int = 0) -> optax.
     if config.rates:
         chain.append(scale_by_pattern(config.rates))
     if config.layer_decay is not None:
-        chain.append(scale_by_depth(config.layer_decay))
+        chain.append(scale_by_depth(config.layer_decay, embeddings))
     optimizer = optax.chain(*chain)
     if not config.freeze and config.lora_rank is None:
         return optimizer

@@ -20,9 +20,10 @@ from train.data.source import Dataset
 from train.journal import footprint
 from train.records import write_text
 from train.settings import differences, to_json
+from zoo.checkpoints import step_folders
 from zoo.errors import ZooError
 from zoo.inputs import Inputs, inputs_from_json
-from zoo.run import read_config, step_folders
+from zoo.run import read_config
 from zoo.weights import save_native
 
 # What may differ from the folder's settings on resume.

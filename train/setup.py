@@ -4,6 +4,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -20,11 +21,12 @@ from train.optimizer import OptimizerConfig, check_patterns, make_optimizer
 from train.sharding import Layout, make_layout
 from train.step import TrainState, init_state, make_train_step
 from train.tasks.task import Task
-from zoo import huggingface
 from zoo.errors import ZooError, unknown
+from zoo.partition import rules_of
 from zoo.registry import abstract_variables
 from zoo.run import pretrained_file
 from zoo.weights import load_weights
+from zoo.weights.huggingface import folder as huggingface
 
 CALIBRATION_EXAMPLES = 5000  # what a model's `calibrate` sees, where it has one
 BEGIN = 2**31 - 2  # folded into the seed's key for a task's own state
@@ -36,7 +38,7 @@ def make_model(config: Config, dataset: Dataset) -> tuple[dict[str, Any], nn.Mod
     ZooError where model, task and data do not go together.
     """
     info, inputs = zoo.model_info(config.model.name), dataset.inputs
-    takes, gets = (np.dtype(dtype).kind for dtype in (info.input_dtype, inputs.example().dtype))
+    takes, gets = (np.dtype(dtype).kind for dtype in (info.input_dtype, inputs.example()[0][0].dtype))
     if takes != gets:
         kinds = {"f": "numbers, such as images", "i": "tokens of a text"}
         raise ZooError(f"{config.model.name} takes {kinds[takes]}; the data are {kinds[gets]}")
@@ -78,10 +80,12 @@ class Parts:
     @classmethod
     def of(cls, config: Config, dataset: Dataset) -> "Parts":
         """ZooError where settings, data, model and devices do not go together."""
-        layout = make_layout(config.parallel, config.batch_size, config.optimizer.accumulate, config.mesh)
         model_args, model = make_model(config, dataset)
+        rows, micro, rules = config.batch_size, config.optimizer.accumulate, rules_of(model)
+        layout = make_layout(config.parallel, rows, micro, config.mesh, rules)
         check_model(model, zoo.model_info(config.model.name).family, dataset.inputs.shape, layout.sizes)
-        optimizer = make_optimizer(config.optimizer, config.steps, config.seed)
+        embeddings = getattr(model, "embeddings", ())
+        optimizer = make_optimizer(config.optimizer, config.steps, config.seed, embeddings)
         return cls(config, dataset, layout, model_args, model, optimizer)
 
     def batches(self) -> Any:
@@ -103,7 +107,7 @@ class Parts:
 
     def abstract_state(self) -> TrainState:
         """The shapes of the same."""
-        return jax.eval_shape(self.begin, abstract_variables(self.model, self.dataset.inputs.example()))
+        return jax.eval_shape(self.begin, abstract_variables(self.model, *self.dataset.inputs.example()))
 
     def with_constants(self, state: TrainState) -> TrainState:
         """A placed state with the task's constants."""
@@ -153,8 +157,8 @@ def initial_variables(settings: ModelConfig, seed: int, model: nn.Module, datase
         path = pretrained_file(settings.name) if weights == "pretrained" else pathlib.Path(weights)
         path = huggingface.weights_file(weights) if path.is_dir() else path
         return load_weights(model, path, dataset.inputs.shape)
-    example = dataset.inputs.example()
-    variables = layout.draw(model.init, jax.random.key(seed), np.zeros(example.shape, example.dtype))
+    args, kwargs = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), dataset.inputs.example())
+    variables = layout.draw(partial(model.init, **kwargs), jax.random.key(seed), *args)
     if hasattr(model, "calibrate"):
         batch = dataset.train.read(np.arange(min(CALIBRATION_EXAMPLES, dataset.train.size)))
         args, _ = dataset.inputs.arguments(batch)

@@ -1,7 +1,7 @@
 """How arrays are laid out on devices, and the three ways to compile a step: jit, mesh, pmap.
 
 `jit` is one device. `mesh` is the same jit over sharded arrays: the batch along the axes `data` and `fsdp`, the state
-by the rules of `zoo.split`. `pmap` is a frozen mode for those who still use it: data-parallel, one process.
+by the rules of `zoo.partition`. `pmap` is a frozen mode for those who still use it: data-parallel, one process.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDev
 
 from train.mesh import mesh_sizes
 from train.step import TrainState
+from zoo.arrays import host_array
 from zoo.errors import ZooError
-from zoo.run import host_array
-from zoo.split import AXES, DATA, FSDP, specs
+from zoo.partition import AXES, DATA, FSDP, Rules, specs
 
 AXIS = "data"
 ROWS = PartitionSpec((DATA, FSDP))
@@ -29,7 +29,8 @@ class Layout:
 
     axis_name: str | None = None
 
-    def __init__(self, mode: str, batch_size: int, mesh: str | None = None):
+    def __init__(self, mode: str, batch_size: int, mesh: str | None = None, rules: Rules = ()):
+        self.rules = rules
         devices = jax.devices()[:1] if mode == "jit" else jax.devices()
         self.mode, self.devices = mode, devices
         self.sizes = mesh_sizes(mesh, len(devices))
@@ -63,7 +64,7 @@ class Layout:
         rest, rows = without_rows(tree)
         if rows:
             return with_rows(self.shardings(rest), jax.tree.map(lambda _: self.split, rows))
-        return jax.tree.map(partial(NamedSharding, self.mesh), specs(tree, self.sizes))
+        return jax.tree.map(partial(NamedSharding, self.mesh), specs(tree, self.sizes, self.rules))
 
     def put_state(self, state: Any) -> Any:
         """Places plain global arrays of host or device. Always copies, since the step donates its state."""
@@ -233,7 +234,7 @@ def _placed(leaf: Any, to: Any) -> jax.Array:
     return jax.make_array_from_callback(array.shape, to, lambda index: array[index])
 
 
-def make_layout(parallel: str, batch_size: int, accumulate: int, mesh: str | None = None) -> Layout:
+def make_layout(parallel: str, batch_size: int, accumulate: int, mesh: str | None = None, rules: Rules = ()) -> Layout:
     """The layout of a mode; "auto" is jit on one device and mesh on several, or where a mesh is given. ZooError where
     devices do not divide."""
     if parallel == "auto":
@@ -242,7 +243,7 @@ def make_layout(parallel: str, batch_size: int, accumulate: int, mesh: str | Non
         raise ZooError("parallel jit runs in one process; use mesh for several")
     if parallel == "pmap":
         return PmapLayout(batch_size, accumulate)
-    layout = Layout(parallel, batch_size, mesh)
+    layout = Layout(parallel, batch_size, mesh, rules)
     ways = layout.sizes[DATA] * layout.sizes[FSDP]
     if batch_size // accumulate % ways:
         raise ZooError(

@@ -17,7 +17,7 @@ import optax
 from train.forward import Forward
 from train.optimizer import OptimizerConfig, stop_frozen
 from train.tasks.task import Batch, Extra, Task
-from zoo import split
+from zoo import partition
 from zoo.inputs import Inputs
 from zoo.ops.convolution import fast_kernel_gradients
 
@@ -127,6 +127,8 @@ def make_train_step(
     Gradients are averaged over what the task counts, over all micro-batches and devices.
     """
 
+    rules = partition.rules_of(model)
+
     def sum_gradients(
         state: TrainState, collections: Any, carry: Any, batch: Batch, micro: Any
     ) -> tuple[Any, Any, Any, Sums]:
@@ -143,7 +145,9 @@ def make_train_step(
             total = loss.total if state.scale is None else loss.total * state.scale.factor
             return total, (forward.collections, loss.carry, {**loss.sums, "count": loss.count})
 
-        gradients, (changed, after, sums) = jax.grad(split.over_shards(summed_loss), has_aux=True)(state.params)
+        gradients, (changed, after, sums) = jax.grad(partition.over_shards(summed_loss, rules), has_aux=True)(
+            state.params
+        )
         return gradients, changed, after, sums
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:

@@ -11,10 +11,10 @@ from zoo import transformer as transformer
 from zoo.decode import generate, translate
 from zoo.errors import ZooError
 from zoo.flops import count_flops
-from zoo.huggingface import from_pretrained, save_pretrained
 from zoo.registry import ModelInfo, create_model, list_models, model_info, register
 from zoo.run import Run, load
 from zoo.weights import load_weights, save_weights
+from zoo.weights.huggingface.folder import from_pretrained, save_pretrained
 
 __version__ = "0.1.0"
 __all__ = [

@@ -9,16 +9,16 @@ from typing import Any
 import zoo
 from zoo.errors import ZooError, exit_status
 
-LINES = 64  # of standard input that are translated together
+LINES = 64  # of standard input, translated together
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; its exit status."""
+    """Runs one command; returns its exit status."""
     return exit_status(lambda: _run(argv))
 
 
 def _run(argv: list[str] | None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m zoo", description="Models, and what they say.")
+    parser = argparse.ArgumentParser(prog="python -m zoo", description="List models and use trained ones.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("list", help="registered models")
     command.add_argument("glob", nargs="?", default="*", help="a shell pattern, such as 'resnet*'")
@@ -27,32 +27,34 @@ def _run(argv: list[str] | None) -> None:
     command = commands.add_parser("show", help="one model: parameters, FLOPs, layers, paper")
     command.add_argument("name")
     command.set_defaults(run=lambda args: show(args.name))
-    command = commands.add_parser("predict", help="classify image files, or texts, with a trained model")
+    command = commands.add_parser("predict", help="classify image files or texts with a trained model")
     command.add_argument("run_folder", metavar="RUN", help="a run folder, or a model whose weights come with the zoo")
     command.add_argument("raws", nargs="+", metavar="IMAGE_OR_TEXT")
-    command.add_argument("--top", type=int, default=3, help="classes to print of each")
+    command.add_argument("--top", type=int, default=3, help="classes to print for each")
     command.set_defaults(run=lambda args: predict(args.run_folder, args.raws, args.top))
-    command = commands.add_parser("generate", help="text from a trained language model, as it comes")
+    command = commands.add_parser("generate", help="generate text with a trained language model")
     command.add_argument("run_folder", metavar="RUN", help="a run folder")
-    command.add_argument("--prompt", default="\n", help="the text to go on from (default: a new line)")
-    command.add_argument("--length", type=int, default=500, help="tokens")
+    command.add_argument("--prompt", default="\n", help="the text to continue (default: a new line)")
+    command.add_argument("--length", type=int, default=500, help="tokens to generate")
     command.add_argument("--temperature", type=float, default=1.0, help="0 takes the most probable token each time")
-    command.add_argument("--top-k", type=int, help="draw from so many of the most probable tokens")
-    command.add_argument("--top-p", type=float, help="draw from the fewest tokens that have this probability together")
-    command.add_argument("--min-p", type=float, help="draw from tokens of this share of the first one's probability")
-    command.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: tokens come back more rarely")
-    command.add_argument("--stop", nargs="*", default=[], metavar="TEXT", help="end before the first of these")
+    command.add_argument("--top-k", type=int, help="draw from this many of the most probable tokens")
+    command.add_argument("--top-p", type=float, help="draw from the smallest set of tokens with this total probability")
+    command.add_argument("--min-p", type=float, help="draw from tokens with this share of the highest probability")
+    command.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: repeat tokens less")
+    command.add_argument("--stop", nargs="*", default=[], metavar="TEXT", help="end before the first of these strings")
     command.add_argument("--seed", type=int, default=0)
     command.set_defaults(run=generate)
-    command = commands.add_parser("translate", help="from a source to a target with a trained encoder-decoder")
+    command = commands.add_parser("translate", help="translate with a trained encoder-decoder")
     command.add_argument("run_folder", metavar="RUN", help="a run folder")
     command.add_argument("texts", nargs="*", metavar="TEXT", help="sources (default: the lines of standard input)")
-    command.add_argument("--beam-size", type=int, default=5, help="beginnings kept at each token; 1 is greedy")
-    command.add_argument("--num-best", type=int, default=1, help="targets to print of each, with their scores")
-    command.add_argument("--length-penalty", type=float, default=0.6, help="exponent of the length; 0: short ones win")
-    command.add_argument("--coverage-penalty", type=float, default=0.0, help="weight of leaving parts of a source out")
+    command.add_argument("--beam-size", type=int, default=5, help="number of beams; 1 is greedy decoding")
+    command.add_argument("--num-best", type=int, default=1, help="targets to print for each source, with scores")
+    command.add_argument("--length-penalty", type=float, default=0.6, help="0 prefers short targets, more longer ones")
+    command.add_argument(
+        "--coverage-penalty", type=float, default=0.0, help="penalty for source tokens without attention"
+    )
     command.set_defaults(run=translate)
-    command = commands.add_parser("convert", help="a torch state dict (.pth) to .safetensors")
+    command = commands.add_parser("convert", help="convert a torch state dict (.pth) to .safetensors")
     command.add_argument("source")
     command.add_argument("target")
     command.set_defaults(run=lambda args: convert(args.source, args.target))
@@ -61,7 +63,7 @@ def _run(argv: list[str] | None) -> None:
 
 
 def list_models(glob: str, family: str | None) -> None:
-    """Prints name, parameters, GFLOPs an example and input shape of every model that matches."""
+    """Prints name, parameters, GFLOPs per example and input shape of every matching model."""
     names = zoo.list_models(glob, family)
     if not names:
         raise ZooError(f"no model matches {glob!r}; there are {', '.join(zoo.list_models())}")
@@ -73,14 +75,16 @@ def list_models(glob: str, family: str | None) -> None:
 
 
 def show(name: str) -> None:
-    """Prints what is known of a model and its layers."""
+    """Prints a model's card and its layers."""
     import flax.linen as nn
     import jax
 
     info = zoo.model_info(name)
     model = info.constructor()
     print(f"{name}: {info.parameters:,} parameters, {info.flops / 1e9:.3f} GFLOPs an example, {info.family}")
-    print(f"input: {info.input_dtype} [batch, {', '.join(map(str, info.input_shape))}]")
+    args, kwargs = info.example()
+    for key, array in {"input": args[0], **kwargs}.items():
+        print(f"{key}: {array.dtype} [batch, {', '.join(map(str, array.shape[1:]))}]")
     if info.paper:
         print(f"paper: {info.paper}")
     if info.pretrained:
@@ -89,12 +93,13 @@ def show(name: str) -> None:
     shapes = (f"{key} [{', '.join(map(str, shape))}]" for key, shape in info.features.items())
     print("features: " + ", ".join(shapes))
     tabulate = nn.tabulate(model, jax.random.key(0), depth=2, console_kwargs={"width": 120, "force_terminal": False})
-    print(tabulate(jax.numpy.zeros(info.example().shape, info.input_dtype)))
+    args, kwargs = jax.tree.map(lambda array: jax.numpy.zeros(array.shape, array.dtype), (args, kwargs))
+    print(tabulate(*args, **kwargs))
 
 
 def predict(folder: str, raws: list[str], top: int = 3) -> None:
-    """Prints the most probable classes of each image file, or each text. Unreadable files are an error before any is
-    classified."""
+    """Prints the most probable classes of each image file or text. An unreadable file is an error before anything is
+    predicted."""
     import jax
     import numpy as np
 
@@ -104,7 +109,8 @@ def predict(folder: str, raws: list[str], top: int = 3) -> None:
     if getattr(model, "output", None) == "tokens" and not inputs.labels:
         return fill(model, variables, inputs, raws, top)
     if not inputs.labels:
-        what, verb = ("an encoder-decoder", "translate") if inputs.kind == "pair" else ("a language model", "generate")
+        reads = hasattr(model, "encode")
+        what, verb = ("an encoder-decoder", "translate") if reads else ("a language model", "generate")
         raise ZooError(f"{folder!r} has no classes: it is {what} (python -m zoo {verb} {folder})")
     args, kwargs = inputs.arguments(inputs.batch(raws))
     logits = np.asarray(model.apply(variables, *args, **kwargs), np.float32)
@@ -125,20 +131,20 @@ def fill(model: Any, variables: Any, inputs: Any, raws: list[str], top: int) -> 
     for raw, tokens, rows in zip(raws, batch["tokens"], probabilities, strict=True):
         places = np.flatnonzero(tokens == inputs.mask)
         if not len(places):
-            raise ZooError(f"{raw!r} has no [MASK], the token to tell")
+            raise ZooError(f"{raw!r} has no [MASK] to predict")
         for place in places:
             best = np.argsort(-rows[place])[:top]
             print(f"{raw}: " + ", ".join(f"{inputs.decode([token])} {rows[place, token]:.1%}" for token in best))
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Prints the prompt and what follows it, piece by piece."""
+    """Prints the prompt and the generated text, piece by piece."""
     from zoo.decode import stream
 
     run = zoo.load(args.run_folder)
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed")
     pieces = stream(run, args.prompt, args.length, **{name: getattr(args, name) for name in names})
-    first = next(pieces)  # what is wrong with the arguments is known before anything is printed
+    first = next(pieces)  # errors in the arguments come before any output
     print(args.prompt, end="")
     for piece in itertools.chain([first], pieces):
         print(piece, end="", flush=True)
@@ -146,7 +152,7 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def translate(args: argparse.Namespace) -> None:
-    """Prints the best target of each source, a line each; or several, the score before each."""
+    """Prints the best target of each source, one per line; with --num-best several, each after its score."""
     from zoo.decode import translate
 
     run = zoo.load(args.run_folder)
@@ -154,20 +160,20 @@ def translate(args: argparse.Namespace) -> None:
     options = {name: getattr(args, name) for name in names}
     lines = iter(args.texts) if args.texts else _lines(sys.stdin)
     while texts := list(itertools.islice(lines, LINES)):
-        for said in translate(run, texts, **options):
-            for text, score in said:
+        for targets in translate(run, texts, **options):
+            for text, score in targets:
                 print(text if args.num_best == 1 else f"{score:.3f}\t{text}", flush=True)
 
 
 def _lines(file: Iterable[str]) -> Iterator[str]:
     for number, line in enumerate(file, start=1):
         if not line.strip():
-            raise ZooError(f"line {number} of standard input is empty: there is nothing to translate")
+            raise ZooError(f"line {number} of standard input is empty; every line must have a text to translate")
         yield line.rstrip("\r\n")
 
 
 def convert(source: str, target: str) -> None:
-    """Converts a `.pth` file and says what was written."""
+    """Converts a `.pth` file and prints the number of tensors."""
     from zoo.weights import convert_torch
 
     print(f"{target}: {convert_torch(source, target)} tensors")

@@ -1,4 +1,4 @@
-"""What a person did wrong, said in one line, and what a command line makes of it."""
+"""Errors for users, one line each, and the exit status of a command line."""
 
 import difflib
 import os
@@ -13,7 +13,7 @@ class ZooError(ValueError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ZooError:
-    """The error for a name that is not in `known`: it lists the nearest ones, or all where none is near."""
+    """The error for a name that is not in `known`: it lists the nearest names, or all of them if none is near."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
     if near:
@@ -21,12 +21,17 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ZooError:
     return ZooError(f"unknown {kind} {name!r}; there are {', '.join(known) or 'none'}")
 
 
-def exit_status(command: Callable[[], object], extra: str = "") -> int:
-    """What a command line ends with: 0, or 2 for a user's mistake, said in a line; warnings take one as well.
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 160 characters; its type where it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
-    128 + SIGPIPE, in silence, where whoever read the output has left, as `head` does. (SIGPIPE itself stays ignored,
-    as Python has it: it would end a run whose connection to another process breaks.) `extra` is what to say where a
-    package is missing.
+
+def exit_status(command: Callable[[], object], extra: str = "") -> int:
+    """The exit status of a command line: 0, or 2 after a user's mistake. Errors and warnings are printed in one line.
+
+    If the reader of the output has gone, as `head` does, the status is 128 + SIGPIPE and nothing is printed. (SIGPIPE
+    itself stays ignored, as Python has it: it would end a run whose connection to another process breaks.) `extra` is
+    printed where a package is missing.
     """
     try:
         with warnings.catch_warnings():
@@ -34,9 +39,9 @@ def exit_status(command: Callable[[], object], extra: str = "") -> int:
             try:
                 command()
             finally:
-                sys.stdout.flush()  # the reader's leaving shows here at the latest, not when Python ends
+                sys.stdout.flush()  # a closed pipe raises here at the latest, not when Python exits
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still has to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at exit
         return 128 + signal.SIGPIPE
     except (ZooError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

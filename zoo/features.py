@@ -1,4 +1,4 @@
-"""Hidden activations for those who ask: `model.apply(variables, x, mutable=["features"])`."""
+"""Hidden activations on request: `model.apply(variables, x, mutable=["features"])`."""
 
 import contextlib
 import contextvars
@@ -11,7 +11,7 @@ _added: contextvars.ContextVar[tuple[str, jax.Array] | None] = contextvars.Conte
 
 
 def sow(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
-    """Puts `value` under `name` into the collection `features` (nothing during init) and returns it."""
+    """Stores `value` as `name` in the collection `features` (not during init) and returns it."""
     added = _added.get()
     if added is not None and added[0] == name:
         value = value + added[1]
@@ -22,8 +22,8 @@ def sow(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
 
 @contextlib.contextmanager
 def adding(name: str, delta: jax.Array) -> Iterator[None]:
-    """Inside, the feature `name` is what the model computes plus `delta`; at zero, the gradient by `delta` is that by
-    the feature."""
+    """Inside this context the feature `name` is the computed value plus `delta`. At delta = 0, the gradient with
+    respect to `delta` is the gradient with respect to the feature."""
     token = _added.set((name, delta))
     try:
         yield

@@ -1,8 +1,8 @@
 """Floating-point operations of a function, counted from its jaxpr.
 
-Matrix products and convolutions only, two a multiply-add, times a scan's length, a kernel's grid, the devices of a
-`shard_map`. XLA's own cost analysis counts a loop's body once and a kernel not at all, and what it counts changes with
-the compiler; this count depends on the arithmetic alone.
+Only matrix products and convolutions count, two operations per multiply-add, times the length of a scan, the grid of a
+kernel, the devices of a `shard_map`. XLA's own cost analysis counts the body of a loop once and a kernel not at all,
+and it changes with the compiler; this count depends on the arithmetic alone.
 """
 
 import math
@@ -16,8 +16,8 @@ from jax.extend import core
 def count_flops(function: Callable, *args: Any, **kwargs: Any) -> int:
     """FLOPs of one call of `function`; arguments may be arrays or `jax.ShapeDtypeStruct`s, nothing is computed.
 
-    A `while` of unknown length counts one round; of a `cond`, the most expensive branch: of a Pallas kernel that skips
-    blocks, all of them.
+    A `while` of unknown length counts one iteration; a `cond` counts its most expensive branch; a Pallas kernel that
+    skips blocks counts all of them.
     """
     return _jaxpr_flops(jax.make_jaxpr(lambda *a: function(*a, **kwargs))(*args).jaxpr)
 
@@ -33,9 +33,9 @@ def _equation_flops(equation: core.JaxprEqn) -> int:
         (contracting, _), _ = params["dimension_numbers"]
         return 2 * math.prod(out[0]) * math.prod(shape[0][axis] for axis in contracting)
     if name == "conv_general_dilated":
-        axes = params["dimension_numbers"].rhs_spec[1:]  # a group's input features, the window
+        axes = params["dimension_numbers"].rhs_spec[1:]  # input features of a group, window
         per_output = math.prod(shape[1][axis] for axis in axes)
-        # A dilated input (the gradient of a strided convolution) is mostly zeros that nobody has to multiply.
+        # A dilated input (the gradient of a strided convolution) is mostly zeros, which need no multiplication.
         return 2 * math.prod(out[0]) * per_output // math.prod(params["lhs_dilation"])
     inner = [_jaxpr_flops(jaxpr) for jaxpr in _inner_jaxprs(params)]
     if name == "cond":
@@ -44,7 +44,7 @@ def _equation_flops(equation: core.JaxprEqn) -> int:
 
 
 def _rounds(name: str, params: dict[str, Any]) -> int:
-    """How often an equation does what is inside."""
+    """How many times an equation runs its inner jaxpr."""
     if name == "scan":
         return params["length"]
     if name == "pallas_call":

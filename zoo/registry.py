@@ -1,35 +1,39 @@
-"""Model names: a registered Linen module class, or a partial of one, by name."""
+"""The registry of models: a Linen module class, or a partial of one, by name."""
 
 import dataclasses
 import difflib
 import fnmatch
 import functools
+import importlib
 import json
 import math
 import pathlib
+import pkgutil
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from zoo.arrays import Example
 from zoo.errors import ZooError, unknown
 from zoo.flops import count_flops
 
-PRETRAINED = pathlib.Path(__file__).parent / "pretrained"  # a folder a model, as a run exports it, with a card
+PRETRAINED = pathlib.Path(__file__).parent / "pretrained"  # one exported folder per model, with a card
 _MODELS: dict[str, "ModelInfo"] = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a registered model.
+    """A registered model.
 
-    `input_shape` is the shape of one example without its batch axis, `input_dtype` its dtype; `parameters` and `flops`
-    (one example, forward, two a multiply-add) hold for the default fields and are counted when first read.
+    `input_shape` is the shape of one example of the first input, without the batch axis, `input_dtype` its dtype;
+    `more_inputs` are shape and dtype of the inputs that the model takes by keyword. `parameters` and `flops` (one
+    example, forward, two a multiply-add) hold for the default fields and are computed when first read.
     """
 
     name: str
@@ -37,6 +41,7 @@ class ModelInfo:
     constructor: Callable[..., nn.Module]
     input_shape: tuple[int, ...]
     input_dtype: str
+    more_inputs: Mapping[str, tuple[tuple[int, ...], str]]
     paper: str
 
     @property
@@ -45,7 +50,7 @@ class ModelInfo:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Every field that `create_model` takes, with this model's default."""
+        """Every field that `create_model` accepts, with its default for this model."""
         chosen = getattr(self.constructor, "keywords", {})
         return {
             f.name: chosen.get(f.name, f.default if f.default is not dataclasses.MISSING else None)
@@ -55,44 +60,62 @@ class ModelInfo:
 
     @property
     def pretrained(self) -> dict[str, str] | None:
-        """Of the weights that come with the zoo: data, accuracy, command, seed, licence; None where it has none."""
+        """The card of the weights that come with the zoo (data, accuracy, command, seed, licence), or None."""
         config = PRETRAINED / self.name / "config.json"
         return json.loads(config.read_text())["card"] if config.is_file() else None
 
     @functools.cached_property
     def parameters(self) -> int:
-        return count_parameters(abstract_variables(self.constructor(), self.example()))
+        return count_parameters(abstract_variables(self.constructor(), *self.example()))
 
     @functools.cached_property
     def flops(self) -> int:
-        # A loop over blocks of keys has no length to count by; the whole matrix has.
+        # A loop over blocks of keys has no known length; the whole matrix of scores has.
         model = self.constructor(**({"attention": "xla"} if "attention" in self.fields else {}))
-        apply = functools.partial(_apply_example, model)
-        return count_flops(apply, abstract_variables(model, self.example()), self.example())
+        args, kwargs = self.example()
+
+        def apply(variables: Any, args: Any, kwargs: Any) -> Any:
+            return model.apply(variables, *args, **kwargs)
+
+        return count_flops(apply, abstract_variables(model, args, kwargs), args, kwargs)
 
     @functools.cached_property
     def features(self) -> dict[str, tuple[int, ...]]:
-        """The hidden features that `mutable=["features"]` gives, by name, with their shapes for one example."""
-        return features_of(self.constructor(), self.example())
+        """Shapes, for one example, of the hidden features that `mutable=["features"]` returns, by name."""
+        return features_of(self.constructor(), *self.example())
 
-    def example(self, batch_size: int = 1) -> jax.ShapeDtypeStruct:
-        """The abstract input of a batch."""
-        return jax.ShapeDtypeStruct((batch_size, *self.input_shape), jnp.dtype(self.input_dtype))
+    def example(self, batch_size: int = 1) -> Example:
+        """Abstract inputs of a batch: the positional arguments of the model, and the keyword arguments."""
+        return (_abstract(batch_size, self.input_shape, self.input_dtype),), {
+            name: _abstract(batch_size, shape, dtype) for name, (shape, dtype) in self.more_inputs.items()
+        }
 
 
-MOST, MOST_LAYERS = 2**31 - 1, 1000  # of any whole number; of layers, which are traced one by one
+def _abstract(batch_size: int, shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((batch_size, *shape), jnp.dtype(dtype))
+
+
+MOST, MOST_LAYERS = 2**31 - 1, 1000  # of any integer field; of layers, which are traced one by one
 
 
 def register(
-    name: str, *, family: str, input_shape: tuple[int, ...], input_dtype: str = "float32", paper: str = ""
+    name: str,
+    *,
+    family: str,
+    input_shape: tuple[int, ...],
+    input_dtype: str = "float32",
+    more_inputs: Mapping[str, tuple[tuple[int, ...], str]] = types.MappingProxyType({}),
+    paper: str = "",
 ) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
     """Registers a Linen module class, or a `functools.partial` of one, under `name`; usable as a decorator.
 
-    `input_shape` is one example's, without the batch axis. A name that another class already has is a ZooError.
+    `input_shape` and `input_dtype` are those of one example of the first input, without the batch axis. `more_inputs`
+    gives shape and dtype of each input that the model takes by keyword: `{"source": ((512,), "int32")}`. ZooError for a
+    name that another class already has.
     """
 
     def add(constructor: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        info = ModelInfo(name, family, constructor, input_shape, input_dtype, paper)
+        info = ModelInfo(name, family, constructor, input_shape, input_dtype, more_inputs, paper)
         held = _MODELS.get(name)
         if held is not None and held.module_class.__qualname__ != info.module_class.__qualname__:
             raise ZooError(f"the model name {name!r} is taken by {held.module_class.__name__}; choose another")
@@ -102,8 +125,14 @@ def register(
     return add
 
 
+def import_modules(package: str, path: Iterable[str]) -> None:
+    """Imports every module of a package's folder, sorted by name, so that a new model file registers itself."""
+    for name in sorted(found.name for found in pkgutil.iter_modules(path)):
+        importlib.import_module(f"{package}.{name}")
+
+
 def list_models(glob: str = "*", family: str | None = None) -> list[str]:
-    """Registered names that match a shell pattern, sorted, of one family (`cnn`, ...) if one is named."""
+    """Registered names that match a shell pattern, sorted; only those of a family (`cnn`, ...) if one is given."""
     families = {info.family for info in _MODELS.values()}
     if family is not None and family not in families:
         raise unknown("family", family, families)
@@ -111,29 +140,23 @@ def list_models(glob: str = "*", family: str | None = None) -> list[str]:
 
 
 def model_info(name: str) -> ModelInfo:
-    """The registered model `name`; ZooError with the nearest names where there is none."""
+    """The registered model `name`; ZooError with the nearest names for an unknown one."""
     if name not in _MODELS:
         raise unknown("model", name, _MODELS)
     return _MODELS[name]
 
 
-def create_model(name: str, pretrained: bool = False, **overrides: Any) -> nn.Module:
-    """The model `name` as a Linen module, its fields overridden by `overrides`.
+def create_model(name: str, /, **overrides: Any) -> nn.Module:
+    """The model `name` as a Linen module, with `overrides` of its fields; dtypes may be strings.
 
-    With `pretrained`, the module is bound to the weights that come with the zoo: `model(images)` gives logits, and
-    `model.unbind()` module and variables (`zoo.load(name)` gives the preprocessing too). dtypes may be strings.
-    ZooError for an unknown model or field (with the nearest ones), for a value of the wrong type or range, and where
-    the zoo has no weights.
+    ZooError for an unknown model or field (with the nearest ones), and for a value of the wrong type or range.
     """
-    if pretrained:
-        from zoo.run import load_pretrained
-
-        run = load_pretrained(name, overrides)
-        return run.model.bind(run.variables)
     info = model_info(name)
     hints = typing.get_type_hints(info.module_class)
     fields: dict[str, Any] = {}
     for key, value in overrides.items():
+        if key == "pretrained" and key not in info.fields:
+            raise ZooError(f"create_model loads no weights; zoo.load({name!r}) gives the pretrained model")
         if key not in info.fields:
             near = difflib.get_close_matches(key, info.fields, n=3, cutoff=0.5)
             guess = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(info.fields)}"
@@ -143,7 +166,8 @@ def create_model(name: str, pretrained: bool = False, **overrides: Any) -> nn.Mo
 
 
 def _checked(where: str, key: str, value: Any, hint: Any) -> Any:
-    """`value` if it fits the field's type and range, a dtype where the field is one; ZooError otherwise."""
+    """`value`, converted to a dtype or tuple where the field is one; ZooError if it does not fit the field's type or
+    range."""
     if key.endswith("dtype"):
         try:
             return jnp.dtype(value)
@@ -166,7 +190,7 @@ def _checked(where: str, key: str, value: Any, hint: Any) -> Any:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type; a whole number is a float as well, a bool is no number."""
+    """Whether a value has an annotated type. An int is a valid float; a bool is not a number."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
@@ -193,29 +217,52 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def type_name(hint: Any) -> str:
-    """An annotated type in an error's words."""
+    """An annotated type as error messages print it."""
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(hint)))
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
-def abstract_variables(model: nn.Module, inputs: jax.ShapeDtypeStruct) -> Mapping[str, Any]:
-    """The shapes and dtypes of the model's variables; nothing is allocated."""
-    return jax.eval_shape(model.init, jax.random.key(0), inputs)
+def example_of(model: nn.Module, input_shape: tuple[int, ...] | None = None, batch_size: int = 1) -> Example:
+    """Abstract inputs from which a registered model's module can be initialised.
+
+    They are those of `ModelInfo.example`, with another `input_shape` if one is given, at the module's own `image_size`,
+    and of a single token where it has a `max_length` (no parameter depends on the number of tokens). ZooError where
+    the module's class is not registered.
+    """
+    info = next((info for info in _MODELS.values() if info.module_class is type(model)), None)
+    if info is None:
+        raise ZooError(f"{type(model).__name__} is not registered; give its module to zoo.register first")
+    shape = info.input_shape if input_shape is None else tuple(input_shape)
+    if input_shape is None and hasattr(model, "image_size"):
+        shape = (model.image_size, model.image_size, *shape[2:])
+    fitting = dataclasses.replace(info, input_shape=shape).example(batch_size)
+    if not hasattr(model, "max_length"):
+        return fitting
+
+    def short(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        tokens = len(leaf.shape) == 2 and jnp.issubdtype(leaf.dtype, jnp.integer)
+        return jax.ShapeDtypeStruct((batch_size, 1), leaf.dtype) if tokens else leaf
+
+    return jax.tree.map(short, fitting)
 
 
-def _apply_example(model: nn.Module, variables: Any, inputs: jax.Array, **kwargs: Any) -> Any:
-    """`model.apply` to an example, which an encoder-decoder reads as its source too."""
-    if hasattr(model, "encode"):
-        kwargs["source"] = inputs
-    return model.apply(variables, inputs, **kwargs)
+def abstract_variables(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Any:
+    """Shapes and dtypes of the model's variables for inputs that may be abstract, as `ModelInfo.example` and
+    `Inputs.example` give them; nothing is allocated."""
+    return jax.eval_shape(model.init, jax.random.key(0), *args, **(kwargs or {}))
 
 
-def features_of(model: nn.Module, inputs: jax.Array | jax.ShapeDtypeStruct) -> dict[str, tuple[int, ...]]:
-    """The features that the model sows, by name, with their shapes for one example; nothing is computed."""
-    inputs = jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
-    apply = functools.partial(_apply_example, model, mutable=["features"])
-    _, changed = jax.eval_shape(apply, abstract_variables(model, inputs), inputs)
+def features_of(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Shapes, for one example, of the features that the model sows, by name; nothing is computed."""
+
+    def apply(variables: Any, args: Any, kwargs: Any) -> Any:
+        return model.apply(variables, *args, **kwargs, mutable=["features"])
+
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (tuple(args), dict(kwargs or {})))
+    _, changed = jax.eval_shape(apply, abstract_variables(model, *abstract), *abstract)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape[1:]
         for path, leaf in jax.tree_util.tree_leaves_with_path(changed.get("features", {}))
@@ -223,5 +270,5 @@ def features_of(model: nn.Module, inputs: jax.Array | jax.ShapeDtypeStruct) -> d
 
 
 def count_parameters(variables: Mapping[str, Any]) -> int:
-    """Trainable numbers: those of the collection `params`."""
+    """The number of trainable parameters: those of the collection `params`."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))

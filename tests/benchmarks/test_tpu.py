@@ -164,7 +164,7 @@ def test_models_of_flaxs_layers_have_our_parameters_and_shapes(recipe):
         ours = zoo.create_model("gpt2_medium", num_heads=2, max_length=16, scan_layers=True, **fields)
     tokens = jax.ShapeDtypeStruct((3, 16), jnp.int32)
     theirs = flax_model(ours)
-    variables = [abstract_variables(model, tokens) for model in (ours, theirs)]
+    variables = [abstract_variables(model, [tokens]) for model in (ours, theirs)]
     assert count_parameters(variables[0]) == count_parameters(variables[1])
     assert jax.eval_shape(lambda v, x: theirs.apply(v, x, train=True), variables[1], tokens).shape == (3, 16, 11)
 
@@ -190,7 +190,7 @@ def test_a_translator_of_flaxs_layers_says_what_ours_does():
 def test_a_resnet_of_flaxs_layers_has_our_parameters():
     ours = zoo.create_model("resnet50")
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    counts = {count_parameters(abstract_variables(m, image)) for m in (ours, flax_model(ours))}
+    counts = {count_parameters(abstract_variables(m, [image])) for m in (ours, flax_model(ours))}
     assert len(counts) == 1
 
 

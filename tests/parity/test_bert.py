@@ -64,7 +64,7 @@ def test_a_body_in_shards_gets_a_head(tmp_path):
     other.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     compare(*zoo.from_pretrained(tmp_path), other)
-    with pytest.warns(UserWarning, match=r"no head of as many classes; the head 'head' \(4\) is drawn anew"):
+    with pytest.warns(UserWarning, match=r"no head for this number of classes; the head 'head' \(4\) is drawn anew"):
         model, variables = zoo.from_pretrained(tmp_path, num_classes=4)
     assert variables["params"]["head"]["kernel"].shape == (32, 4)
     assert model.apply(variables, np.ones((1, 3), np.int32)).shape == (1, 4)

@@ -145,7 +145,6 @@ def test_recipes_are_valid_and_survive_json(name):
         ("distributed", f"coordinator=a:1,num=2{'0' * 5000},id=1", "distributed must be auto, or coordinator=HOST"),
         ("seed", -1, r"seed must be at least 0 and below 2\*\*63, not -1"),
         ("seed", 2**63, r"seed must be at least 0 and below 2\*\*63, not 9223372036854775808"),
-        ("model.args", {"name": "x"}, "model.args name is no field of a model"),
         ("optimizer.rates", {"fc": 10**400}, "optimizer.rates fc must be a number of at least 0, not 10000"),
         ("log.every", 0, "log.every must be at least 1"),
         ("keep", 0, "keep must be at least 1"),

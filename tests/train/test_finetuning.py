@@ -24,6 +24,7 @@ from zoo.__main__ import main
 from zoo.errors import ZooError
 from zoo.inputs.text import learn
 from zoo.registry import abstract_variables
+from zoo.transformer import Encoder
 from zoo.transformer.layers import stacked
 
 SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "mlp_size": 32, "dropout_rate": 0.0}
@@ -82,7 +83,7 @@ def test_lora_moves_only_its_targets_and_the_head(scan_layers):
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_rates_by_depth(scan_layers):
-    optimizer = make_optimizer(OptimizerConfig("sgd", 1.0, "constant", layer_decay=0.5), 10)
+    optimizer = make_optimizer(OptimizerConfig("sgd", 1.0, "constant", layer_decay=0.5), 10, Encoder.embeddings)
     gradients = jax.tree.map(jnp.ones_like, params())
     if scan_layers:
         gradients = stacked(gradients, params(True))
@@ -111,7 +112,7 @@ def test_wrong_settings_are_refused():
             Config("x", 10, 8, optimizer=OptimizerConfig(**fields)).check()
     with pytest.raises(ZooError, match=r"unknown pattern in optimizer\.lora-targets 'qury'"):
         check_patterns(OptimizerConfig(lora_rank=2, lora_targets=["qury"]), params())
-    cnn = abstract_variables(zoo.create_model("lenet5"), zoo.model_info("lenet5").example())["params"]
+    cnn = abstract_variables(zoo.create_model("lenet5"), *zoo.model_info("lenet5").example())["params"]
     with pytest.raises(ZooError, match="layer-decay is for models of layers"):
         check_patterns(OptimizerConfig(layer_decay=0.5), cnn)
 

@@ -26,10 +26,11 @@ from train.setup import initial_state
 from train.sharding import Layout, make_layout
 from train.step import init_state, make_train_step
 from train.tasks.task import Extra
-from zoo import split
+from zoo import partition
 from zoo.inputs.image import ImageInputs
 from zoo.inputs.pairs import PairInputs
 from zoo.inputs.text import TextInputs
+from zoo.transformer.layers import PARTITION_RULES
 
 LETTERS, LENGTH, BATCH = "abcdefghijklmnopqrstuvwxyz", 16, 8
 MICRO = 3  # micro-batches
@@ -60,7 +61,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def _small_arrays_are_large(monkeypatch):
-    monkeypatch.setattr(split, "LARGE", 2**8)
+    monkeypatch.setattr(partition, "LARGE", 2**8)
 
 
 def of_images(model):
@@ -101,8 +102,8 @@ def parts(case):
     inputs, task, fields, batch = kind(name)
     model = zoo.create_model(name, **{**inputs.model_args(), **args, **fields})
     config = Config("", 10, BATCH, model=ModelConfig(name, args), task=task, optimizer=OPTIMIZER, data=TextData())
-    example = inputs.example()
-    variables = jax.jit(model.init)(jax.random.key(0), np.zeros(example.shape, example.dtype))
+    args, kwargs = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), inputs.example())
+    variables = jax.jit(model.init)(jax.random.key(0), *args, **kwargs)
     optimizer = make_optimizer(config.optimizer, config.steps)
     state = init_state(variables, optimizer, ema=True, extra=Extra(carry=task.carry(model, BATCH)))
     batch = {**batch, "row": np.arange(BATCH, dtype=np.int32)}
@@ -112,7 +113,7 @@ def parts(case):
 @functools.cache
 def compiled(case, mesh):
     config, model, inputs, optimizer, state, batch = parts(case)
-    layout = make_layout("jit" if mesh is None else "mesh", BATCH, 1, mesh)
+    layout = make_layout("jit" if mesh is None else "mesh", BATCH, 1, mesh, partition.rules_of(model))
     state, batch = layout.put_state(state), layout.put_batch(batch)
     step = layout.compile_train(
         make_train_step(config.task, model, inputs, optimizer, config.optimizer, config.seed), state
@@ -142,7 +143,7 @@ def test_a_mesh_agrees_with_one_device(case, mesh):
 
 def large(tree):
     """Leaves above the size from which fsdp splits them, by path."""
-    return {path: leaf for path, leaf in zoo.run.named_leaves(tree).items() if leaf.size > split.LARGE}
+    return {path: leaf for path, leaf in zoo.arrays.named_leaves(tree).items() if leaf.size > partition.LARGE}
 
 
 @pytest.mark.parametrize("case", ["cnn", "lstm", "seq2seq", "scanned"])
@@ -151,7 +152,7 @@ def test_fsdp_splits_parameters_momentum_and_average_alike(case):
     state = parts(case)[4]
     ways = [large(tree) for tree in (state.params, state.ema["params"])]
     assert ways[0]
-    whole, shards = zoo.run.named_leaves(state), zoo.run.named_leaves(placed)
+    whole, shards = zoo.arrays.named_leaves(state), zoo.arrays.named_leaves(placed)
     for path, leaf in large(state.params).items():
         alike = {name: shards[name] for name in whole if name.endswith(f"/{path}")}
         assert len(alike) == 3, path  # the parameter, its momentum, its average
@@ -163,8 +164,9 @@ def test_fsdp_splits_parameters_momentum_and_average_alike(case):
 def test_a_first_state_drawn_on_a_mesh_equals_that_of_one_device(case):
     """Bit for bit."""
     config, model, inputs, optimizer, state, _ = parts(case)
-    layout, example = make_layout("mesh", BATCH, 1, "data=2,fsdp=4"), inputs.example()
-    drawn = layout.draw(model.init, jax.random.key(config.seed), np.zeros(example.shape, example.dtype))
+    layout = make_layout("mesh", BATCH, 1, "data=2,fsdp=4", partition.rules_of(model))
+    args, kwargs = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), inputs.example())
+    drawn = layout.draw(partial(model.init, **kwargs), jax.random.key(config.seed), *args)
     dataset = Dataset("none", None, None, None, inputs)
     begin = partial(initial_state, config.task, model, dataset, optimizer, config.optimizer, BATCH, config.seed)
     begun = layout.begin(begin, drawn)
@@ -226,10 +228,10 @@ def gathers(case, mesh):
 
 @pytest.mark.parametrize(("case", "mesh"), [(case, "fsdp=8") for case in ("cnn", "lstm", "seq2seq", "gpt", "scanned")])
 def test_fsdp_gathers_a_parameter_at_most_twice_and_nothing_else(case, mesh):
-    sizes = {**dict.fromkeys(split.AXES, 1), "fsdp": 8}
-    params = parts(case)[4].params
-    specs = zoo.run.named_leaves(split.specs(params, sizes))
-    sharded = [leaf.shape for path, leaf in zoo.run.named_leaves(params).items() if any(specs[path])]
+    sizes = {**dict.fromkeys(partition.AXES, 1), "fsdp": 8}
+    model, params = parts(case)[1], parts(case)[4].params
+    specs = zoo.arrays.named_leaves(partition.specs(params, sizes, partition.rules_of(model)))
+    sharded = [leaf.shape for path, leaf in zoo.arrays.named_leaves(params).items() if any(specs[path])]
     of_layer = {shape: shape[1:] for shape in sharded if case == "scanned" and len(shape) == 3}
     sharded = [of_layer.get(shape, shape) for shape in sharded]
     found = gathers(case, mesh)
@@ -243,7 +245,7 @@ def test_accumulation_gathers_no_more_than_it_must(case, times):
     """Twice a step; twice a micro-batch where layers are gathered one at a time."""
     config, model, inputs, optimizer, state, batch = parts(case)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, accumulate=MICRO))
-    layout = make_layout("mesh", MICRO * BATCH, MICRO, "fsdp=8")
+    layout = make_layout("mesh", MICRO * BATCH, MICRO, "fsdp=8", partition.rules_of(model))
     batch = layout.put_batch(jax.tree.map(lambda x: np.concatenate([x] * MICRO), batch))
     step = layout.compile_train(
         make_train_step(config.task, model, inputs, optimizer, config.optimizer, config.seed), state
@@ -270,23 +272,23 @@ def test_context_gathers_only_keys_and_values():
 
 def test_the_rules_split_the_parameters_that_they_name():
     params = parts("llama")[4].params
-    sizes = {**dict.fromkeys(split.AXES, 1), "tensor": 2, "fsdp": 2}
-    specs = zoo.run.named_leaves(split.specs(params, sizes))
+    sizes = {**dict.fromkeys(partition.AXES, 1), "tensor": 2, "fsdp": 2}
+    specs = zoo.arrays.named_leaves(partition.specs(params, sizes, PARTITION_RULES))
     assert specs["layers/layer0/attention/query/kernel"] == P("fsdp", "tensor")
     assert specs["layers/layer0/attention/out/kernel"] == P("tensor", "fsdp")
     assert specs["layers/layer0/mlp/down/kernel"] == P("tensor", "fsdp")
     assert specs["embedding"] == P("tensor", "fsdp")
     assert not any(specs["layers/layer0/norm1/scale"])
     odd = {"odd": np.zeros((33, 35), np.float32), "head": {"kernel": np.zeros((32, 35), np.float32)}}
-    assert split.specs(odd, sizes) == {"odd": P(None, None), "head": {"kernel": P("fsdp", None)}}
+    assert partition.specs(odd, sizes, PARTITION_RULES) == {"odd": P(None, None), "head": {"kernel": P("fsdp", None)}}
 
 
 def test_without_a_mesh_nothing_happens():
     x = np.ones((4, 8, 2), np.float32)
-    assert split.lying(x, "rows", "context") is x
-    assert split.gathered({"x": x})["x"] is x
-    assert split.over_shards(len) is len
-    assert split.by_device(len, None, None) is len
+    assert partition.lying(x, "rows", "context") is x
+    assert partition.gathered({"x": x}, ())["x"] is x
+    assert partition.over_shards(len, ()) is len
+    assert partition.by_device(len, None, None) is len
 
 
 def test_the_sizes_of_a_mesh():
@@ -372,7 +374,7 @@ def layout_named(layout, monkeypatch):
         some = jax.devices()[: int(devices)]
         monkeypatch.setattr(jax, "devices", lambda: some)
     parallel = mesh if mesh in ("jit", "pmap") else "mesh"
-    return make_layout(parallel, BATCH, 1, mesh if parallel == "mesh" else None)
+    return make_layout(parallel, BATCH, 1, mesh if parallel == "mesh" else None, PARTITION_RULES)
 
 
 @pytest.mark.parametrize(("before", "after"), [*itertools.pairwise([*LAYOUTS, LAYOUTS[0]]), ("fsdp=8", "data=8")])

@@ -25,6 +25,7 @@ from train.sharding import make_layout
 from train.step import init_state, make_train_step
 from zoo.inputs.image import ImageInputs
 from zoo.inputs.text import TextInputs
+from zoo.partition import rules_of
 from zoo.registry import abstract_variables
 
 # Docstrings.
@@ -164,9 +165,9 @@ def lowered(name, batch_size, platform, **model_args):
     model, inputs, shapes = parts(config)
     model = model.clone(**model_args)
     optimizer = make_optimizer(config.optimizer, config.steps)
-    variables = abstract_variables(model, inputs.example())
+    variables = abstract_variables(model, *inputs.example())
     state = jax.eval_shape(lambda v: init_state(v, optimizer, config.optimizer.ema is not None), variables)
-    layout = make_layout("mesh", batch_size, config.optimizer.accumulate)
+    layout = make_layout("mesh", batch_size, config.optimizer.accumulate, rules=rules_of(model))
     place = functools.partial(jax.tree.map, lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to))
     state = place(state, layout.shardings(state))
     batch = {
@@ -217,7 +218,7 @@ def test_a_vit_is_as_large_as_the_images():
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, name="digits"))
     args, model = make_model(config, config.data.load((224, 224, 3)))
     assert args == {**config.model.args, "image_size": 8, "num_classes": 10}
-    variables = abstract_variables(model, jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
+    variables = abstract_variables(model, [jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)])
     assert variables["params"]["positions"].shape == (1, 1 + 4, 128)
 
 

@@ -13,7 +13,8 @@ import pytest
 
 import zoo
 from runs import ROOT, TINY, environment, fingerprint, finish, start
-from zoo.run import BrokenCheckpoint, described, read_arrays, read_config, read_meta
+from zoo.checkpoints import BrokenCheckpoint, read_arrays, read_meta
+from zoo.run import described, read_config
 
 MODES = {"jit": 1, "mesh": 2}
 

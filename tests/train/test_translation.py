@@ -108,9 +108,9 @@ def test_a_run_of_pairs_only_translates_and_others_do_not(run_folder, capsys):
     for command in (["predict", str(run_folder[0]), "a"], ["generate", str(run_folder[0])]):
         assert zoo_main(command) == 2
         err = capsys.readouterr().err
-        assert "an encoder-decoder (python -m zoo translate" in err or "it is no language model" in err
+        assert "an encoder-decoder (python -m zoo translate" in err or "it is not a language model" in err
     assert zoo_main(["translate", "lenet5", "a"]) == 2
-    assert "translates nothing: its run is of images, not of pairs" in capsys.readouterr().err
+    assert "cannot translate: it is not an encoder-decoder" in capsys.readouterr().err
 
 
 def test_evaluate_and_report_of_a_run(run_folder, capsys):

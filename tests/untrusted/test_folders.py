@@ -28,10 +28,10 @@ from train.report.page import draw_curves
 from train.setup import initial_state, make_model
 from zoo import ZooError
 from zoo.files import MOST_LEVELS, read_json
-from zoo.huggingface import from_pretrained, save_pretrained
 from zoo.inputs import inputs_from_json
 from zoo.registry import abstract_variables
 from zoo.weights import save_native
+from zoo.weights.huggingface.folder import from_pretrained, save_pretrained
 
 IMAGES = {"kind": "image", "shape": [32, 32, 1], "mean": [0.5], "std": [0.5], "labels": list("abc")}
 LETTERS = {"kind": "text", "tokenizer": "char", "vocabulary": "abc", "length": 8, "labels": []}
@@ -48,7 +48,8 @@ MODELS = {
 
 def initial(name, args, inputs):
     model, example = zoo.create_model(name, **args), inputs_from_json(inputs).example()
-    return model, jax.jit(model.init)(jax.random.key(0), np.zeros(example.shape, example.dtype))
+    args, kwargs = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), example)
+    return model, jax.jit(model.init)(jax.random.key(0), *args, **kwargs)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -88,7 +89,7 @@ def template(run_folder):
     dataset = config.data.load((8, 8, 1))
     optimizer = make_optimizer(config.optimizer, config.steps)
     model = make_model(config, dataset)[1]
-    variables = abstract_variables(model, dataset.inputs.example())
+    variables = abstract_variables(model, *dataset.inputs.example())
     return jax.eval_shape(partial(initial_state, config, model, optimizer), variables)
 
 
@@ -103,7 +104,8 @@ def test_a_changed_export_loads_or_is_refused(export, data):
     with contextlib.suppress(ZooError):
         run = zoo.load(folder)
         json.dumps(run.inputs.to_json())
-        jax.eval_shape(run.model.apply, run.variables, run.inputs.example())
+        args, kwargs = run.inputs.example()
+        jax.eval_shape(run.model.apply, run.variables, *args, **kwargs)
         with contextlib.suppress(ZooError):
             run.inputs.batch(["abc"])
 
@@ -132,7 +134,7 @@ def test_json_that_is_none_or_too_deep_is_refused(text, tmp_path):
     with pytest.raises(ZooError):
         from_pretrained(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(ZooError, match="is no index of weights"):
+    with pytest.raises(ZooError, match="is not a weights index"):
         zoo.load_weights("lenet5", tmp_path / "model.safetensors.index.json")
 
 
@@ -166,6 +168,14 @@ def test_json_that_takes_far_more_memory_than_its_file_is_refused_before_it_is_p
     assert peak_megabytes() - before < 150
 
 
+def test_fields_may_be_overridden_where_a_checkpoint_is_loaded(run_folder):
+    plain, half = zoo.load(run_folder, step=10), zoo.load(run_folder, step=10, param_dtype="bfloat16")
+    assert half.model.param_dtype == np.dtype("bfloat16")
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(b.dtype), b), plain.variables, half.variables)
+    with pytest.raises(ZooError, match="the stored model does not fit SimpleCNN: misshapen: params/fc1/"):
+        zoo.load(run_folder, hidden_size=9)
+
+
 def test_records_of_any_length_take_little_memory(run_folder, tmp_path):
     path, before = tmp_path / "metrics.jsonl", peak_megabytes()
     shutil.copy(run_folder / "config.json", tmp_path)
@@ -192,7 +202,7 @@ def test_a_pipe_or_a_device_in_place_of_a_file_is_not_waited_for_nor_read_withou
         path.symlink_to("/dev/zero")
     os.mkfifo(log)
     assert "not at work, and it left no status" in status(folder)
-    with pytest.raises(ZooError, match=r"step 20: its meta is unreadable \(it is no regular file\)"):
+    with pytest.raises(ZooError, match=r"step 20: its meta is unreadable \(it is not a regular file\)"):
         zoo.load(folder, step=20)
     about.unlink()
     os.mkfifo(about)
@@ -256,7 +266,7 @@ def test_records_that_are_none_are_passed_over(run_folder, tmp_path_factory, lin
 
 
 def content(run):
-    return {name: np.asarray(leaf).tobytes() for name, leaf in zoo.run.named_leaves(run.variables).items()}
+    return {name: np.asarray(leaf).tobytes() for name, leaf in zoo.arrays.named_leaves(run.variables).items()}
 
 
 @settings(max_examples=40)

@@ -55,7 +55,7 @@ def test_changed_settings_make_a_step_or_are_refused(data):
         optimizer = make_optimizer(config.optimizer, config.steps)
         jax.random.key(config.seed)
         state = jax.eval_shape(
-            partial(initial_state, config, model, optimizer), abstract_variables(model, dataset.inputs.example())
+            partial(initial_state, config, model, optimizer), abstract_variables(model, *dataset.inputs.example())
         )
         batch = dataset.train.batches(config.batch_size, config.seed, np.arange(config.batch_size))(0)
         jax.eval_shape(

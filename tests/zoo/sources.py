@@ -16,7 +16,7 @@ QUIET = {**TRANSFORMER, "dropout_rate": 0.0}
 BUCKETS = {"num_buckets": 8, "max_distance": 6}  # so that seven tokens fill them
 SEQ2SEQ = {  # name, fields
     "lstm": ("seq2seq_lstm", OWN),
-    "gru": ("seq2seq_gru_attention", {**SHARED, "attention_size": 7, "maxout_size": 5, "unroll": 2}),
+    "gru": ("seq2seq_gru_attention", {**SHARED, "attention_size": 7, "maxout_size": 5}),
     "dot": ("seq2seq_lstm_luong", {**SHARED, "score": "dot"}),
     "general": ("seq2seq_lstm_luong", {**OWN, "score": "general"}),
     "concat": ("seq2seq_lstm_luong", {**SHARED, "num_layers": 1, "score": "concat"}),

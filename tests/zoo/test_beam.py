@@ -245,7 +245,7 @@ def test_fewer_targets_than_asked_for_leave_blanks():
 def test_scanned_layers_find_the_same():
     model, variables = tiny("transformer")
     scanned = model.clone(scan_layers=True)
-    like = abstract_variables(scanned, jax.ShapeDtypeStruct((1, 1), jnp.int32))["params"]
+    like = abstract_variables(scanned, [jax.ShapeDtypeStruct((1, 1), jnp.int32)])["params"]
     options = {"first": FIRST, "end": END, "max_length": MOST}
     found = decode_sources(scanned, {"params": stacked(variables["params"], like)}, SOURCE, LENGTHS, **options)
     jax.tree.map(np.testing.assert_array_equal, found, decode("transformer"))
@@ -261,7 +261,7 @@ def test_scanned_layers_find_the_same():
         ({"length_penalty": -1.0}, "length_penalty must be a number of at least 0, not -1.0"),
         ({"length_penalty": float("nan")}, "length_penalty must be a number of at least 0, not nan"),
         ({"coverage_penalty": -0.1}, "coverage_penalty must be a number of at least 0, not -0.1"),
-        ({"max_length": 17}, "max_length 17 is more than the 16 tokens that the model reads"),
+        ({"max_length": 17}, "max_length 17 is more than the model's max_length of 16"),
         ({"source": np.zeros((4, 17), np.int32)}, "17 tokens are more than the model's max_length of 16"),
         ({"lengths": np.array([6, 1, 1, 1])}, "length 6 is outside 0 to 5"),
     ],
@@ -273,16 +273,16 @@ def test_wrong_options(options, message):
 
 
 def test_what_a_model_does_not_have():
-    with pytest.raises(zoo.ZooError, match="the model has no attention to a source, which a coverage penalty"):
+    with pytest.raises(zoo.ZooError, match="the model has no attention over a source, which coverage penalties"):
         decode("lstm", coverage_penalty=0.2)
     model, variables = decoder_only()
-    with pytest.raises(zoo.ZooError, match="Decoder reads no source"):
+    with pytest.raises(zoo.ZooError, match="Decoder has no encoder for a source"):
         decode_sources(model, variables, SOURCE, first=FIRST, end=END, max_length=3)
     state = model.init_state(2, 5)
     search = functools.partial(beam_search, model, variables, end=END, max_length=6)
     with pytest.raises(zoo.ZooError, match="max_length 6 is more than the 5 tokens that the state has room for"):
         search(state, np.array([2, 2]))
-    with pytest.raises(zoo.ZooError, match=r"a token for each of the state's rows, \[2\], not \[3\]"):
+    with pytest.raises(zoo.ZooError, match=r"one token per row of the state, \[2\], not \[3\]"):
         search(model.init_state(2, 6), np.array([2, 2, 2]))
     with pytest.raises(zoo.ZooError, match="end 4 is outside the vocabulary of 4"):
         beam_search(model, variables, state, np.array([2, 2]), end=4, max_length=5)

@@ -177,7 +177,7 @@ def test_chunks_do_not_change_what_a_decoder_says(decoder):
 
 
 def test_scanned_layers_say_the_same(decoder):
-    shapes = abstract_variables(decoder.model.clone(scan_layers=True), jax.ShapeDtypeStruct((1, 2), jnp.int32))
+    shapes = abstract_variables(decoder.model.clone(scan_layers=True), [jax.ShapeDtypeStruct((1, 2), jnp.int32)])
     scanned = decoder._replace(
         model=decoder.model.clone(scan_layers=True),
         variables={"params": stacked(decoder.variables["params"], shapes["params"])},
@@ -187,7 +187,7 @@ def test_scanned_layers_say_the_same(decoder):
 
 def test_a_prompt_longer_than_the_context(decoder):
     assert len(zoo.generate(decoder, "abcd" * 3, length=3)) == 3
-    with pytest.raises(zoo.ZooError, match="the prompt's 13 tokens are more than the 12 that the model reads"):
+    with pytest.raises(zoo.ZooError, match="the prompt has 13 tokens, more than the model's max_length of 12"):
         zoo.generate(decoder, "a" * 13)
 
 
@@ -213,7 +213,7 @@ def test_wrong_options(run, options, message):
 def test_tokens_outside_the_vocabulary_and_models_that_say_nothing(run):
     with pytest.raises(zoo.ZooError, match="token 5 is outside the vocabulary of 5"):
         list(sample(run.model, run.variables, np.array([[5]]), 3))
-    with pytest.raises(zoo.ZooError, match="ResNet generates no text"):
+    with pytest.raises(zoo.ZooError, match="ResNet cannot generate text"):
         zoo.generate(zoo.load("resnet20"), "a")
 
 

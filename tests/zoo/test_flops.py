@@ -87,8 +87,8 @@ def test_convolutions_and_their_gradients(strides, groups):
 
 def test_a_training_step_of_simple_cnn_costs_3_65_gflop():
     model = zoo.create_model("simple_cnn")
-    example = zoo.model_info("simple_cnn").example(64)
-    params = abstract_variables(model, example)["params"]
+    (example,), _ = zoo.model_info("simple_cnn").example(64)
+    params = abstract_variables(model, [example])["params"]
     gradient = jax.grad(lambda p, x: model.apply({"params": p}, x).sum())
     assert zoo.count_flops(gradient, params, example) == pytest.approx(3.65e9, rel=0.01)
 

@@ -119,7 +119,7 @@ def test_old_gpt2_files_have_no_prefix_but_masks(tmp_path):
         ({"tie_word_embeddings": True}, r"lm_head.weight is not its embedding"),
         (
             {"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
-            r"sliding_window must be of all 2 layers or none, not of 1",
+            r"sliding_window must apply to all 2 layers or none, not to 1",
         ),
         ({"model_type": "qwen3", "head_dim": 4}, r"missing: model.layers.0.self_attn.k_norm.weight"),
     ],
@@ -167,20 +167,20 @@ def test_shards(folder, tmp_path):
         index.write_text(json.dumps({"weight_map": {**places, names[0]: name}}))
         refused(folder, "a shard must be a file beside the index")
     index.write_text(json.dumps({"weight_map": {**places, names[0]: "b.safetensors"}}))
-    refused(folder, f"lacks what its index says it has: {names[0]}")
+    refused(folder, f"lacks tensors that its index lists: {names[0]}")
     index.write_text(json.dumps({"weight_map": {**places, names[0]: "c.safetensors"}}))
     refused(folder, "no weights file")
     for broken in ("{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'):
         index.write_text(broken)
-        refused(folder, "is no index of weights")
+        refused(folder, "is not a weights index")
 
 
 def test_saving_refuses(tmp_path):
     model, variables = small("llama")
     zoo.save_pretrained(model, variables, tmp_path / "a")
-    with pytest.raises(ZooError, match="exists already"):
+    with pytest.raises(ZooError, match="exists; choose an empty folder or a new one"):
         zoo.save_pretrained(model, variables, tmp_path / "a")
-    with pytest.raises(ZooError, match="the variables are not of this model"):
+    with pytest.raises(ZooError, match="the variables do not belong to this model"):
         zoo.save_pretrained(model.clone(num_layers=3), variables, tmp_path / "b")
     for fields, match in [
         ({"window": 3}, "llama has window None, not 3"),
@@ -191,7 +191,7 @@ def test_saving_refuses(tmp_path):
             zoo.save_pretrained(*small("llama", **fields), tmp_path / "b")
     with pytest.raises(ZooError, match="gpt2 has use_bias True, not False"):
         zoo.save_pretrained(*small("gpt2", use_bias=False), tmp_path / "b")
-    with pytest.raises(ZooError, match="has no layout of Hugging Face's"):
+    with pytest.raises(ZooError, match="has no Hugging Face layout"):
         zoo.save_pretrained(zoo.create_model("resnet8"), {}, tmp_path / "b")
     with pytest.raises(ZooError, match=r"GPT-2 has no params/layers/layer0/mlp/gate"):
         zoo.save_weights(small("gpt2", activation="swiglu")[1], tmp_path / "b")

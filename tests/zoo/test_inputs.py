@@ -1,5 +1,9 @@
 """From files to what a model was trained on, and back."""
 
+import importlib
+import json
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -104,7 +108,7 @@ def test_files_that_are_no_images_are_refused_by_name(tmp_path):
     Image.new("RGB", (64, 64), (200, 10, 30)).save(good)
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:60])
     for name in ("empty.png", "text.png", "cut.png", "."):
-        with pytest.raises(zoo.ZooError, match="is not an image that can be read"):
+        with pytest.raises(zoo.ZooError, match="is not a readable image"):
             GREY.encode(tmp_path / name)
     with pytest.raises(zoo.ZooError, match="no image file"):
         GREY.encode(tmp_path / "absent.png")
@@ -120,9 +124,80 @@ def test_json_round_trip():
         ([], "must be an object"),
         ({"kind": "imag"}, "did you mean image"),
         ({"kind": "image", "shape": [1]}, "do not fit"),
-        ({"kind": "image", "shape": [8, 8, 3], "mean": [1], "std": [1], "labels": []}, "one a channel"),
+        ({"kind": "image", "shape": [8, 8, 3], "mean": [1], "std": [1], "labels": []}, "one per channel"),
     ],
 )
 def test_wrong_descriptions_are_refused(data, message):
     with pytest.raises(zoo.ZooError, match=message):
         inputs_from_json(data)
+
+
+SERIES = """
+import dataclasses
+from typing import ClassVar
+
+import jax
+import numpy as np
+
+from zoo.inputs import Inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class SeriesInputs(Inputs):
+    steps: int
+    labels: tuple[str, ...] = ()
+
+    kind: ClassVar[str] = "series"
+
+    @property
+    def shape(self):
+        return (self.steps, 40)
+
+    def encode(self, raw):
+        return np.resize(np.asarray(raw, np.float32), self.shape)
+
+    def decode(self, array):
+        return np.asarray(array).tolist()
+
+    def batch(self, raws):
+        return {"series": np.stack([self.encode(raw) for raw in raws])}
+
+    def arguments(self, batch):
+        return (batch["series"],), {}
+
+    def example(self):
+        return (jax.ShapeDtypeStruct((1, *self.shape), np.dtype(np.float32)),), {}
+"""
+
+
+def test_inputs_of_ones_own_are_read_back_by_load(tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.inputs.base._KINDS", dict(zoo.inputs.base._KINDS))
+    (tmp_path / "my_series.py").write_text(SERIES)
+    monkeypatch.syspath_prepend(tmp_path)
+    run, args = tmp_path / "run", {"hidden_size": 4, "num_layers": 1, "embedding_size": 3}
+    model = zoo.create_model("lstm_encoder", **args)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 5, 40), np.float32))
+    run.mkdir()
+    zoo.weights.save_native(variables, run / "model.safetensors")
+    described = {"name": "lstm_encoder", "args": args}
+    (run / "config.json").write_text(json.dumps({"model": described, "inputs": {"kind": "series", "steps": 5}}))
+    with pytest.raises(zoo.ZooError, match="unknown kind of inputs 'series'; there are image, pair, text"):
+        zoo.load(run)
+    own = importlib.import_module("my_series")
+    try:
+        found = zoo.load(run)
+    finally:
+        del sys.modules["my_series"]
+    assert found.inputs == own.SeriesInputs(5)
+    assert inputs_from_json(json.loads(json.dumps(found.inputs.to_json()))) == found.inputs
+    assert found.inputs.model_args() == {}
+    positional, named = found.inputs.arguments(found.inputs.batch([range(7), range(3)]))
+    assert found.model.apply(found.variables, *positional, **named).shape == (2, 3)
+
+
+def test_a_kind_that_is_taken_or_inherited(monkeypatch):
+    monkeypatch.setattr("zoo.inputs.base._KINDS", dict(zoo.inputs.base._KINDS))
+    with pytest.raises(zoo.ZooError, match="the kind of inputs 'image' is taken by ImageInputs; choose another"):
+        type("Other", (zoo.inputs.Inputs,), {"kind": "image"})
+    type("Larger", (ImageInputs,), {})  # with no kind of its own
+    assert zoo.inputs.base._KINDS["image"] is ImageInputs

@@ -73,5 +73,14 @@ def test_a_kept_export_gives_what_it_gave(folder):
         np.testing.assert_array_equal(array, expected[name])
 
 
+def test_a_loaded_model_with_scanned_layers_gives_the_same_logits():
+    folder = EXPORTS / zoo.__version__ / "transformer"
+    plain, scanned = zoo.load(folder), zoo.load(folder, scan_layers=True, remat="full")
+    assert (scanned.model.scan_layers, scanned.model.remat, scanned.inputs) == (True, "full", plain.inputs)
+    tokens = plain.inputs.batch([RAWS["transformer"]])["tokens"]
+    expected, found = (np.asarray(jax.jit(run.model.apply)(run.variables, tokens)) for run in (plain, scanned))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 def test_this_version_keeps_one_of_each_family():
     assert {path.name for path in (EXPORTS / zoo.__version__).iterdir()} == {"cnn", "lstm", "seq2seq", "transformer"}

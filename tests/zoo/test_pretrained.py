@@ -28,27 +28,43 @@ def test_they_are_small_and_described():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_pretrained_model_is_bound_and_the_same_as_the_loaded_one(name):
+def test_a_pretrained_model_predicts_with_fields_overridden(name):
     run = zoo.load(name)
-    images = np.stack([run.inputs.encode(np.zeros(run.inputs.shape, np.uint8))] * 2)
+    images = np.random.default_rng(0).normal(size=(2, *run.inputs.shape)).astype(np.float32)
     expected = jax.jit(run.model.apply)(run.variables, images)
-    bound = zoo.create_model(name, pretrained=True)
-    module, variables = bound.unbind()
-    np.testing.assert_array_equal(jax.jit(module.apply)(variables, images), expected)
     assert expected.shape == (2, len(run.inputs.labels))
+    half = zoo.load(name, dtype="bfloat16", param_dtype="bfloat16")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(half.variables["params"])} == {"bfloat16"}
+    found = jax.jit(half.model.apply)(half.variables, images)
+    assert found.dtype.name == "bfloat16"
+    scale = np.abs(expected).max()
+    assert 0 < np.abs(found.astype(np.float32) - expected).max() < 0.1 * scale  # bfloat16 has 8 bits, 20 layers
 
 
 def test_another_number_of_classes_draws_the_head_anew():
     with pytest.warns(UserWarning, match="the head 'fc3' \\(3\\) is drawn anew"):
-        model = zoo.create_model("lenet5", pretrained=True, num_classes=3)
-    assert model.variables["params"]["fc3"]["kernel"].shape == (84, 3)
+        run = zoo.load("lenet5", num_classes=3)
+    assert run.model.num_classes == 3
+    assert run.variables["params"]["fc3"]["kernel"].shape == (84, 3)
 
 
 def test_a_model_without_weights_says_which_have_some():
     with pytest.raises(zoo.ZooError, match="the zoo has no weights of vgg11; it has those of: lenet5, resnet20"):
-        zoo.create_model("vgg11", pretrained=True)
-    with pytest.raises(zoo.ZooError, match="unknown model 'lenet'; did you mean lenet5"):
-        zoo.create_model("lenet", pretrained=True)
+        zoo.load("vgg11")
+    with pytest.raises(zoo.ZooError, match="'lenet' is not a run folder: it does not exist; did you mean lenet5"):
+        zoo.load("lenet")
+
+
+def test_overrides_that_do_not_fit_are_refused():
+    with pytest.raises(zoo.ZooError, match="resnet20 has no field 'depth'"):
+        zoo.load("resnet20", depth=3)
+    with pytest.raises(zoo.ZooError, match="the stored model does not fit ResNet: misshapen: "):
+        zoo.load("resnet20", width=8)
+
+
+def test_create_model_loads_no_weights():
+    with pytest.raises(zoo.ZooError, match=r"create_model loads no weights; zoo.load\('lenet5'\) gives"):
+        zoo.create_model("lenet5", pretrained=True)
 
 
 def test_predict_by_name(tmp_path, capsys):

@@ -4,6 +4,7 @@ import ast
 import functools
 import math
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -16,8 +17,10 @@ import pytest
 import zoo
 from zoo.cnn.airbench import whitening_kernel
 from zoo.cnn.layers import adaptive_mean, drop_path
-from zoo.features import adding
-from zoo.registry import abstract_variables
+from zoo.features import adding, sow
+from zoo.inputs.pairs import PairInputs
+from zoo.inputs.text import TextInputs
+from zoo.registry import abstract_variables, example_of
 
 ROOT = pathlib.Path(__file__).parents[2]
 PUBLISHED = {  # torchvision's documentation
@@ -97,8 +100,8 @@ def test_parameter_counts_by_arithmetic():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_shapes_dtypes_and_gradients(name, dtype):
     info = zoo.model_info(name)
-    model, example = zoo.create_model(name, dtype=dtype), info.example(2)
-    variables = abstract_variables(model, example)
+    model, ((example,), _) = zoo.create_model(name, dtype=dtype), info.example(2)
+    variables = abstract_variables(model, [example])
     params, rest = variables["params"], {key: value for key, value in variables.items() if key != "params"}
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     logits = jax.eval_shape(model.apply, variables, example)
@@ -155,13 +158,42 @@ def test_features_come_only_on_request_and_by_the_documented_names(name):
     logits, changed = jax.eval_shape(functools.partial(model.apply, mutable=["features"]), variables, images)
     assert logits == jax.eval_shape(model.apply, variables, images)
     assert set(changed["features"]) == set(zoo.model_info(name).features)
-    documented = type(model).__doc__.split("Features: ")[1]
-    assert all(feature.rstrip("34") in documented or feature in documented for feature in changed["features"])
+    names = documented_features(type(model))[0]
+    if "..." in names:  # as many as the model has stages
+        last = len(model.stage_sizes) + 1
+        names = names - {"..."} | {f"stage{i}" for i in range(1, last)}
+    assert set(changed["features"]) == names
+
+
+def documented_features(module_class):
+    """Names, and strides of stages, as a docstring lists them: `Features: stage1, stage2 (at strides 4, 8), pooled.`"""
+    text = " ".join(module_class.__doc__.split()).split("Features: ")[1]
+    sentence = re.split(r"(?<!\.)\.(?= |$)", text)[0]
+    strides = re.search(r"\(.*strides ([\d, ]+)", sentence)
+    names = set(re.sub(r"\(.*?\)", "", sentence).replace(" ", "").split(","))
+    return names, [int(stride) for stride in strides[1].split(",")] if strides else None
+
+
+def test_documented_features_are_read_from_a_docstring():
+    class Model:
+        """Images to logits. Features: stem, stage1, stage2, ... (at strides 4, 8 there), pooled. Then more, stage9."""
+
+    assert documented_features(Model) == ({"stem", "stage1", "stage2", "...", "pooled"}, [4, 8])
 
 
 def test_resnet_stages_have_strides_4_to_32():
     features = zoo.model_info("resnet50").features
     assert [features[f"stage{i}"] for i in range(1, 5)] == [(56, 56, 256), (28, 28, 512), (14, 14, 1024), (7, 7, 2048)]
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name not in ("simple_cnn", "lenet5", "resnet8")])
+def test_stages_have_the_documented_strides(name):
+    """To the nearest power of two, since convolutions without padding lose pixels at the edge."""
+    info = zoo.model_info(name)
+    strides = documented_features(info.module_class)[1]
+    sides = [info.features[f"stage{i}"][0] for i in range(1, len(strides) + 1)]
+    assert f"stage{len(strides) + 1}" not in info.features
+    assert [2 ** round(math.log2(info.input_shape[0] / side)) for side in sides] == strides
 
 
 @pytest.mark.parametrize(
@@ -174,7 +206,7 @@ def test_stages_of_imagenet_models_have_strides_4_to_32(name):
 
 
 def test_option_a_shortcuts_have_no_parameters():
-    variables = abstract_variables(zoo.create_model("resnet20"), zoo.model_info("resnet20").example())
+    variables = abstract_variables(zoo.create_model("resnet20"), *zoo.model_info("resnet20").example())
     assert not any("downsample" in jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(variables))
 
 
@@ -241,11 +273,67 @@ def test_a_model_of_ones_own(monkeypatch):
         zoo.register("resnet18", family="cnn", input_shape=(4, 4, 1))(Linear)
 
 
+def test_a_model_of_several_inputs(monkeypatch):
+    monkeypatch.setattr("zoo.registry._MODELS", dict(zoo.registry._MODELS))
+
+    @zoo.register("denoiser", family="cnn", input_shape=(4, 4, 1), more_inputs={"time": ((), "int32")})
+    class Denoiser(nn.Module):
+        @nn.compact
+        def __call__(self, x, time, train=False):
+            shift = nn.Embed(10, 16)(time)
+            return nn.Dense(1)(sow(self, "hidden", x + shift.reshape(x.shape)))
+
+    info = zoo.model_info("denoiser")
+    (images,), named = info.example(3)
+    assert (images.shape, images.dtype) == ((3, 4, 4, 1), jnp.dtype("float32"))
+    assert {name: (array.shape, array.dtype) for name, array in named.items()} == {"time": ((3,), jnp.dtype("int32"))}
+    assert info.parameters == 10 * 16 + 2
+    assert info.flops == 2 * 16
+    assert info.features == {"hidden": (4, 4, 1)}
+
+
+def test_an_encoder_decoders_example_is_what_its_inputs_give():
+    """So that the registry's example and a run's inputs initialise the same model."""
+    side = TextInputs("char", "ab", 7)
+    args, kwargs = PairInputs(side, side).example()
+    model = zoo.create_model("seq2seq_lstm", vocab_size=6, source_vocab_size=6, hidden_size=4, num_layers=1)
+    ours, theirs = abstract_variables(model, args, kwargs), abstract_variables(model, *example_of(model))
+    assert shapes(ours) == shapes(theirs)
+    batch = {
+        "source": np.zeros((1, 7), np.int32),
+        "target": np.zeros((1, 7), np.int32),
+        "source_length": np.ones(1, int),
+    }
+    given, named = PairInputs(side, side).arguments(batch)
+    assert [x.shape for x in given] == [x.shape for x in args]
+    assert {k: x.shape for k, x in named.items()} == {k: x.shape for k, x in kwargs.items()}
+
+
 def test_import_zoo_loads_nothing_heavy():
-    heavy = ("optax", "orbax", "tensorstore", "PIL", "tokenizers", "torch", "tensorflow", "tyro", "matplotlib")
+    heavy = (
+        "optax",
+        "orbax",
+        "tensorstore",
+        "PIL",
+        "tokenizers",
+        "huggingface_hub",
+        "torch",
+        "tensorflow",
+        "tyro",
+        "matplotlib",
+    )
     code = f"import sys, zoo; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("family", ["cnn", "lstm", "seq2seq", "transformer"])
+def test_every_file_of_a_familys_folder_is_imported(family):
+    files = {path.stem for path in (ROOT / "zoo" / family).glob("*.py")} - {"__init__"}
+    assert len(files) >= 5
+    assert {f"zoo.{family}.{name}" for name in files} <= set(sys.modules)
+    registered = {info.module_class.__module__ for info in map(zoo.model_info, zoo.list_models(family=family))}
+    assert all(module.startswith(f"zoo.{family}.") for module in registered)
 
 
 def test_zoo_never_imports_train():

@@ -62,8 +62,8 @@ def test_flops_are_those_of_the_arithmetic():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_shapes_and_dtypes(name, dtype):
-    model, example = zoo.create_model(name, dtype=dtype), zoo.model_info(name).example(2)
-    variables = abstract_variables(model, example)
+    model, ((example,), _) = zoo.create_model(name, dtype=dtype), zoo.model_info(name).example(2)
+    variables = abstract_variables(model, [example])
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     out = jax.eval_shape(model.apply, variables, example)
     assert (out.shape, out.dtype) == ((2, 1000), jnp.dtype(dtype))
@@ -130,7 +130,7 @@ def test_features_come_by_the_documented_names(pooling):
 def test_scanned_layers_are_the_same_layers():
     model, variables = tiny()
     scanned = model.clone(scan_layers=True)
-    shapes = abstract_variables(scanned, jax.ShapeDtypeStruct(IMAGES.shape, jnp.float32))
+    shapes = abstract_variables(scanned, [jax.ShapeDtypeStruct(IMAGES.shape, jnp.float32)])
     params = stacked(variables["params"], shapes["params"])
     jax.tree.map(np.testing.assert_array_equal, unstacked(params), variables["params"])
     out, changed = scanned.apply({"params": params}, IMAGES, mutable=["features"])
@@ -239,7 +239,7 @@ def test_positions_that_are_of_no_square_are_told(folder):
     [
         ({"qkv_bias": False}, "qkv_bias must be true, not false"),
         ({"num_channels": 1}, "num_channels must be 3, not 1"),
-        ({"image_size": [8, 16]}, r"image_size must be of a square, not \[8, 16\]"),
+        ({"image_size": [8, 16]}, r"image_size must be square, not \[8, 16\]"),
         ({"image_size": "8"}, "image_size must be an integer of at least 1, not '8'"),
         ({"hidden_act": "silu"}, "unknown activation 'silu'; there are gelu, "),
         ({"image_size": 10}, "image_size 10 must be a multiple of patch_size 4"),
@@ -265,6 +265,6 @@ def test_what_hugging_faces_have_not_is_not_saved(tmp_path):
     with pytest.raises(zoo.ZooError, match="Hugging Face's vit has pooling 'token', not 'mean'"):
         zoo.save_pretrained(*tiny(pooling="mean"), tmp_path / "vit")
     grey = jax.eval_shape(tiny()[0].init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    with pytest.raises(zoo.ZooError, match="the variables are not of this model"):
+    with pytest.raises(zoo.ZooError, match="the variables do not belong to this model"):
         zoo.save_pretrained(tiny()[0], grey, tmp_path / "vit")
     assert not (tmp_path / "vit").exists()

@@ -75,7 +75,7 @@ def test_every_wrong_tensor_is_named(model, variables, tmp_path):
 @pytest.mark.parametrize("save", [zoo.save_weights, save_native])
 def test_another_number_of_classes_replaces_the_head_and_says_so(save, variables, tmp_path):
     save(variables, tmp_path / "w.safetensors")
-    with pytest.warns(UserWarning, match=r"no head of as many classes; the head 'fc' \(3\) is drawn anew"):
+    with pytest.warns(UserWarning, match=r"no head for this number of classes; the head 'fc' \(3\) is drawn anew"):
         loaded = zoo.load_weights("resnet8", tmp_path / "w.safetensors", width=4, num_classes=3)
     head = loaded["params"].pop("fc")
     assert head["kernel"].shape == (16, 3)
@@ -121,7 +121,7 @@ def test_files_that_are_damaged_or_something_else(model, variables, tmp_path):
 def test_nothing_is_overwritten(variables, tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_text("precious")
-    with pytest.raises(zoo.ZooError, match="exists already"):
+    with pytest.raises(zoo.ZooError, match="exists; remove it or choose another name"):
         zoo.save_weights(variables, path)
     assert path.read_text() == "precious"
     zoo.save_weights(variables, path, overwrite=True)

@@ -18,6 +18,7 @@ from train.sharding import make_layout
 from train.tasks.classification import Classification
 from train.tasks.task import Task
 from zoo.errors import ZooError
+from zoo.partition import rules_of
 from zoo.run import read_config
 
 
@@ -93,7 +94,7 @@ def evaluate_target(config: EvaluateConfig) -> tuple[dict[str, float], str]:
             f"{dataset.name} has {len(found.labels)} classes of {found.shape} {found.kind}s; {config.target} takes "
             f"{len(inputs.labels)} of {inputs.shape} {inputs.kind}s (data.image-size brings images to a size)"
         )
-    layout = make_layout(config.parallel, config.batch_size, 1)
+    layout = make_layout(config.parallel, config.batch_size, 1, rules=rules_of(model))
     evaluator = Evaluator(config.task, model, inputs, layout, config.batch_size)
     split = dataset.split(config.split)
     return evaluator(layout.put_state(variables), split, final=True, passing=_passing), split.described

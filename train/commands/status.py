@@ -6,10 +6,11 @@ from typing import Any
 
 from train.journal import lives
 from train.records import read_rows, shown
+from zoo.checkpoints import BrokenCheckpoint, read_meta, step_folders
 from zoo.errors import ZooError
 from zoo.files import read_json
 from zoo.registry import fits
-from zoo.run import BrokenCheckpoint, read_config, read_meta, step_folders
+from zoo.run import read_config
 
 STATUS: dict[str, Any] = {
     "activity": str,

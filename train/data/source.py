@@ -12,9 +12,9 @@ import numpy as np
 
 from train.data.batches import Batches, eval_batches
 from train.settings import Registered
+from zoo.arrays import digest_of
 from zoo.errors import ZooError
 from zoo.inputs import Inputs
-from zoo.run import digest_of
 
 Arrays = dict[str, np.ndarray]
 IN_MEMORY_BYTES = 2 << 30  # larger sets, decoded, are read from their files batch by batch

@@ -17,8 +17,9 @@ import numpy as np
 from train.data.source import Dataset
 from train.data.streams import Stream
 from train.report.page import CURVES, Options, draw_curves, save, write_page
+from zoo.arrays import named_leaves
 from zoo.errors import ZooError
-from zoo.run import Run, named_leaves
+from zoo.run import Run
 
 TEXT = 3000  # tokens shown
 WINDOWS = 256  # from the zero state, over which the loss by position is a mean

@@ -11,10 +11,11 @@ import numpy as np
 import zoo
 from train.data.source import Dataset
 from train.report.page import CURVES, Options, draw_curves, save, write_page
+from zoo.arrays import named_leaves
 from zoo.errors import ZooError
 from zoo.features import adding
 from zoo.inputs.image import ImageInputs
-from zoo.run import Run, named_leaves
+from zoo.run import Run
 from zoo.transformer import ViT
 
 BATCH = 256
@@ -133,7 +134,7 @@ def first_kernels(run: Run) -> dict[str, np.ndarray]:
 
 def last_stage(run: Run) -> tuple[str, tuple[int, ...]]:
     """Name and shape [h, w, C] of the last maps that the model sows as a stage."""
-    features = zoo.registry.features_of(run.model, run.inputs.example())
+    features = zoo.registry.features_of(run.model, *run.inputs.example())
     return max(((n, s) for n, s in features.items() if n.startswith("stage") and len(s) == 3), default=("", ()))
 
 

@@ -107,8 +107,8 @@ class Translation(Task):
     def decoded(self, run: Run, split: Any) -> dict[str, float]:
         """The quality of a split's decoded targets."""
         sources, right = zip(*split.texts, strict=True)
-        by_character: bool = run.inputs.by_character  # type: ignore[union-attr]
-        return quality(self.translations(run, sources), right, by_character, self.spacy_language)
+        inputs: Any = run.inputs
+        return quality(self.translations(run, sources), right, inputs.by_character, self.spacy_language)
 
     def translations(self, run: Run, sources: Any) -> list[str]:
         """The best target of each source."""

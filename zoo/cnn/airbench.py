@@ -1,8 +1,8 @@
 """A fast network for small images: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.
 
-A 2x2 convolution whose kernels are the whitening filters of the training images' patches (`calibrate`), fixed; three
-blocks of convolution, max-pool, norm, GELU, convolution, norm, GELU; a maximum over what is left; logits scaled by
-1 / 9. Norms have a bias and no scale, and convolutions begin as the identity on their first channels.
+A fixed 2x2 convolution with the whitening filters of the training images' patches (`calibrate`); three blocks of
+convolution, max-pool, norm, GELU, convolution, norm, GELU; a global maximum; logits scaled by 1 / 9. Norms have a bias
+and no scale, and convolutions start as the identity on their first channels.
 """
 
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ class AirBlock(nn.Module):
 class AirBench(nn.Module):
     """Images [B, H, W, C], at least 9 x 9, to logits [B, num_classes].
 
-    Features: stage1, stage2, stage3 (at strides 2, 4, 8), pooled. `axis_name`: see `ResNet`. The whitening kernel lies
+    Features: stage1, stage2, stage3 (at strides 2, 4, 8), pooled. `axis_name`: see `ResNet`. The whitening kernel is
     in the collection `constants`, which no optimizer changes.
     """
 
@@ -88,13 +88,13 @@ class AirBench(nn.Module):
         return self.logit_scale * nn.Dense(self.num_classes, use_bias=False, **dtypes, name="fc")(x)
 
     def calibrate(self, variables: Mapping[str, Any], images: np.ndarray) -> dict[str, Any]:
-        """`variables` with the whitening kernel of normalised training images float32 [n, H, W, C], some thousands."""
+        """`variables` with the whitening kernel of normalised training images float32 [n, H, W, C], a few thousand."""
         kernel = whitening_kernel(np.asarray(images, np.float32)).astype(np.dtype(self.param_dtype))
         return {**variables, "constants": {"whiten": {"kernel": jnp.asarray(kernel)}}}
 
 
 class Whitening(nn.Module):
-    """A 2x2 convolution without padding to 8 channels for each one of the input; only its bias is learnt."""
+    """A 2x2 convolution without padding to 8 channels per input channel; only its bias is trained."""
 
     dtype: Any
     param_dtype: Any

@@ -1,4 +1,4 @@
-"""AlexNet: Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", as torchvision has it.
+"""AlexNet: Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", as in torchvision.
 
 The single-column form of Krizhevsky, Sutskever and Hinton 2012: five convolutions, three overlapping max-pools, three
 dense layers, no local response normalisation.
@@ -15,7 +15,7 @@ from zoo.features import sow
 from zoo.ops.pooling import max_pool
 from zoo.registry import register
 
-LAYERS = (  # place in torchvision's list, width, kernel size, strides, padding, whether a max-pool follows
+LAYERS = (  # index in torchvision's list, width, kernel size, strides, padding, whether a max-pool follows
     (0, 64, 11, 4, 2, True),
     (3, 192, 5, 1, 2, True),
     (6, 384, 3, 1, 1, False),

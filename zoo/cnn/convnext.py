@@ -1,7 +1,7 @@
-"""ConvNeXt: Liu et al. 2022, "A ConvNet for the 2020s", section 2, as torchvision has it.
+"""ConvNeXt: Liu et al. 2022, "A ConvNet for the 2020s", section 2, as in torchvision.
 
 Stages of blocks: depthwise 7x7 convolution, layer norm, a dense layer to four times the width, GELU, a dense layer
-back, a scale per channel that begins at 1e-6. Stochastic depth grows linearly with depth.
+back, a scale per channel that starts at 1e-6. Stochastic depth grows linearly with depth.
 """
 
 from functools import partial

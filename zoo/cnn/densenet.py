@@ -57,7 +57,7 @@ class Transition(nn.Module):
 
 
 class DenseFeatures(nn.Module):
-    """All but the classifier; returns the last map and those of the stages."""
+    """Everything but the classifier; returns the outputs of the stages, the last one normalised."""
 
     stage_sizes: tuple[int, ...]
     growth_width: int

@@ -1,7 +1,7 @@
-"""EfficientNet-B0 (Tan and Le 2019, table 1), as torchvision has it, and its Lite form.
+"""EfficientNet-B0 (Tan and Le 2019, table 1), as in torchvision, and its Lite form.
 
-Lite0 is Google's form for phones (2020): no squeeze-and-excitation, ReLU6 instead of SiLU; here with torchvision's
-padding, symmetric, where TensorFlow pads the end.
+Lite0 is Google's form for mobile devices (2020): no squeeze-and-excitation, ReLU6 instead of SiLU; here with
+torchvision's symmetric padding, where TensorFlow pads the end.
 """
 
 from functools import partial

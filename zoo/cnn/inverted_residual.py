@@ -1,7 +1,7 @@
 """The inverted residual block of MobileNet and EfficientNet (Sandler et al. 2018, section 3.3).
 
-A 1x1 convolution to more channels, a depthwise one, squeeze-and-excitation (Hu et al. 2018) if asked for, and a linear
-1x1 convolution back; a shortcut where size and width stay.
+A 1x1 convolution to more channels, a depthwise convolution, optional squeeze-and-excitation (Hu et al. 2018), and a
+linear 1x1 convolution back; a shortcut where size and width do not change.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the convolutional models share."""
+"""Layers that the convolutional models share."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +12,7 @@ from zoo.errors import ZooError
 from zoo.ops.convolution import conv_general_dilated
 
 Layer = Callable[..., Any]
-Conv = partial(nn.Conv, conv_general_dilated=conv_general_dilated)  # the same, faster to train on a CPU
+Conv = partial(nn.Conv, conv_general_dilated=conv_general_dilated)  # faster to train on CPU
 
 # Kaiming normal over the fan out: the variance of the gradient, not of the activation, stays constant.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -62,8 +62,8 @@ def batch_norm(
 ) -> nn.BatchNorm:
     """Batch normalisation, by default with torch's epsilon and momentum; statistics in float32.
 
-    `momentum` is what the old running average keeps. The running variance is the biased one; torch keeps n / (n - 1)
-    times that.
+    `momentum` is the weight of the old running average. The running variance is the biased one; torch stores n / (n -
+    1) times it.
     """
     return nn.BatchNorm(
         use_running_average=not train,
@@ -77,9 +77,10 @@ def batch_norm(
 
 
 def drop_path(x: jax.Array, rate: float, train: bool) -> jax.Array:
-    """Stochastic depth (Huang et al. 2016): in training drops a branch's output, example by example, with `rate`.
+    """Stochastic depth (Huang et al. 2016): in training drops a branch's output for whole examples, with probability
+    `rate`.
 
-    What is kept is divided by 1 - rate. Needs an rng `dropout` where it drops.
+    The rest is divided by 1 - rate. Needs an rng `dropout` if it drops.
     """
     return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not train)(x)
 

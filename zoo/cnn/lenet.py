@@ -1,8 +1,8 @@
-"""LeNet-5 (LeCun, Bottou, Bengio and Haffner 1998, section II), in the form in which it is written today.
+"""LeNet-5 (LeCun, Bottou, Bengio and Haffner 1998, section II), in its modern form.
 
 6 and 16 kernels of 5x5, dense layers of 120 and 84, on 32x32x1. As in most later versions, and unlike the paper, every
-map of the second convolution sees every map of the first, pooling is a plain mean without weights of its own, and the
-output is a dense layer of logits instead of distances to prototypes. The activation is the paper's, tanh.
+map of the second convolution sees every map of the first, pooling is a plain mean without weights, and the output is a
+dense layer of logits instead of distances to prototypes. The activation is the paper's, tanh.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """MobileNetV2 (Sandler et al. 2018, table 2) and MobileNetV3 (Howard et al. 2019, tables 1 and 2).
 
-Both as torchvision has them, down to their rounding of widths.
+Both as in torchvision, including the rounding of widths.
 """
 
 from functools import partial

@@ -1,9 +1,9 @@
 """Residual networks: He, Zhang, Ren and Sun 2016, "Deep residual learning for image recognition".
 
-Two forms of one module. `stem="imagenet"` is torchvision's arithmetic, which differs from the paper in that a
-bottleneck strides in its 3x3 convolution, not in its first 1x1. `stem="cifar"` is section 4.2 of the paper: a 3x3
-convolution, three stages, and `shortcut="pad"`, option A: every second pixel, and zeros for the new channels, so that
-shortcuts have no parameters. (The paper does not say where the zero channels go; here half on each side.)
+Two forms of one module. `stem="imagenet"` is torchvision's: unlike the paper, a bottleneck strides in its 3x3
+convolution, not in its first 1x1. `stem="cifar"` is section 4.2 of the paper: a 3x3 convolution, three stages, and
+`shortcut="pad"`, option A: subsampling by 2 and zeros for the new channels, so that shortcuts have no parameters. (The
+paper does not say where the zero channels go; here half on each side.)
 """
 
 from functools import partial

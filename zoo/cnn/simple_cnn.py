@@ -1,4 +1,4 @@
-"""Two convolutions and two dense layers: the network that framework tutorials train on CIFAR-10.
+"""Two convolutions and two dense layers: the network of many CIFAR-10 tutorials.
 
 3x3 conv 32, ReLU, 2x2 max-pool, 3x3 conv 64, ReLU, 2x2 max-pool, dense 1024, ReLU, dense `num_classes`.
 """

@@ -1,6 +1,6 @@
 """VGG: Simonyan and Zisserman 2015, "Very deep convolutional networks for large-scale image recognition", table 1.
 
-Columns A, B, D and E, with torchvision's names; the `_bn` ones normalise after each convolution, as the paper did not.
+Columns A, B, D and E, with torchvision's names; the `_bn` variants, not in the paper, normalise after each convolution.
 """
 
 from functools import partial

@@ -1,7 +1,7 @@
 """Wide residual networks: Zagoruyko and Komodakis 2016, "Wide residual networks", for small images.
 
 Pre-activation blocks of two 3x3 convolutions (He et al. 2016, "Identity mappings in deep residual networks"), 16, 32,
-64 channels times a widening factor; where width or stride changes, the shortcut is a 1x1 convolution of the activated
+64 channels times a widening factor. Where width or stride changes, the shortcut is a 1x1 convolution of the activated
 input.
 """
 

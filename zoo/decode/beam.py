@@ -1,14 +1,14 @@
 """Beam search over a model of the sequence protocol, compiled as one loop, for many sources at once.
 
-A beam is a target begun, of which each row keeps the `beam_size` most probable. Every step continues them by all
-tokens; continuations by the token `end` that are among the `beam_size` best have ended and are set aside, the best of
-the others are the beams of the next step. A row is done when as many have ended as it has beams and none of these is
-ahead of the best of those (so that one beam is greedy decoding), when no beam can still beat the worst of the
-`num_best` that it owes, or after `max_length` tokens, when its beams end as they are.
+Each row keeps the `beam_size` most probable prefixes (beams). Every step extends them by all tokens. Extensions by the
+token `end` among the `beam_size` best are complete and set aside; the best of the others are the next beams. A row is
+done when as many targets are complete as it has beams and no beam is ahead of the best of them (so that one beam is
+greedy decoding), when no beam can still beat the worst of its `num_best`, or after `max_length` tokens, when its beams
+are complete as they are.
 
-Targets that ended are ranked as in Wu et al. 2016 (arXiv:1609.08144), equation 14: the log probability divided by
-((5 + n) / 6)^length_penalty, n tokens with `end`; plus coverage_penalty times the sum over the source's places of
-log(min(attention that the place got, 1)).
+Complete targets are ranked as in Wu et al. 2016 (arXiv:1609.08144), equation 14: the log probability divided by ((5 +
+n) / 6)^length_penalty, with n tokens including `end`; plus coverage_penalty times the sum over source positions of
+log(min(attention to the position, 1)).
 """
 
 import functools
@@ -25,11 +25,11 @@ from zoo.errors import ZooError
 from zoo.sequence import check_source, room
 from zoo.transformer.layers import unscanned
 
-LEAST_COVERAGE = 1e-6  # of a place of the source, whose logarithm is taken
+LEAST_COVERAGE = 1e-6  # minimum attention to a source position, for its logarithm
 
 
 class Beams(NamedTuple):
-    """The best targets of each row, best first; a row that has fewer fills up with scores of minus infinity."""
+    """The best targets of each row, best first; missing ones have a score of minus infinity."""
 
     tokens: jax.Array  # int32 [B, num_best, max_length]; `end` after the last
     lengths: jax.Array  # int32 [B, num_best], of the tokens before `end`
@@ -37,7 +37,7 @@ class Beams(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What is compiled into the loop."""
+    """Settings that are compiled into the loop."""
 
     end: int
     max_length: int
@@ -48,15 +48,15 @@ class Settings(NamedTuple):
 
 
 class Search(NamedTuple):
-    """What the loop carries: B rows, K beams of each, at most T tokens of a target."""
+    """The carry of the loop: B rows, K beams each, targets of at most T tokens."""
 
-    step: jax.Array  # tokens that beams have
-    state: Any  # the model's, of B * K rows
+    step: jax.Array  # number of tokens in the beams
+    state: Any  # of the model, B * K rows
     last: jax.Array  # int32 [B, K], the token to read next
     tokens: jax.Array  # int32 [B, K, T]
     scores: jax.Array  # float32 [B, K], log probabilities
-    coverage: jax.Array | None  # float32 [B, K, S], attention that each place of the source got
-    ended: Beams  # the best K that ended
+    coverage: jax.Array | None  # float32 [B, K, S], sum of the attention to each source position
+    ended: Beams  # the best K complete targets
     num_ended: jax.Array  # int32 [B]
     done: jax.Array  # bool [B]
 
@@ -74,11 +74,11 @@ def beam_search(
     coverage_penalty: float = 0.0,
     num_best: int = 1,
 ) -> Beams:
-    """The best targets, of at most `max_length` tokens, that go on from a state of B rows and the tokens `first` [B].
+    """The best targets, of at most `max_length` tokens, that continue a state of B rows and the tokens `first` [B].
 
-    The state is of `encode`, or of `init_state` and a prompt, with room for `max_length` more tokens. Rows do not
-    depend on one another. ZooError for numbers out of range, a state without that room, and a coverage penalty where
-    the model has no attention to a source.
+    The state comes from `encode`, or from `init_state` and a prompt, with room for `max_length` more tokens. Rows are
+    independent. ZooError for numbers out of range, a state without that room, and a coverage penalty for a model
+    without attention over a source.
     """
     settings = Settings(end, max_length, beam_size, length_penalty, coverage_penalty, num_best)
     check_settings(model, settings)
@@ -87,7 +87,7 @@ def beam_search(
         raise ZooError(f"max_length {max_length} is more than the {holds} tokens that the state has room for")
     rows = len(state["position"])
     if np.shape(first) != (rows,):
-        raise ZooError(f"first must be a token for each of the state's rows, [{rows}], not {list(np.shape(first))}")
+        raise ZooError(f"first must be one token per row of the state, [{rows}], not {list(np.shape(first))}")
     model, variables = unscanned(model, variables)
     return _search(model, settings, variables, state, jnp.asarray(first, jnp.int32))
 
@@ -106,13 +106,12 @@ def decode_sources(
     coverage_penalty: float = 0.0,
     num_best: int = 1,
 ) -> Beams:
-    """`beam_search` from sources int [B, S], of which row b has `source_lengths[b]`, in one compiled call.
+    """`beam_search` from sources int [B, S], `source_lengths[b]` tokens in row b, in one compiled call.
 
-    `first` is the token, or those [B], with which targets begin. An empty source is one like others: what attends to it
-    sees zeros.
+    `first` is the first token of every target, or one per row [B]. A source may be empty: attention to it is zero.
     """
     if not hasattr(model, "encode") or not hasattr(model, "vocab_size"):
-        raise ZooError(f"{type(model).__name__} reads no source")
+        raise ZooError(f"{type(model).__name__} has no encoder for a source")
     settings = Settings(end, max_length, beam_size, length_penalty, coverage_penalty, num_best)
     check_settings(model, settings)
     check_source(model, np.asarray(source), source_lengths)
@@ -137,14 +136,14 @@ def check_settings(model: Any, settings: Settings) -> None:
     if not 0 <= settings.end < model.vocab_size:
         raise ZooError(f"end {settings.end} is outside the vocabulary of {model.vocab_size}")
     if limit is not None and settings.max_length > limit:
-        raise ZooError(f"max_length {settings.max_length} is more than the {limit} tokens that the model reads")
+        raise ZooError(f"max_length {settings.max_length} is more than the model's max_length of {limit}")
 
 
 def source_attention(features: Any) -> jax.Array:
-    """Of what `mutable=["features"]` gave, the attention of each target token to the source, float32 [B, T, S].
+    """The attention of each target token over the source, float32 [B, T, S], from the collection `features`.
 
-    A recurrent decoder's `attention`, or the mean over a Transformer's layers and heads of `cross/weights`. ZooError
-    where there is none.
+    A recurrent decoder's `attention`, or the mean of `cross/weights` over a Transformer's layers and heads. ZooError if
+    there is none.
     """
     if "attention" in features:
         return features["attention"].astype(jnp.float32)
@@ -154,7 +153,7 @@ def source_attention(features: Any) -> jax.Array:
         if jax.tree_util.keystr(path, simple=True, separator="/").endswith("cross/weights")
     ]
     if not found:
-        raise ZooError("the model has no attention to a source, which a coverage penalty or a picture of it needs")
+        raise ZooError("the model has no attention over a source, which coverage penalties and attention plots need")
     return sum(found[1:], found[0]) / len(found)
 
 
@@ -180,7 +179,7 @@ def _search(model: nn.Module, settings: Settings, variables: Any, state: Any, fi
         state=state,
         last=jnp.repeat(first[:, None], beams, axis=1),
         tokens=nothing.tokens,
-        scores=jnp.where(jnp.arange(beams) == 0, 0, nothing.scores),  # all are the same at first: one of them lives
+        scores=jnp.where(jnp.arange(beams) == 0, 0, nothing.scores),  # the beams are equal at first: keep one
         coverage=_no_coverage(model, variables, state, rows) if settings.coverage_penalty else None,
         ended=nothing,
         num_ended=jnp.zeros((rows,), jnp.int32),
@@ -197,10 +196,10 @@ def _search(model: nn.Module, settings: Settings, variables: Any, state: Any, fi
 
 
 def _step(model: nn.Module, settings: Settings, variables: Any, search: Search) -> Search:
-    """One token more of every beam."""
+    """Extends every beam by one token."""
     (rows, beams), end, n = search.scores.shape, settings.end, search.step + 1
     logits, state, attention = _read(model, variables, search.state, search.last, search.coverage is not None)
-    # The best 2 K continuations hold at least K that do not end, as each beam has one that does.
+    # Of the best 2 K extensions at least K do not end, since each beam has one extension that ends.
     each = min(2 * beams, logits.shape[-1])
     best, tokens = lax.top_k(logits, each)
     totals = search.scores[..., None] + best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
@@ -242,7 +241,7 @@ def _step(model: nn.Module, settings: Settings, variables: Any, search: Search) 
 def _read(
     model: nn.Module, variables: Any, state: Any, tokens: jax.Array, attends: bool
 ) -> tuple[jax.Array, Any, jax.Array | None]:
-    """Logits float32 [B, K, V] after tokens [B, K], the state, and if asked for, the attention [B, K, S]."""
+    """Logits float32 [B, K, V] after tokens [B, K], the state, and on request the attention [B, K, S]."""
     out, changed = model.apply(variables, tokens.reshape(-1, 1), state, mutable=["features"] if attends else [])
     (logits, state), attention = out, None
     if attends:
@@ -251,7 +250,7 @@ def _read(
 
 
 def _no_coverage(model: nn.Module, variables: Any, state: Any, rows: int) -> jax.Array:
-    """Zeros [B, K, S], and ones where a row has no source, which then costs nothing."""
+    """Zeros [B, K, S], and ones for rows without a source, so that its coverage costs nothing."""
     lengths = state["source"]["lengths"].reshape(rows, -1) if "source" in state else jnp.zeros((rows, 1), jnp.int32)
     read = functools.partial(_read, model, attends=True)
     shape = jax.eval_shape(read, variables, state, jnp.zeros_like(lengths))[2].shape
@@ -259,7 +258,7 @@ def _no_coverage(model: nn.Module, variables: Any, state: Any, rows: int) -> jax
 
 
 def ranked(settings: Settings, scores: jax.Array, n: Any, coverage: jax.Array | None) -> jax.Array:
-    """By what targets of n tokens are ranked, from their log probabilities [B, K]."""
+    """The ranking score of targets of n tokens, from their log probabilities [B, K]."""
     scores = scores / ((5 + n) / 6) ** settings.length_penalty
     if coverage is None:
         return scores
@@ -268,7 +267,7 @@ def ranked(settings: Settings, scores: jax.Array, n: Any, coverage: jax.Array | 
 
 
 def possible(settings: Settings, scores: jax.Array) -> jax.Array:
-    """What no continuation of beams with these log probabilities can be ranked above."""
+    """An upper bound of the score of any continuation of beams with these log probabilities."""
     return ranked(settings, scores, settings.max_length, None)
 
 
@@ -278,7 +277,7 @@ def _of(leaf: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _best(n: int, end: int, held: Beams, new: Beams) -> Beams:
-    """The n best of both, those that were held first where they are equal."""
+    """The n best of both; among equals the earlier ones come first."""
     tokens, lengths, scores = (jnp.concatenate(pair, axis=1) for pair in zip(held, new, strict=True))
     scores, index = lax.top_k(scores, n)
     some = jnp.isfinite(scores)

@@ -1,7 +1,7 @@
-"""Sources to targets: texts in, texts out, by an encoder-decoder and beam search."""
+"""Translation of texts by an encoder-decoder and beam search."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -12,8 +12,8 @@ from zoo.inputs.text import padded, width_for
 from zoo.run import Run
 
 
-class Said(NamedTuple):
-    """A target, and its score: the log probability divided as the length penalty says."""
+class Hypothesis(NamedTuple):
+    """A target and its score: the log probability divided by the length penalty."""
 
     text: str
     score: float
@@ -28,20 +28,21 @@ def translate(
     length_penalty: float = 0.6,
     coverage_penalty: float = 0.0,
     batch_size: int = 64,
-) -> list[list[Said]]:
-    """The `num_best` best targets of each source, best first, by a run of pairs as `zoo.load` gives it.
+) -> list[list[Hypothesis]]:
+    """The `num_best` best targets of each source, best first, from a run of pairs as `zoo.load` returns it.
 
-    Sources of about one length are decoded together, in batches of a few widths, each in one dispatch. ZooError for a
-    run of another task, a source that is empty or longer than the model takes, and numbers out of range.
+    Sources of similar length are decoded together, in batches of a few widths, each in one dispatch. ZooError for a
+    model that is not an encoder-decoder, a source that is empty or longer than the model accepts, and numbers out of
+    range.
     """
-    model, variables, inputs = run
-    if not isinstance(inputs, PairInputs):
-        raise ZooError(f"{type(model).__name__} translates nothing: its run is of {inputs.kind}s, not of pairs")
+    model, variables, inputs = run.model, run.variables, cast(PairInputs, run.inputs)
+    if not hasattr(model, "encode"):
+        raise ZooError(f"{type(model).__name__} cannot translate: it is not an encoder-decoder")
     if batch_size < 1:
         raise ZooError(f"batch_size must be at least 1, not {batch_size}")
     rows = [inputs.encode(text) for text in texts]
     order = np.argsort([len(row) for row in rows], kind="stable")
-    found: list[list[Said]] = [[] for _ in rows]
+    found: list[list[Hypothesis]] = [[] for _ in rows]
     for start in range(0, len(rows), batch_size):
         places = order[start : start + batch_size]
         width = min(width_for(len(rows[places[-1]])), inputs.source.length)
@@ -54,5 +55,7 @@ def translate(
         )  # fmt: skip
         tokens, scores = np.asarray(beams.tokens), np.asarray(beams.scores)
         for row, place in enumerate(places):
-            found[place] = [Said(inputs.decode(t), float(s)) for t, s in zip(tokens[row], scores[row], strict=True)]
+            found[place] = [
+                Hypothesis(inputs.decode(t), float(s)) for t, s in zip(tokens[row], scores[row], strict=True)
+            ]
     return found

@@ -1,4 +1,4 @@
-"""Images: files and arrays of bytes to the normalised float32 that a model was trained on."""
+"""Images: files and uint8 arrays to the normalised float32 that a model was trained on."""
 
 import dataclasses
 import math
@@ -9,17 +9,17 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from zoo.arrays import Example
 from zoo.errors import ZooError
+from zoo.inputs.base import Inputs
 
-MOST_PIXELS = 2**27  # of a file
-MOST_SIDE = 2**14  # pixels of a model's input
-MOST_STRETCHED = (
-    16  # an image that covers `size` is this many times as long at most; of a longer one the middle is read
-)
+MOST_PIXELS = 2**27  # in a file
+MOST_SIDE = 2**14  # pixels per side of a model's input
+MOST_STRETCHED = 16  # the largest aspect ratio relative to `size`; longer images are cropped before resizing
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageInputs:
+class ImageInputs(Inputs):
     """Images of `shape` (height, width, channels), normalised by the training set's `mean` and `std` per channel.
 
     `mean` and `std` are in units of the full range, 0 to 1. `labels` names the classes in the order of the logits.
@@ -40,66 +40,60 @@ class ImageInputs:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         sides = all(isinstance(n, int) and 1 <= n <= MOST_SIDE for n in self.shape)
         if not sides or not all(math.isfinite(value) for value in (*self.mean, *self.std)) or 0 in self.std:
-            raise ZooError(f"shape {self.shape}, mean {self.mean} and std {self.std} are not of images")
+            raise ZooError(f"shape {self.shape}, mean {self.mean} and std {self.std} do not describe images")
         if not all(isinstance(label, str) for label in self.labels):
             raise ZooError(f"labels must be strings, not {self.labels!r:.80}")
         if len(self.shape) != 3 or len(self.mean) != self.shape[-1] or len(self.std) != self.shape[-1]:
-            raise ZooError(f"shape {self.shape} does not go with mean {self.mean} and std {self.std}: one a channel")
+            raise ZooError(f"shape {self.shape} does not fit mean {self.mean} and std {self.std}: one per channel")
 
     def encode(self, raw: Any) -> np.ndarray:
-        """A file's path, a PIL image or a uint8 array [h, w], [h, w, c] to float32 [height, width, channels].
+        """A file's path, a PIL image or a uint8 array [h, w] or [h, w, c] to float32 [height, width, channels].
 
-        Other sizes are scaled, the shorter side first, and cut at the centre. ZooError for what is not an image.
+        Other sizes are resized by the shorter side and center-cropped. ZooError for anything that is not an image.
         """
         return np.asarray(self.normalize(self.pixels(raw)))
 
     def pixels(self, raw: Any) -> np.ndarray:
-        """What `encode` normalises: uint8 [height, width, channels]."""
+        """`encode` before normalisation: uint8 [height, width, channels]."""
         if isinstance(raw, np.ndarray) and raw.shape == self.shape and raw.dtype == np.uint8:
             return raw
         return fit(open_image(raw, self.shape[-1]), self.shape[:2])
 
     def normalize(self, pixels: Any) -> Any:
-        """uint8 [..., C] to float32, (x / 255 - mean) / std; NumPy or JAX arrays, also inside jit."""
+        """uint8 [..., C] to float32, (x / 255 - mean) / std; for NumPy and JAX arrays, also inside jit."""
         scale = 1 / (255 * np.asarray(self.std, np.float32))
         return pixels.astype(np.float32) * scale - np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
 
     def batch(self, raws: Sequence[Any]) -> dict[str, np.ndarray]:
-        """What `encode` takes, several: `image` uint8 [n, height, width, channels]."""
+        """Several images, as `encode` takes them: `image` uint8 [n, height, width, channels]."""
         return {"image": np.stack([self.pixels(raw) for raw in raws])}
 
     def arguments(self, batch: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What a model is applied to, of a batch: positional and keyword arguments."""
         return (self.normalize(batch["image"]),), {}
-
-    def model_args(self) -> dict[str, int]:
-        """The fields of a model that follow from its inputs."""
-        return {"num_classes": len(self.labels)}
 
     def decode(self, array: Any) -> np.ndarray:
         """The inverse of `encode`: normalised float32 [..., C] to uint8."""
         unit = np.asarray(array) * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32)
         return np.clip(np.rint(unit * 255), 0, 255).astype(np.uint8)
 
-    def example(self) -> jax.ShapeDtypeStruct:
-        """The abstract input of a batch of one, as the model takes it."""
-        return jax.ShapeDtypeStruct((1, *self.shape), np.dtype(np.float32))
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, **dataclasses.asdict(self)}
+    def example(self) -> Example:
+        """Abstract `arguments` of a batch of one: images float32 [1, height, width, channels]."""
+        return (jax.ShapeDtypeStruct((1, *self.shape), np.dtype(np.float32)),), {}
 
 
 def open_image(raw: Any, channels: int) -> Any:
-    """A path, an array of bytes or a PIL image as a PIL image of `channels` (1 or 3); ZooError where it is none.
+    """A path, a uint8 array or a PIL image as a PIL image with `channels` (1 or 3) channels; ZooError if it is not an
+    image.
 
-    Of an animation the first frame; upright as the camera says; transparency over white; 16 bits a channel become 8.
+    Takes the first frame of an animation, applies the camera's rotation, puts transparent pixels over white, and
+    reduces 16 bits per channel to 8.
     """
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
         raise ZooError("reading images needs Pillow; install it with: pip install 'flaxzoo[image]'") from None
     if channels not in (1, 3):
-        raise ZooError(f"images from files have 1 or 3 channels, the model takes {channels}")
+        raise ZooError(f"images from files have 1 or 3 channels; the model needs {channels}")
     if isinstance(raw, np.ndarray):
         if raw.dtype != np.uint8 or not (raw.ndim == 2 or (raw.ndim == 3 and raw.shape[-1] in (1, 3))):
             raise ZooError(f"an image array must be uint8 [h, w] or [h, w, 1 or 3], not {raw.dtype} {raw.shape}")
@@ -114,15 +108,15 @@ def open_image(raw: Any, channels: int) -> Any:
         except FileNotFoundError:
             raise ZooError(f"no image file {str(raw)!r}") from None
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ZooError(f"{str(raw)!r} is not an image that can be read: {error}") from None
+            raise ZooError(f"{str(raw)!r} is not a readable image: {error}") from None
     elif isinstance(raw, Image.Image):
         image = raw
     else:
         raise ZooError(f"an image must be a path, a uint8 array or a PIL image, not {type(raw).__name__}")
-    if image.mode[0] in "IF":  # 16 bits, which Pillow may open as 32, or 32
+    if image.mode[0] in "IF":  # 32 bits, or 16 bits that Pillow opens as 32
         pixels = np.asarray(image)
         if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
-            raise ZooError(f"{_named(raw)} has pixels of 32 bits (mode {image.mode}); save it with 8 or 16 a channel")
+            raise ZooError(f"{_named(raw)} has pixels of 32 bits (mode {image.mode}); save it with 8 or 16 per channel")
         image = Image.fromarray((pixels >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -135,7 +129,7 @@ def _named(raw: Any) -> str:
 
 
 def fit(image: Any, size: tuple[int, int]) -> np.ndarray:
-    """A PIL image to uint8 [height, width, C]: scaled until it covers `size`, then cut at the centre."""
+    """A PIL image to uint8 [height, width, C]: resized until it covers `size`, then center-cropped."""
     from PIL import Image
 
     height, width = size

@@ -1,7 +1,7 @@
-"""A source and a target: a text to the tokens of an encoder-decoder, and the tokens it says back to text.
+"""Source and target: a text to the tokens of an encoder-decoder, and its output tokens back to text.
 
-Each side has a tokenizer and a vocabulary of its own, or both have one. Of a model's tokens the first four are special
-(padding, the beginning and the end of a text, a character that the vocabulary does not have); the tokenizer's follow.
+The sides have separate tokenizers and vocabularies, or share one. The first four ids are special (padding, beginning
+and end of a text, unknown character); the ids of the tokenizer follow.
 """
 
 import dataclasses
@@ -13,18 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.arrays import Example
 from zoo.errors import ZooError
+from zoo.inputs.base import Inputs
 from zoo.inputs.text import TextInputs, learn, padded
 
-PAD, BEGIN, END, UNKNOWN, SPECIAL = range(5)  # padding is zeros; the last is how many they are
+PAD, BEGIN, END, UNKNOWN, SPECIAL = range(5)  # padding is zeros; SPECIAL is their number
 Pair = tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
-class PairInputs:
-    """Sources and targets, whose `length` is the most tokens of an example, its end among them.
+class PairInputs(Inputs):
+    """Sources and targets; the `length` of each side is its maximum number of tokens, the end token included.
 
-    With `lowercase` both sides are brought to lower case. Where both vocabularies are the same, the model's is one too.
+    `lowercase` lower-cases both sides. If both sides have the same vocabulary, the model has one.
     """
 
     source: TextInputs
@@ -32,53 +34,53 @@ class PairInputs:
     lowercase: bool = False
 
     kind: ClassVar[str] = "pair"
-    labels: ClassVar[tuple[str, ...]] = ()
-    first: ClassVar[int] = BEGIN  # the token that a target begins with
+    labels: ClassVar[tuple[str, ...]] = ()  # type: ignore[misc]
+    first: ClassVar[int] = BEGIN  # the first token of a target
     end: ClassVar[int] = END
 
     def __post_init__(self) -> None:
         for name in ("source", "target"):
             side = getattr(self, name)
-            if isinstance(side, dict):  # as JSON has it
+            if isinstance(side, dict):  # from JSON
                 side = TextInputs(**{k: v for k, v in side.items() if k != "kind"})
                 object.__setattr__(self, name, side)
             if not isinstance(side, TextInputs):
                 raise ZooError(f"{name} must be inputs of text, not {side!r:.80}")
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """The most tokens of either side."""
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The larger maximum length of the two sides."""
         return (max(self.source.length, self.target.length),)
 
     @property
     def by_character(self) -> bool:
-        """Whether a target's tokens are characters, so that words between spaces need not be what it is made of."""
+        """Whether a target's tokens are characters, so that space-separated words are not its units."""
         return self.target.tokenizer in ("char", "byte")
 
     def encode(self, raw: str) -> np.ndarray:
-        """A source's tokens and its end, int32 [n]; ZooError for one that is empty or longer than the model takes."""
+        """A source's token ids and the end token, int32 [n]; ZooError if it is empty or longer than `source.length`."""
         tokens = self.tokens(self.source, raw)
         if len(tokens) > self.source.length:
             raise ZooError(
-                f"the source has {len(tokens)} tokens, more than the {self.source.length} that the model takes: "
+                f"the source has {len(tokens)} tokens, more than the model's limit of {self.source.length}: "
                 f"{raw[:40]!r}..."
             )
         return tokens
 
     def decode(self, array: Any) -> str:
-        """The text of a target's tokens [n], up to its end; what is unknown is U+FFFD."""
+        """The text of a target's token ids [n], up to the end token; unknown tokens become U+FFFD."""
         tokens = np.asarray(array).reshape(-1)
         ends = np.flatnonzero(tokens == END)
         tokens = tokens[: ends[0]] if len(ends) else tokens
         return _text(self.target, tokens)
 
     def pieces(self, side: TextInputs, array: Any) -> list[str]:
-        """What each of the tokens [n] stands for, by itself."""
+        """The text of each single token of [n]."""
         names = {PAD: "", BEGIN: "<s>", END: "</s>"}
         return [names.get(int(token), _text(side, np.array([token]))) for token in np.asarray(array).reshape(-1)]
 
     def tokens(self, side: TextInputs, raw: str) -> np.ndarray:
-        """A text's tokens in the vocabulary of a side and its end, int32 [n], however many."""
+        """A text's ids in the vocabulary of a side and the end token, int32 [n], of any length."""
         if not isinstance(raw, str):
             raise ZooError(f"a text must be a str, not {type(raw).__name__}")
         if not raw.strip():
@@ -95,24 +97,26 @@ class PairInputs:
         return {"source": padded(rows, self.source.length), "source_length": np.array([*map(len, rows)], np.int32)}
 
     def arguments(self, batch: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What a model is applied to, of sources and their targets: what precedes each token of a target (the
-        target's own, if no `before` says otherwise), and the source."""
+        """Positional and keyword arguments for sources and targets: the tokens before each target token (`before` if
+        the batch has it, else the target shifted by one), and the source."""
         before = batch.get("before")
         if before is None:
             target = jnp.asarray(batch["target"])
             before = jnp.concatenate([jnp.full((len(target), 1), BEGIN, target.dtype), target[:, :-1]], axis=1)
         return (before,), {"source": batch["source"], "source_lengths": batch["source_length"]}
 
-    def model_args(self) -> dict[str, int]:
-        """The fields of a model that follow from its inputs."""
+    def model_args(self) -> dict[str, Any]:
         sizes = {"vocab_size": self.target.vocab_size + SPECIAL}
         if (self.source.tokenizer, self.source.vocabulary) != (self.target.tokenizer, self.target.vocabulary):
             sizes["source_vocab_size"] = self.source.vocab_size + SPECIAL
         return sizes
 
-    def example(self) -> jax.ShapeDtypeStruct:
-        """The abstract input of a batch of one."""
-        return jax.ShapeDtypeStruct((1, *self.shape), np.dtype(np.int32))
+    def example(self) -> Example:
+        """Abstract `arguments` of a batch of one: target tokens int32 [1, target.length]; as keywords, source tokens
+        int32 [1, source.length] and their number int32 [1]."""
+        target, source = ((1, side.length) for side in (self.target, self.source))
+        arrays = [jax.ShapeDtypeStruct(shape, np.dtype(np.int32)) for shape in (target, source, (1,))]
+        return (arrays[0],), {"source": arrays[1], "source_lengths": arrays[2]}
 
     def to_json(self) -> dict[str, Any]:
         sides = {"source": self.source.to_json(), "target": self.target.to_json()}
@@ -122,11 +126,11 @@ class PairInputs:
 def learn_pairs(
     pairs: Sequence[Pair], tokenizers: Pair, vocab_size: int, lengths: tuple[int, int], shared: bool, lowercase: bool
 ) -> PairInputs:
-    """The inputs whose vocabularies, or `shared` one, are learnt from training pairs by a tokenizer a side."""
+    """Inputs with vocabularies learnt from training pairs by one tokenizer per side, or one vocabulary if `shared`."""
     texts = [[text.lower() if lowercase else text for text in side] for side in zip(*pairs, strict=True)]
     if shared:
         if tokenizers[0] != tokenizers[1]:
-            raise ZooError(f"a shared vocabulary is of one tokenizer, not of {tokenizers[0]} and {tokenizers[1]}")
+            raise ZooError(f"a shared vocabulary needs one tokenizer, not {tokenizers[0]} and {tokenizers[1]}")
         texts = [texts[0] + texts[1]] * 2
     source = learn(tokenizers[0], texts[0], vocab_size, lengths[0])
     if shared:
@@ -135,7 +139,7 @@ def learn_pairs(
 
 
 def _text(side: TextInputs, tokens: np.ndarray) -> str:
-    """The text of tokens, special ones left out but for the unknown."""
+    """The text of tokens, without special tokens except the unknown one."""
     runs = np.split(tokens, np.flatnonzero(np.diff(tokens == UNKNOWN)) + 1) if len(tokens) else []
     texts = []
     for run in runs:

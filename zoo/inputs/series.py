@@ -11,13 +11,15 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from zoo.arrays import Example
 from zoo.errors import ZooError
+from zoo.inputs.base import Inputs
 
 MOST_BYTES = 2**30  # of a file, and of its arrays
 
 
 @dataclasses.dataclass(frozen=True)
-class SeriesInputs:
+class SeriesInputs(Inputs):
     """Rows of `columns`, normalised by the training rows' `mean` and `std`; a model predicts `targets` of them.
 
     Its output at a row is the targets `horizon` rows later. `length` is the number of rows of a training window.
@@ -31,7 +33,7 @@ class SeriesInputs:
     length: int
 
     kind: ClassVar[str] = "series"
-    labels: ClassVar[tuple[str, ...]] = ()
+    labels: ClassVar[tuple[str, ...]] = ()  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         for name in ("columns", "targets", "mean", "std"):
@@ -51,7 +53,7 @@ class SeriesInputs:
             raise ZooError(f"horizon {self.horizon!r} and length {self.length!r} must be whole numbers of at least 1")
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return (self.length, len(self.columns))
 
     @property
@@ -92,12 +94,8 @@ class SeriesInputs:
         """The fields of a model that follow from its inputs."""
         return {"num_targets": len(self.targets)}
 
-    def example(self) -> jax.ShapeDtypeStruct:
-        """The abstract input of a batch of one."""
-        return jax.ShapeDtypeStruct((1, *self.shape), np.dtype(np.float32))
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, **dataclasses.asdict(self)}
+    def example(self) -> Example:
+        return (jax.ShapeDtypeStruct((1, *self.shape), np.dtype(np.float32)),), {}
 
 
 def read_series(path: str | os.PathLike) -> tuple[list[str], np.ndarray]:

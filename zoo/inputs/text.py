@@ -1,9 +1,9 @@
 """Text: strings to the tokens that a model was trained on, and back.
 
-Tokenizers: `char` (a symbol a character of the text), `byte` (UTF-8, 256 symbols), `bpe` (byte-pair encoding of bytes,
-Sennrich et al. 2016), `word` (the most frequent words between spaces; the others are one unknown), `wordpiece` (BERT's:
-pieces of lower-cased words, between [CLS] and [SEP]) and `unigram` (the most probable pieces, Kudo 2018). The last four
-are of the `tokenizers` library, whose JSON is kept whole; `read_tokenizer` takes one that others have made.
+Tokenizers: `char` (one token per character of the text), `byte` (UTF-8, 256 tokens), `bpe` (byte-level byte-pair
+encoding, Sennrich et al. 2016), `word` (the most frequent space-separated words; the others are one unknown token),
+`wordpiece` (BERT's: pieces of lower-cased words, between [CLS] and [SEP]) and `unigram` (the most probable pieces, Kudo
+2018). The last four use the `tokenizers` library, whose JSON is stored unchanged; `read_tokenizer` reads existing ones.
 """
 
 import dataclasses
@@ -17,21 +17,23 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from zoo.arrays import Example
 from zoo.errors import ZooError
 from zoo.files import read_json
+from zoo.inputs.base import Inputs
 
 TOKENIZERS = ("char", "byte", "bpe", "word", "wordpiece", "unigram")
 UNKNOWN, BEGIN, END, MASK = "[UNK]", "[CLS]", "[SEP]", "[MASK]"
-MOST_LENGTH = 2**24  # tokens of an example
-SPECIAL = ("[PAD]", UNKNOWN, BEGIN, END, MASK)  # of wordpiece, in BERT's order
+MOST_LENGTH = 2**24  # maximum of `length`
+SPECIAL = ("[PAD]", UNKNOWN, BEGIN, END, MASK)  # tokens of wordpiece, in BERT's order
 
 
 @dataclasses.dataclass(frozen=True)
-class TextInputs:
-    """Tokens of a `tokenizer`, whose `vocabulary` is the characters in order, or the `tokenizers` library's JSON.
+class TextInputs(Inputs):
+    """Tokens of a `tokenizer`. `vocabulary` is the characters in order, or the JSON of the `tokenizers` library.
 
-    `length` is the most tokens of an example, in training. `labels` names the classes in the order of the logits; a
-    language model has none.
+    `length` is the maximum number of tokens of a training example. `labels` names the classes in the order of the
+    logits; a language model has none.
     """
 
     tokenizer: str
@@ -50,12 +52,12 @@ class TextInputs:
         if not isinstance(self.length, int | np.integer) or not 0 <= self.length <= MOST_LENGTH:
             raise ZooError(f"length must be a whole number from 0 to {MOST_LENGTH}, not {self.length!r}")
         if self.tokenizer == "char" and not self.vocabulary:
-            raise ZooError("a char vocabulary must have a character")
+            raise ZooError("a char vocabulary must have at least one character")
         if self.tokenizer not in TOKENIZERS:
             raise ZooError(f"tokenizer must be one of {', '.join(TOKENIZERS)}, not {self.tokenizer!r}")
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return (self.length,)
 
     @functools.cached_property
@@ -66,13 +68,13 @@ class TextInputs:
 
     @functools.cached_property
     def characters(self) -> np.ndarray:
-        """Characters a token, float32 [vocab_size]; of UTF-8 bytes the first of a character counts."""
+        """The number of characters of each token, float32 [vocab_size]; of a UTF-8 sequence the first byte counts."""
         if self.tokenizer == "char":
             return np.ones(self.vocab_size, np.float32)
         if self.tokenizer == "byte":
             return np.array([(byte & 0xC0) != 0x80 for byte in range(256)], np.float32)
-        tokens = [self._library.id_to_token(i) or "" for i in range(self.vocab_size)]  # some leave numbers out
-        if self.tokenizer in ("word", "wordpiece"):  # and the space before or after
+        tokens = [self._library.id_to_token(i) or "" for i in range(self.vocab_size)]  # ids may have gaps
+        if self.tokenizer in ("word", "wordpiece"):  # plus the space next to a word
             return np.array([len(t) - 2 if t.startswith("##") else len(t) + 1 for t in tokens], np.float32)
         if self.tokenizer == "unigram":
             return np.array([1 if t == UNKNOWN else len(t) for t in tokens], np.float32)
@@ -81,14 +83,14 @@ class TextInputs:
 
     @property
     def mask(self) -> int:
-        """The token that stands for a hidden one; ZooError where the vocabulary has none."""
+        """The id of the mask token; ZooError if the vocabulary has none."""
         token = self._library.token_to_id(MASK) if self.tokenizer not in ("char", "byte") else None
         if token is None:
-            raise ZooError(f"a {self.tokenizer} vocabulary has no {MASK}; wordpiece has")
+            raise ZooError(f"a {self.tokenizer} vocabulary has no {MASK}; use wordpiece")
         return token
 
     def encode(self, raw: str) -> np.ndarray:
-        """int32 [n]; ZooError for what is no text, or a character that the vocabulary does not have."""
+        """Token ids int32 [n]; ZooError if `raw` is not a string or has a character outside the vocabulary."""
         if not isinstance(raw, str):
             raise ZooError(f"a text must be a str, not {type(raw).__name__}")
         if self.tokenizer == "byte":
@@ -97,14 +99,14 @@ class TextInputs:
             return np.array(_asked(self._library.encode, raw).ids, np.int32)
         codes = np.frombuffer(raw.encode("utf-32-le", errors="surrogatepass"), np.uint32)
         known = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
-        strangers = codes[self._codes[known] != codes]
-        if len(strangers):
-            some = ", ".join(repr(chr(code)) for code in dict.fromkeys(strangers[:1000].tolist()))
+        unknown = codes[self._codes[known] != codes]
+        if len(unknown):
+            some = ", ".join(repr(chr(code)) for code in dict.fromkeys(unknown[:1000].tolist()))
             raise ZooError(f"{some:.80} is not among the {self.vocab_size} characters of the vocabulary")
         return known.astype(np.int32)
 
     def decode(self, array: Any) -> str:
-        """The text of tokens [n]; ZooError for one outside the vocabulary."""
+        """The text of token ids [n]; ZooError for an id outside the vocabulary."""
         tokens = np.asarray(array).reshape(-1)
         wrong = tokens[(tokens < 0) | (tokens >= self.vocab_size)]
         if len(wrong):
@@ -116,8 +118,8 @@ class TextInputs:
         return _asked(self._library.decode, tokens.tolist(), skip_special_tokens=False)
 
     def batch(self, raws: Sequence[str]) -> dict[str, np.ndarray]:
-        """Texts, cut after `length` tokens (of wordpiece the last of which is kept: the [SEP]): `tokens` int32
-        [n, length], padded with zeros, and `length` int32 [n]."""
+        """Texts truncated to `length` tokens (wordpiece keeps its final [SEP]): `tokens` int32 [n, length], padded with
+        zeros, and `length` int32 [n]."""
         rows = [self.encode(raw) for raw in raws]
         last = 1 if self.tokenizer == "wordpiece" else 0
         rows = [
@@ -126,21 +128,15 @@ class TextInputs:
         return {"tokens": padded(rows, self.length), "length": np.array([*map(len, rows)], np.int32)}
 
     def arguments(self, batch: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What a model is applied to, of a batch: positional and keyword arguments."""
-        named = {"lengths": "length", "segments": "segments"}  # the model's argument: the batch's array
+        named = {"lengths": "length", "segments": "segments"}  # argument of the model: array of the batch
         return (batch["tokens"],), {argument: batch[key] for argument, key in named.items() if key in batch}
 
-    def model_args(self) -> dict[str, int]:
-        """The fields of a model that follow from its inputs."""
-        classes = {"num_classes": len(self.labels)} if self.labels else {}
-        return {"vocab_size": self.vocab_size, **classes}
+    def model_args(self) -> dict[str, Any]:
+        return {"vocab_size": self.vocab_size, **super().model_args()}
 
-    def example(self) -> jax.ShapeDtypeStruct:
-        """The abstract input of a batch of one."""
-        return jax.ShapeDtypeStruct((1, self.length), np.dtype(np.int32))
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, **dataclasses.asdict(self)}
+    def example(self) -> Example:
+        """Abstract `arguments` of a batch of one: tokens int32 [1, length]."""
+        return (jax.ShapeDtypeStruct((1, self.length), np.dtype(np.int32)),), {}
 
     @functools.cached_property
     def _codes(self) -> np.ndarray:
@@ -149,16 +145,16 @@ class TextInputs:
     @functools.cached_property
     def _library(self) -> Any:
         library = _asked(_tokenizers().Tokenizer.from_str, self.vocabulary)
-        library.no_truncation()  # `batch` cuts and pads
+        library.no_truncation()  # `batch` truncates and pads
         library.no_padding()
         return library
 
 
 def learn(tokenizer: str, texts: Iterable[str], vocab_size: int, length: int, labels: Sequence[str] = ()) -> TextInputs:
-    """The inputs whose vocabulary is learnt from training texts; `vocab_size` bounds that of the library's tokenizers.
+    """Inputs with a vocabulary learnt from training texts; `vocab_size` is the maximum for tokenizers of the library.
 
-    A `tokenizer` that is none of TOKENIZERS is the path of one to read. The same texts give the same vocabulary, except
-    unigram's: the library adds up its probabilities in an order that varies, so that their last digits do.
+    A `tokenizer` that is not one of TOKENIZERS is the path of an existing one. The same texts give the same vocabulary,
+    except for unigram: the library sums probabilities in varying order, so that their last digits vary.
     """
     if tokenizer == "char":
         symbols = sorted(set().union(*map(set, texts)))
@@ -171,7 +167,7 @@ def learn(tokenizer: str, texts: Iterable[str], vocab_size: int, length: int, la
     if tokenizer == "wordpiece":
         if vocab_size <= len(SPECIAL):
             raise ZooError(
-                f"a wordpiece vocabulary holds {len(SPECIAL)} special tokens and more, not {vocab_size} tokens"
+                f"a wordpiece vocabulary needs more than its {len(SPECIAL)} special tokens, not {vocab_size}"
             )
         model = library.Tokenizer(library.models.WordPiece(unk_token=UNKNOWN))
         model.normalizer = library.normalizers.BertNormalizer(lowercase=True)
@@ -185,15 +181,15 @@ def learn(tokenizer: str, texts: Iterable[str], vocab_size: int, length: int, la
                 vocab_size=vocab_size, special_tokens=first, show_progress=False
             )
             model.train_from_iterator(texts, trainer)
-            # The library numbers letters within words as a hash has them, and of two pairs as frequent joins the one of
-            # smaller numbers (huggingface/tokenizers#1794). The second pass is given them in order.
+            # The library numbers letters inside words in hash order and breaks ties between equally frequent pairs by
+            # these numbers (huggingface/tokenizers#1794). The second pass gets the letters in sorted order.
             first += sorted(piece for piece in model.get_vocab() if piece.startswith("##") and len(piece) == 3)
         learnt = json.loads(model.to_str())
         learnt["added_tokens"] = [token for token in learnt["added_tokens"] if token["content"] in SPECIAL]
         return TextInputs(tokenizer, json.dumps(learnt), length, tuple(labels))
     if tokenizer == "bpe":
         if vocab_size < 256:
-            raise ZooError(f"a bpe vocabulary holds the 256 bytes first, so at least 256 tokens, not {vocab_size}")
+            raise ZooError(f"a bpe vocabulary needs at least 256 tokens, one per byte, not {vocab_size}")
         model = library.Tokenizer(library.models.BPE())
         model.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
         model.decoder = library.decoders.ByteLevel()
@@ -216,7 +212,7 @@ def learn(tokenizer: str, texts: Iterable[str], vocab_size: int, length: int, la
 
 
 def padded(rows: Sequence[np.ndarray], length: int) -> np.ndarray:
-    """Rows of at most `length` tokens as one array int32 [n, length], zeros beyond them."""
+    """Rows of at most `length` tokens as one array int32 [n, length], padded with zeros."""
     array = np.zeros((len(rows), length), np.int32)
     for to, row in zip(array, rows, strict=True):
         to[: len(row)] = row
@@ -224,15 +220,17 @@ def padded(rows: Sequence[np.ndarray], length: int) -> np.ndarray:
 
 
 def width_for(longest: int) -> int:
-    """The width of a batch whose longest text has so many tokens: 8, 12, 16, 24, 32, ..., so that few are compiled."""
+    """The padded width of a batch whose longest text has `longest` tokens: 8, 12, 16, 24, 32, ..., so that few shapes
+    are compiled."""
     width = max(8, 1 << (max(longest, 1) - 1).bit_length())
     return width * 3 // 4 if width > 8 and longest <= width * 3 // 4 else width
 
 
 def read_tokenizer(path: str | os.PathLike, length: int, labels: Sequence[str] = ()) -> TextInputs:
-    """The inputs of a `tokenizer.json` of the `tokenizers` library, or of a folder that has one, as Hugging Face's do.
+    """Inputs from a `tokenizer.json` of the `tokenizers` library, or from a folder with one, as Hugging Face's.
 
-    ZooError for a file that is none, or of a kind that is not here: there are WordPiece, byte-level BPE and words.
+    ZooError if the file is not such a tokenizer, or its kind is not supported: WordPiece, byte-level BPE and WordLevel
+    are.
     """
     file = pathlib.Path(path)
     file = file / "tokenizer.json" if file.is_dir() else file
@@ -242,35 +240,36 @@ def read_tokenizer(path: str | os.PathLike, length: int, labels: Sequence[str] =
         kind = read_json(file)["model"].get("type", "WordPiece")
         text = file.read_text("utf-8")
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise ZooError(f"{str(file)!r} is no tokenizer's JSON") from None
+        raise ZooError(f"{str(file)!r} is not a tokenizer's JSON") from None
     kinds = {"WordPiece": "wordpiece", "BPE": "bpe", "WordLevel": "word"}
     if str(kind) not in kinds:
         raise ZooError(f"{str(file)!r} is a tokenizer of kind {kind}; there are {', '.join(kinds)}")
     inputs = TextInputs(kinds[kind], text, length, tuple(labels))
-    inputs.vocab_size  # noqa: B018 - read whole before it is used
+    inputs.vocab_size  # noqa: B018 - validates the vocabulary now
     return inputs
 
 
 def _byte_symbols() -> list[int]:
-    """The character by which byte-level BPE writes each byte: itself where it is visible, else one from 256 on."""
+    """The character by which byte-level BPE writes each byte: the byte's own where it is printable, else one from 256
+    on."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = iter(range(256, 512))
     return [byte if byte in visible else next(hidden) for byte in range(256)]
 
 
 def _asked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What the library answers; ZooError for JSON that is no tokenizer's, which may show only when it is used."""
+    """The result of a call to the library; ZooError if the JSON is not a valid tokenizer, which may show late."""
     try:
         return function(*args, **kwargs)
-    except BaseException as error:  # it raises plain Exceptions, and panics, which are none
+    except BaseException as error:  # it raises plain Exceptions, and panics, which are not Exceptions
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise ZooError(f"the vocabulary is no tokenizer's JSON that the library can use: {error!s:.100}") from None
+        raise ZooError(f"the vocabulary is not a tokenizer that the library can use: {error!s:.100}") from None
 
 
 def _tokenizers() -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise ZooError("tokenizers other than char and byte need a library: pip install 'flaxzoo[text]'") from None
+        raise ZooError("tokenizers other than char and byte need tokenizers: pip install 'flaxzoo[text]'") from None
     return tokenizers

@@ -1,8 +1,8 @@
-"""AWD-LSTM, Merity et al. 2018 (arXiv:1708.02182): an LSTM language model with dropout wherever it helps.
+"""AWD-LSTM, Merity et al. 2018 (arXiv:1708.02182): an LSTM language model with dropout everywhere.
 
-Recurrent kernels lose connections (weight drop), words whole rows of the embedding, and every other dropout keeps one
-mask over all steps. Head and embedding are tied. Of the paper's training, the averaged weights are `optimizer.ema` here
-in place of its trigger, and the penalties on activations (AR, TAR) are left out.
+Recurrent kernels lose connections (weight drop), the embedding loses whole words, and every other dropout shares one
+mask over all steps. Head and embedding are tied. Of the paper's training, `optimizer.ema` replaces the triggered
+average, and the activation penalties (AR, TAR) are missing.
 """
 
 from typing import Any
@@ -22,25 +22,25 @@ from zoo.sequence import check_tokens
     "awd_lstm", family="lstm", input_shape=(70,), input_dtype="int32", paper="Merity et al. 2018, arXiv:1708.02182"
 )
 class AwdLstm(nn.Module):
-    """Tokens [B, T] to logits [B, T, vocab_size] of the next ones, by the protocol of `zoo.sequence`.
+    """Tokens [B, T] to next-token logits [B, T, vocab_size], by the protocol of `zoo.sequence`.
 
-    Features: hidden, what the head sees; layers/..., as `Recurrent` lists them.
+    Features: hidden, the head's input; layers/..., as `Recurrent` lists them.
     """
 
     vocab_size: int = 10_000
     hidden_size: int = 1150
     num_layers: int = 3
-    embedding_size: int = 400  # the last layer is as wide
+    embedding_size: int = 400  # also the width of the last layer
     embedding_dropout_rate: float = 0.1  # of whole words
     input_dropout_rate: float = 0.4  # of the embedding's features
     dropout_rate: float = 0.25  # between layers
     output_dropout_rate: float = 0.4  # before the head
     weight_dropout_rate: float = 0.5  # of recurrent kernels
-    unroll: int = 1  # steps of the scan in one round of the loop
-    dtype: Any = jnp.float32  # of the arithmetic
+    dtype: Any = jnp.float32  # of the computation
     param_dtype: Any = jnp.float32  # of the parameters
 
-    recurrent = True  # its state is as large for any length: training hands it on from batch to batch
+    embeddings = ("embedding",)
+    recurrent = True  # training carries the state, whose size is fixed, from batch to batch
 
     def layers(self, **fields: Any) -> Recurrent:
         return Recurrent(
@@ -51,14 +51,13 @@ class AwdLstm(nn.Module):
             dropout_rate=self.dropout_rate,
             variational=True,
             weight_dropout_rate=self.weight_dropout_rate,
-            unroll=self.unroll,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             **fields,
         )
 
     def init_state(self, batch_size: int, max_length: int = 0) -> dict[str, Any]:
-        """The state before the first token: zeros, the same for every `max_length`."""
+        """The state before the first token: zeros, of the same size for any `max_length`."""
         layers = self.layers(parent=None).init_state(batch_size)
         return {"layers": layers, "position": jnp.zeros((batch_size,), jnp.int32)}
 
@@ -67,7 +66,7 @@ class AwdLstm(nn.Module):
         self, tokens: jax.Array, state: Any = None, lengths: jax.Array | None = None, train: bool = False
     ) -> Any:
         check_tokens(self, tokens, self.vocab_size, lengths)
-        init = nn.initializers.uniform(0.2)  # shifted to -0.1 to 0.1, as the paper's
+        init = nn.initializers.uniform(0.2)  # shifted to the paper's -0.1 to 0.1
 
         def shifted(key: jax.Array, shape: Any, dtype: Any) -> jax.Array:
             return init(key, shape, dtype) - 0.1

@@ -1,7 +1,7 @@
-"""`lstm_classifier`: classes of texts, from a bidirectional LSTM pooled over time.
+"""`lstm_classifier`: text classification by a bidirectional LSTM with pooling over time.
 
-Pooling is the last state of each direction (Graves and Schmidhuber 2005), the mean or the maximum over time (Conneau et
-al. 2017), or attention: a weighted mean, whose weights one hidden layer gives (Lin et al. 2017, one head).
+Pooling is the last state of each direction (Graves and Schmidhuber 2005), the mean or maximum over time (Conneau et al.
+2017), or attention: a mean weighted by one hidden layer (Lin et al. 2017, one head).
 """
 
 from typing import Any, Literal
@@ -19,10 +19,10 @@ from zoo.sequence import check_tokens
 
 @register("lstm_classifier", family="lstm", input_shape=(64,), input_dtype="int32", paper="Conneau et al. 2017")
 class RecurrentClassifier(nn.Module):
-    """Tokens [B, T], of which row b has `lengths[b]`, to logits [B, num_classes].
+    """Tokens [B, T], `lengths[b]` in row b, to logits [B, num_classes].
 
-    Features: pooled, what the head sees; attention, the weights over time [B, T], where they pool; layers/..., as
-    `Recurrent` lists them.
+    Features: pooled, the head's input; attention, the weights over time [B, T] if they pool; layers/..., as `Recurrent`
+    lists them.
     """
 
     vocab_size: int = 10_000
@@ -34,12 +34,12 @@ class RecurrentClassifier(nn.Module):
     bidirectional: bool = True
     pooling: Literal["last", "mean", "max", "attention"] = "last"
     dropout_rate: float = 0.0  # of the embedding, between layers and before the head
-    word_dropout_rate: float = 0.0  # of whole tokens, whose embedding is then zero
-    unroll: int = 1  # steps of the scan in one round of the loop
-    dtype: Any = jnp.float32  # of the arithmetic
+    word_dropout_rate: float = 0.0  # of whole tokens: their embedding becomes zero
+    dtype: Any = jnp.float32  # of the computation
     param_dtype: Any = jnp.float32  # of the parameters
 
-    head = "head"  # the module that another number of classes replaces
+    head = "head"  # the module that is drawn anew for another number of classes
+    embeddings = ("embedding",)
 
     @nn.compact
     def __call__(self, tokens: jax.Array, lengths: jax.Array | None = None, train: bool = False) -> jax.Array:
@@ -56,7 +56,6 @@ class RecurrentClassifier(nn.Module):
             num_layers=self.num_layers,
             bidirectional=self.bidirectional,
             dropout_rate=self.dropout_rate,
-            unroll=self.unroll,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="layers",
@@ -70,7 +69,7 @@ class RecurrentClassifier(nn.Module):
         return nn.Dense(self.num_classes, dtype=self.dtype, param_dtype=self.param_dtype, name="head")(pooled)
 
     def pool(self, outputs: jax.Array, lengths: jax.Array | None) -> jax.Array:
-        """[B, T, D] to [B, D] over each row's own steps; of an empty row, zeros."""
+        """[B, T, D] to [B, D] over each row's steps; zeros for an empty row."""
         rows, steps, width = outputs.shape
         counts = jnp.full((rows,), steps) if lengths is None else lengths
         present = (jnp.arange(steps) < counts[:, None])[..., None]

@@ -1,7 +1,8 @@
-"""`lstm_encoder`, `lstm_sentence_encoder`: one unit vector for a whole sequence, of a speaker's voice or a sentence.
+"""`lstm_encoder`, `lstm_sentence_encoder`: one unit vector per sequence, of a speaker's voice or a sentence.
 
-The stack of Wan et al. 2018 (GE2E, arXiv:1710.10467): the last layer's state at the last step, a dense layer, length
-one. Widths are those that became usual for speakers, 3 layers of 256; the paper's 768 and its projections are not.
+The stack of Wan et al. 2018 (GE2E, arXiv:1710.10467): the last layer's state at the last step, a dense layer,
+normalised to length one. The widths are those in common use for speakers, 3 layers of 256, instead of the paper's 768
+with projections.
 """
 
 from typing import Any
@@ -21,9 +22,9 @@ _PAPER = "Wan et al. 2018, arXiv:1710.10467"
 
 @register("lstm_encoder", family="lstm", input_shape=(160, 40), paper=_PAPER)
 class RecurrentEncoder(nn.Module):
-    """Features [B, T, F], of which row b has `lengths[b]` steps, to embeddings [B, embedding_size] of length one.
+    """Features [B, T, F], `lengths[b]` steps in row b, to embeddings [B, embedding_size] of length one.
 
-    Features: pooled, what the dense layer sees; layers/..., as `Recurrent` lists them.
+    Features: pooled, the dense layer's input; layers/..., as `Recurrent` lists them.
     """
 
     embedding_size: int = 256
@@ -32,8 +33,7 @@ class RecurrentEncoder(nn.Module):
     num_layers: int = 3
     bidirectional: bool = False
     dropout_rate: float = 0.0  # between layers
-    unroll: int = 1  # steps of the scan in one round of the loop
-    dtype: Any = jnp.float32  # of the arithmetic
+    dtype: Any = jnp.float32  # of the computation
     param_dtype: Any = jnp.float32  # of the parameters
 
     head = "head"
@@ -43,14 +43,13 @@ class RecurrentEncoder(nn.Module):
 
     @nn.compact
     def embed(self, x: jax.Array | Rows, lengths: jax.Array | None, train: bool) -> jax.Array:
-        """The embeddings of features, or of rows of a table."""
+        """Embeddings of features, or of rows of a table."""
         layers = Recurrent(
             cell=self.cell,
             hidden_size=self.hidden_size,
             num_layers=self.num_layers,
             bidirectional=self.bidirectional,
             dropout_rate=self.dropout_rate,
-            unroll=self.unroll,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="layers",
@@ -66,12 +65,14 @@ class RecurrentEncoder(nn.Module):
 
 @register("lstm_sentence_encoder", family="lstm", input_shape=(64,), input_dtype="int32", paper=_PAPER)
 class SentenceEncoder(RecurrentEncoder):
-    """Tokens [B, T], of which row b has `lengths[b]`, to embeddings [B, embedding_size] of length one.
+    """Tokens [B, T], `lengths[b]` in row b, to embeddings [B, embedding_size] of length one.
 
-    Features: pooled, what the dense layer sees; layers/..., as `Recurrent` lists them.
+    Features: pooled, the dense layer's input; layers/..., as `Recurrent` lists them.
     """
 
     vocab_size: int = 10_000
+
+    embeddings = ("words",)
 
     def setup(self) -> None:
         self.words = nn.Embed(self.vocab_size, self.hidden_size, param_dtype=self.param_dtype)

@@ -1,8 +1,8 @@
 """Recurrent language models: `lstm_lm`, `gru_lm`, `rnn_lm`.
 
 An embedding, layers of one cell, a head over the vocabulary: the character models of Karpathy, Johnson and Li 2015
-(arXiv:1506.02078), 64 to 512 wide and 1 to 3 deep, which have one-hot inputs where these have an embedding; the word
-models of Zaremba et al. 2014 (arXiv:1409.2329), medium and large, whose dropout is on the embedding too.
+(arXiv:1506.02078), 64 to 512 wide and 1 to 3 deep, with an embedding instead of one-hot inputs; and the word models of
+Zaremba et al. 2014 (arXiv:1409.2329), medium and large, with dropout on the embedding too.
 """
 
 import functools
@@ -21,9 +21,9 @@ from zoo.sequence import check_tokens
 
 
 class RecurrentLM(nn.Module):
-    """Tokens [B, T] to logits [B, T, vocab_size] of the next ones, by the protocol of `zoo.sequence`.
+    """Tokens [B, T] to next-token logits [B, T, vocab_size], by the protocol of `zoo.sequence`.
 
-    Features: hidden, what the head sees; layers/..., as `Recurrent` lists them.
+    Features: hidden, the head's input; layers/..., as `Recurrent` lists them.
     """
 
     cell: Cell = "lstm"
@@ -34,13 +34,13 @@ class RecurrentLM(nn.Module):
     dropout_rate: float = 0.0  # between layers and before the head
     input_dropout_rate: float = 0.0  # of the embedding
     tied: bool = False  # the head's kernel is the embedding
-    forget_bias: float = 1.0  # with which an LSTM's forget gates begin
-    unroll: int = 1  # steps of the scan in one round of the loop
-    dtype: Any = jnp.float32  # of the arithmetic
+    forget_bias: float = 1.0  # initial bias of an LSTM's forget gates
+    dtype: Any = jnp.float32  # of the computation
     param_dtype: Any = jnp.float32  # of the parameters
 
-    head = "head"  # the module that another vocabulary replaces
-    recurrent = True  # its state is as large for any length: training hands it on from batch to batch
+    head = "head"  # the module that is drawn anew for another vocabulary
+    embeddings = ("embedding",)
+    recurrent = True  # training carries the state, whose size is fixed, from batch to batch
 
     def layers(self, **fields: Any) -> Recurrent:
         return Recurrent(
@@ -49,14 +49,13 @@ class RecurrentLM(nn.Module):
             num_layers=self.num_layers,
             dropout_rate=self.dropout_rate,
             forget_bias=self.forget_bias,
-            unroll=self.unroll,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             **fields,
         )
 
     def init_state(self, batch_size: int, max_length: int = 0) -> dict[str, Any]:
-        """The state before the first token: zeros, the same for every `max_length`."""
+        """The state before the first token: zeros, of the same size for any `max_length`."""
         layers = self.layers(parent=None).init_state(batch_size)
         return {"layers": layers, "position": jnp.zeros((batch_size,), jnp.int32)}
 

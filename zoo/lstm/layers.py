@@ -1,9 +1,9 @@
-"""Stacks of recurrent layers, as torch.nn.LSTM, GRU and RNN have them: `lstm`, `gru`, `rnn`.
+"""Stacks of recurrent layers, as in torch.nn.LSTM, GRU and RNN: `lstm`, `gru`, `rnn`.
 
-LSTM: Hochreiter and Schmidhuber 1997 with the forget gates of Gers et al. 2000; GRU: Cho et al. 2014, its reset gate
-after the product (cuDNN's form, PyTorch's too). One bias a gate where PyTorch has two, but for the GRU's candidate: its
-reset gate multiplies one of them. The forget gates' bias begins at one (Jozefowicz et al. 2015), recurrent kernels
-orthogonal.
+LSTM: Hochreiter and Schmidhuber 1997 with the forget gates of Gers et al. 2000. GRU: Cho et al. 2014, with the reset
+gate after the product (the form of cuDNN and PyTorch). There is one bias per gate where PyTorch has two, except for the
+GRU's candidate, whose reset gate multiplies one of them. The bias of forget gates starts at one (Jozefowicz et al.
+2015); recurrent kernels start orthogonal.
 """
 
 import functools
@@ -20,23 +20,23 @@ from zoo.sequence import check_lengths
 
 
 class Rows(NamedTuple):
-    """An input that is rows of a table [V, F] at tokens [B, T], of which a layer may project the table alone."""
+    """An input as a table [V, F] and tokens [B, T] that index it, so that a layer can project the table instead."""
 
     table: jax.Array
     tokens: jax.Array
 
 
 class Weights(NamedTuple):
-    """Of one layer in one direction, as `zoo.ops.recurrence` takes them."""
+    """Weights of one layer in one direction, as `zoo.ops.recurrence` takes them."""
 
     kernel: jax.Array  # [F, G]
     recurrent_kernel: jax.Array  # [H, G]
     bias: jax.Array  # [G]
-    candidate_bias: jax.Array | None = None  # [H], of a GRU's candidate, outside what its reset gate multiplies
+    candidate_bias: jax.Array | None = None  # [H], of a GRU's candidate, not multiplied by the reset gate
 
 
 def projected(x: jax.Array | Rows, kernel: jax.Array, candidate_bias: jax.Array | None = None) -> jax.Array:
-    """x [..., F], or Rows, by kernel [F, G], and a GRU's bias of its candidate: [..., G]."""
+    """x [..., F], or Rows, times kernel [F, G], plus the bias of a GRU's candidate: [..., G]."""
     if isinstance(x, Rows):
         inputs = project_tokens(x.table.astype(kernel.dtype), x.tokens, kernel)
     else:
@@ -49,7 +49,7 @@ def projected(x: jax.Array | Rows, kernel: jax.Array, candidate_bias: jax.Array 
 class RecurrentLayer(nn.Module):
     """One layer in one direction over [T, B, F] or time-first Rows: outputs [T, B, H] and the final state.
 
-    Features: its gates and, of an LSTM, `cell`, each [B, T, H].
+    Features: the gates and, for an LSTM, `cell`, each [B, T, H].
     """
 
     cell: Cell
@@ -57,7 +57,6 @@ class RecurrentLayer(nn.Module):
     reverse: bool
     weight_dropout_rate: float
     forget_bias: float
-    unroll: int
     dtype: Any
     param_dtype: Any
 
@@ -67,7 +66,7 @@ class RecurrentLayer(nn.Module):
         width = x.table.shape[-1] if isinstance(x, Rows) else x.shape[-1]
         kernel, recurrent, bias, candidate = self.weights(width, train)
         inputs = projected(x, kernel, candidate)
-        options: dict[str, Any] = {"bias": bias, "reverse": self.reverse, "unroll": self.unroll}
+        options: dict[str, Any] = {"bias": bias, "reverse": self.reverse}
         if not self.is_mutable_collection("features") or self.is_initializing():
             return recur(self.cell, inputs, recurrent, state, lengths, **options)
         outputs, state, found = recur_reference(self.cell, inputs, recurrent, state, lengths, **options)
@@ -77,12 +76,12 @@ class RecurrentLayer(nn.Module):
 
     @nn.compact
     def weights(self, width: int, train: bool) -> Weights:
-        """The parameters for inputs of a width, in the dtype of the arithmetic."""
+        """The parameters for inputs of a width, in the compute dtype."""
         size, gates = self.hidden_size, GATES[self.cell]
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (width, gates * size), self.param_dtype)
         recurrent = self.param("recurrent_kernel", orthogonal_gates(gates), (size, gates * size), self.param_dtype)
         bias = self.param("bias", gate_bias(self.cell, self.forget_bias), (gates * size,), self.param_dtype)
-        # Weight drop (Merity et al. 2018): whole connections are left out, the same ones in every step.
+        # Weight drop (Merity et al. 2018): the same connections are dropped in every step.
         recurrent = nn.Dropout(self.weight_dropout_rate, deterministic=not train)(recurrent)
         candidate = None
         if self.cell == "gru":
@@ -93,11 +92,10 @@ class RecurrentLayer(nn.Module):
 class Recurrent(nn.Module):
     """Sequences [B, T, F], or Rows, to outputs [B, T, hidden_size], twice that wide if bidirectional.
 
-    Row b takes its first `lengths[b]` steps; outputs beyond are zero. Given a state (`init_state(B)`, or one returned
-    before), it returns `(outputs, state)`, else outputs. Dropout between layers; with `variational` its mask is the
-    same in every step (Gal and Ghahramani 2016). Features: layer0/cell, layer0/input_gate, layer0/forget_gate,
-    layer0/output_gate of an LSTM, layer0/reset_gate, layer0/update_gate of a GRU, layer0_reverse/..., layer1/..., each
-    [B, T, H]; output.
+    Row b has `lengths[b]` steps; outputs beyond are zero. With a state (`init_state(B)`, or one returned before) the
+    result is `(outputs, state)`, else outputs. Dropout is between layers; with `variational` all steps share one mask
+    (Gal and Ghahramani 2016). Features: layer0/cell, layer0/input_gate, layer0/forget_gate, layer0/output_gate of an
+    LSTM, layer0/reset_gate, layer0/update_gate of a GRU, layer0_reverse/..., layer1/..., each [B, T, H]; output.
     """
 
     cell: Cell = "lstm"
@@ -108,9 +106,8 @@ class Recurrent(nn.Module):
     dropout_rate: float = 0.0  # between layers
     variational: bool = False  # one dropout mask for all steps
     weight_dropout_rate: float = 0.0  # of recurrent kernels
-    forget_bias: float = 1.0  # with which the LSTM's forget gates begin
-    unroll: int = 1  # steps of the scan in one round of the loop
-    dtype: Any = jnp.float32  # of the arithmetic; an LSTM's c and the sums are float32
+    forget_bias: float = 1.0  # initial bias of the LSTM's forget gates
+    dtype: Any = jnp.float32  # of the computation; an LSTM's c and the sums are float32
     param_dtype: Any = jnp.float32  # of the parameters
 
     @nn.compact
@@ -120,7 +117,7 @@ class Recurrent(nn.Module):
         rows, steps = x.tokens.shape if isinstance(x, Rows) else x.shape[:2]
         check_lengths(self, rows, steps, lengths)
         old = self.init_state(rows) if state is None else state
-        # Time first from here to the end; of Rows that is a transposition of integers.
+        # Time comes first from here on; for Rows this transposes only integers.
         x = Rows(x.table, x.tokens.T) if isinstance(x, Rows) else jnp.moveaxis(x, 0, 1)
         new = {}
         for i, size in enumerate(self.sizes):
@@ -135,7 +132,6 @@ class Recurrent(nn.Module):
                     reverse=name.endswith("_reverse"),
                     weight_dropout_rate=self.weight_dropout_rate,
                     forget_bias=self.forget_bias,
-                    unroll=self.unroll,
                     dtype=self.dtype,
                     param_dtype=self.param_dtype,
                     name=name,
@@ -152,11 +148,11 @@ class Recurrent(nn.Module):
         return (self.hidden_size,) * (self.num_layers - 1) + (self.last_size or self.hidden_size,)
 
     def directions(self, layer: int) -> list[str]:
-        """The names of a layer's one or two directions, by which parameters, features and states go."""
+        """The names of a layer's directions (one or two) in parameters, features and states."""
         return [f"layer{layer}", f"layer{layer}_reverse"][: 1 + self.bidirectional]
 
     def init_state(self, batch_size: int, max_length: int = 0) -> dict[str, State]:
-        """Zeros; a recurrent state is as large for every length."""
+        """Zeros; the size of a recurrent state does not depend on the length."""
         return {
             name: zero_state(self.cell, batch_size, size, self.dtype)
             for i, size in enumerate(self.sizes)

@@ -1,15 +1,15 @@
-"""Attention of queries to keys: multi-head, grouped-query, multi-query; causal, padding, window, packing and cross.
+"""Attention of queries to keys: multi-head, grouped-query, multi-query; causal, padded, windowed, packed and cross.
 
-softmax(q k' / sqrt(D)) v of Vaswani et al. 2017, as one pure function with several implementations, which the tests
-hold to `attention_reference`:
+softmax(q k' / sqrt(D)) v of Vaswani et al. 2017, as one pure function with several implementations, each tested against
+`attention_reference`:
 
 - `xla`: the whole T x S matrix of scores, on any platform.
-- `blocked`: never all of it, see `zoo.ops.blocked_attention`.
+- `blocked`: one block of it at a time, see `zoo.ops.blocked_attention`.
 - `cudnn`: NVIDIA's, through `jax.nn.dot_product_attention`.
 - `pallas`: the splash attention kernels that come with JAX, on a TPU.
 
-`choose` picks one by platform and shape. What a query may see is said by numbers (`causal`, `window`, `lengths`,
-`positions`, `segments`), not by a matrix, so that an implementation can skip what is hidden.
+`choose` selects one by platform and shape. Visibility is given by numbers (`causal`, `window`, `lengths`, `positions`,
+`segments`), not by a matrix, so that an implementation can skip hidden blocks.
 """
 
 import functools
@@ -20,15 +20,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from zoo import split
+from zoo import partition
 from zoo.errors import ZooError
 from zoo.ops.attention_scores import Mask, by_head, by_time, scaled_scores, unnormalised, weighted_sums
 from zoo.ops.blocked_attention import Arrays, blocked
 
 Implementation = Literal["xla", "blocked", "cudnn", "pallas"]
 
-BLOCKED_FROM = 256  # keys from which `blocked` is the choice where there is no kernel
-LANES = 128  # what a TPU kernel's lengths are multiples of
+BLOCKED_FROM = 256  # number of keys from which `blocked` is chosen where there is no kernel
+LANES = 128  # a TPU kernel's lengths are multiples of this
 
 
 def attention(
@@ -44,9 +44,9 @@ def attention(
 ) -> jax.Array:
     """query [B, T, N, D], key and value [B, S, K, D] to [B, T, N, D], in the query's dtype; softmax in float32.
 
-    N is a multiple of K: query head n reads key head n // (N / K). `bias` [1 or B, N, T, S] is added to the scores
-    q k' * `scale` (default 1 / sqrt(D)); `soft_cap` c takes c tanh(score / c) of them (Gemma 2). A query that sees no
-    key gets zeros. ZooError for shapes that do not go together, or an implementation that cannot do what is asked.
+    N is a multiple of K: query head n reads key head n // (N / K). `bias` [1 or B, N, T, S] is added to the scores q k'
+    * `scale` (default 1 / sqrt(D)); `soft_cap` c replaces a score by c tanh(score / c) (Gemma 2). A query that sees no
+    key gets zeros. ZooError for shapes that do not match, and for an implementation that does not support the request.
     """
     heads, width = query.shape[2:]
     if key.shape != value.shape or key.shape[0] != len(query) or key.shape[3] != width or heads % key.shape[2]:
@@ -67,9 +67,9 @@ def _attention(
     soft_cap: float | None,
     implementation: Implementation | None,
 ) -> jax.Array:
-    """The same by the implementation given, or chosen."""
+    """`attention` on one device, by the given or the chosen implementation."""
     _, queries, _, width = query.shape
-    chosen: Implementation = "xla"  # which alone takes a bias
+    chosen: Implementation = "xla"  # the only one with a bias
     if bias is None or implementation is not None:
         choice = choose(jax.default_backend(), queries, key.shape[1], width, query.dtype, mask, soft_cap is None)
         chosen = implementation or choice
@@ -89,12 +89,12 @@ def _attention(
 def _on_mesh(
     run: Any, query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask, bias: jax.Array | None
 ) -> jax.Array:
-    """`run` of the arrays; on a mesh that splits the sequence or heads (`zoo.split`), each device's of its own
-    queries and heads, to the keys of the whole sequence."""
-    sequence, heads = split.axes_of("context", query.shape[1]), split.axes_of("tensor", key.shape[2])
+    """`run`, or on a mesh that shards the sequence or the heads (`zoo.partition`), `run` on each device's queries and
+    heads with the keys of the whole sequence."""
+    sequence, heads = partition.axes_of("context", query.shape[1]), partition.axes_of("tensor", key.shape[2])
     if sequence is None and heads is None:
         return run(query, key, value, mask, bias)
-    rows = split.axes_of("rows", len(query))
+    rows = partition.axes_of("rows", len(query))
     if sequence and mask.positions is None and (mask.causal or mask.window is not None):
         mask = mask._replace(positions=jnp.arange(query.shape[1])[None])
 
@@ -110,11 +110,11 @@ def _on_mesh(
         return run(query, key, value, Mask(mask.causal, mask.window, *of_mask), bias)
 
     arrays = query, key, value, (mask.lengths, mask.segments, mask.positions), bias
-    return split.by_device(own, specs, by_query)(*arrays)
+    return partition.by_device(own, specs, by_query)(*arrays)
 
 
 def choose(platform: str, queries: int, keys: int, width: int, dtype: Any, mask: Mask, plain: bool) -> Implementation:
-    """The implementation for a platform and shapes, where there is no bias. `plain`: no soft cap either."""
+    """The implementation for a platform and shapes, where there is no bias. `plain`: without a soft cap."""
     in_order = mask.positions is None
     if platform == "tpu" and in_order and queries == keys and queries % LANES == 0 and width % 64 == 0:
         return "pallas"
@@ -134,7 +134,7 @@ def attention_reference(
     scale: float | None = None,
     soft_cap: float | None = None,
 ) -> jax.Array:
-    """The textbook's: every head's own key, the whole matrix, `jax.nn.softmax`."""
+    """The textbook form: a key head for every query head, the whole matrix, `jax.nn.softmax`."""
     groups = query.shape[2] // key.shape[2]
     query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
     key, value = jnp.repeat(key, groups, axis=2), jnp.repeat(value, groups, axis=2)
@@ -175,7 +175,7 @@ def attention_weights(
     scale: float | None = None,
     soft_cap: float | None = None,
 ) -> jax.Array:
-    """The weights alone, float32 [B, N, T, S], for those who look at them."""
+    """The weights alone, float32 [B, N, T, S], for inspection."""
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     weights, total = _unnormalised(query, key, mask, bias, scale, soft_cap)
     return (weights / total).reshape(len(query), query.shape[2], query.shape[1], -1)
@@ -184,7 +184,7 @@ def attention_weights(
 def _unnormalised(
     query: jax.Array, key: jax.Array, mask: Mask, bias: jax.Array | None, scale: float, soft_cap: float | None
 ) -> tuple[jax.Array, jax.Array]:
-    """`unnormalised` weights [B, K, G, T, S] of the scores, and their sums."""
+    """`unnormalised` weights [B, K, G, T, S] from the scores, and their sums."""
     heads = key.shape[2]
     scores = scaled_scores(by_head(query, heads), key.transpose(0, 2, 1, 3), scale, soft_cap)
     if bias is not None:
@@ -193,7 +193,7 @@ def _unnormalised(
     return unnormalised(scores, None if visible is None else visible[:, None, None])
 
 
-# Other people's kernels.
+# External kernels.
 
 
 def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask, scale: float) -> jax.Array:
@@ -224,8 +224,8 @@ def splash(
 ) -> jax.Array:
     """JAX's splash attention kernel for TPUs; `interpret` runs it on any platform, slowly.
 
-    T and S are multiples of 128, or it is a ZooError. What `lengths` hides is a segment of its own. On several devices
-    it runs under `jax.set_mesh`, each taking its rows of the batch.
+    T and S must be multiples of 128, else ZooError. Keys that `lengths` hides form a segment of their own. On several
+    devices it runs under `jax.set_mesh`, each device on its rows of the batch.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
@@ -255,7 +255,7 @@ def splash(
         mine = jnp.zeros((len(query), queries), jnp.int32) if segments is None else segments[0]
         segments = mine, jnp.where(present, 0 if segments is None else segments[1], -1)
     ids = None if segments is None else library.SegmentIds(*segments)
-    rows = PartitionSpec(split.axes_of("rows", len(query)))  # XLA cannot split a kernel
-    run = split.by_device(jax.vmap(jax.vmap(kernel, in_axes=(0, 0, 0, None))), rows, rows)
+    rows = PartitionSpec(partition.axes_of("rows", len(query)))  # XLA cannot partition a kernel
+    run = partition.by_device(jax.vmap(jax.vmap(kernel, in_axes=(0, 0, 0, None))), rows, rows)
     out = run(grouped, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), ids)
     return by_time(out).astype(query.dtype)

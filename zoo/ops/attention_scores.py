@@ -1,6 +1,6 @@
-"""What queries see of keys, and their products: the parts of which the implementations of attention are made.
+"""Visibility of keys to queries, scores and weighted sums: the parts shared by the implementations of attention.
 
-Heads lie [B, K, G, T, D], the G query heads of a key head side by side.
+Heads are laid out [B, K, G, T, D], with the G query heads of a key head side by side.
 """
 
 import functools
@@ -14,12 +14,12 @@ LEAST = -1e30  # below any score, and finite
 
 
 class Mask(NamedTuple):
-    """What a query sees. A key is seen where all that is given holds.
+    """Which keys a query sees: those that satisfy every given condition.
 
-    `causal`: its position is not beyond the query's. `window`: it is fewer than so many positions before the query
-    (and, without `causal`, after it). `lengths` [B]: it is among the row's first so many keys. `segments`: it has the
-    query's number, int32 [B, T] and [B, S]. `positions` int32 [B, T] are the queries' places among the keys, where
-    those are not 0 to T - 1.
+    `causal`: the key's position is not after the query's. `window`: it is fewer than `window` positions before the
+    query (and, without `causal`, after it). `lengths` [B]: it is among the row's first `lengths` keys. `segments`,
+    int32 [B, T] and [B, S]: it has the query's number. `positions` int32 [B, T] are the queries' positions among the
+    keys, where they are not 0 to T - 1.
     """
 
     causal: bool = False
@@ -29,14 +29,14 @@ class Mask(NamedTuple):
     positions: jax.Array | None = None
 
     def visible(self, queries: int, keys: int) -> jax.Array | None:
-        """bool [B or 1, T, S]; None where every key is seen."""
+        """bool [B or 1, T, S]; None if every key is visible."""
         places = jnp.arange(queries)[None] if self.positions is None else self.positions
         return self.of_block(places, jnp.arange(keys), None if self.segments is None else self.segments)
 
     def of_block(
         self, places: jax.Array, keys: jax.Array, segments: tuple[jax.Array, jax.Array] | None
     ) -> jax.Array | None:
-        """The same of queries at `places` [B or 1, t] and keys at `keys` [s], with their segments [B, t] and [B, s]."""
+        """`visible` for queries at `places` [B or 1, t] and keys at `keys` [s]; segments are [B, t] and [B, s]."""
         seen = []
         ahead = keys - places[..., None]  # [B, t, s]
         if self.causal:
@@ -64,8 +64,8 @@ def by_time(x: jax.Array) -> jax.Array:
 
 
 def scaled_scores(query: jax.Array, key: jax.Array, scale: float, soft_cap: float | None) -> jax.Array:
-    """Capped scores, float32 [B, K, G, t, s], of [B, K, G, t, D] and [B, K, s, D]."""
-    rows = query.reshape(*query.shape[:2], -1, query.shape[-1])  # the G heads are more rows of one product
+    """Scores with the cap applied, float32 [B, K, G, t, s], from [B, K, G, t, D] and [B, K, s, D]."""
+    rows = query.reshape(*query.shape[:2], -1, query.shape[-1])  # the G heads are rows of one product
     contract = (((3,), (3,)), ((0, 1), (0, 1)))
     scores = lax.dot_general(rows, key, contract, preferred_element_type=jnp.float32).reshape(*query.shape[:4], -1)
     scores = scores * scale
@@ -73,7 +73,7 @@ def scaled_scores(query: jax.Array, key: jax.Array, scale: float, soft_cap: floa
 
 
 def unnormalised(scores: jax.Array, visible: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """exp(score - the row's largest) of scores [..., S], 0 where hidden; and its sums [..., 1], 1 for no key."""
+    """exp(score - row maximum) for scores [..., S], 0 where hidden; and the sums [..., 1], 1 for a row without keys."""
     if visible is not None:
         scores = jnp.where(visible, scores, -jnp.inf)
     largest = lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=LEAST))
@@ -83,7 +83,7 @@ def unnormalised(scores: jax.Array, visible: jax.Array | None) -> tuple[jax.Arra
 
 
 def weighted_sums(weights: jax.Array, value: jax.Array) -> jax.Array:
-    """[B, K, G, t, s] times [B, K, s, D], float32 [B, K, G, t, D]."""
+    """[B, K, G, t, s] times [B, K, s, D]: float32 [B, K, G, t, D]."""
     rows = weights.reshape(*weights.shape[:2], -1, weights.shape[-1]).astype(value.dtype)
     contract = (((3,), (2,)), ((0, 1), (0, 1)))
     product = lax.dot_general(rows, value, contract, preferred_element_type=jnp.float32)

@@ -1,7 +1,7 @@
-"""Attention block by block, for each block of queries the blocks of keys that it may see.
+"""Attention block by block: for each block of queries, the blocks of keys that it may see.
 
-The online softmax of Milakov and Gimelshein 2018, its gradient from the row's logsumexp as in FlashAttention-2 (Dao
-2023): memory is linear in T, and blocks that the mask hides are not computed.
+The online softmax of Milakov and Gimelshein 2018, with the gradient from each row's logsumexp as in FlashAttention-2
+(Dao 2023): memory is linear in T, and blocks that the mask hides are skipped.
 """
 
 import functools
@@ -15,7 +15,7 @@ from zoo.ops.attention_scores import LEAST, Mask, by_head, by_time, scaled_score
 
 
 class Arrays(NamedTuple):
-    """What of a mask is arrays, padded to whole blocks; positions always."""
+    """The arrays of a mask, padded to whole blocks; positions are always given."""
 
     positions: jax.Array  # [B or 1, T]
     lengths: jax.Array  # [B or 1]
@@ -43,7 +43,7 @@ def blocked(
 
 
 def _to_blocks(x: jax.Array, block: int, axis: int) -> jax.Array:
-    """Padded with zeros along `axis` to whole blocks, which come first: [n, ..., block, ...]."""
+    """x padded with zeros along `axis` and split into blocks, which come first: [n, ..., block, ...]."""
     missing = -x.shape[axis] % block
     x = jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)])
     shape = (*x.shape[:axis], -1, block, *x.shape[axis + 1 :])
@@ -57,7 +57,7 @@ def _from_blocks(x: jax.Array, axis: int, length: int) -> jax.Array:
 
 
 class _Blocks(NamedTuple):
-    """Queries [n, B, K, G, t, D] and keys [m, B, K, s, D] in blocks, and what the mask of a block needs."""
+    """Queries [n, B, K, G, t, D] and keys [m, B, K, s, D] in blocks, and the arrays for each block's mask."""
 
     query: jax.Array
     key: jax.Array
@@ -67,7 +67,7 @@ class _Blocks(NamedTuple):
 
 
 def block_size(length: int) -> int:
-    """Queries, or keys, of a block: short sequences have smaller ones, so that a causal mask hides some."""
+    """The number of queries or keys in a block: smaller for short sequences, so that causal masks hide some."""
     return 64 if length <= 512 else 128
 
 
@@ -85,7 +85,7 @@ def _cut(query: jax.Array, key: jax.Array, value: jax.Array, arrays: Arrays) -> 
 def _bounds(
     causal: bool, window: int | None, places: jax.Array, longest: jax.Array, block: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The first block of keys that queries at `places` may see, and the one after the last."""
+    """The first block of keys visible to queries at `places`, and the one after the last."""
     first, last = jnp.array(0), longest - 1
     if causal:
         last = jnp.minimum(last, jnp.max(places))
@@ -105,7 +105,8 @@ def _block_scores(
     item: Any,
     j: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Scores [B, K, G, t, s] of a block of queries and block j of keys, -inf where hidden; and the capped before."""
+    """Scores [B, K, G, t, s] of a block of queries and block j of keys, -inf where hidden; and the capped scores before
+    masking."""
     query, places, segments = item
     block = blocks.key.shape[3]
     scores = scaled_scores(query, blocks.key[j], scale, soft_cap)

@@ -1,17 +1,18 @@
-"""Convolution that trains fast on a CPU.
+"""Convolution with fast training on CPU.
 
-XLA computes the gradient by the kernel there as a convolution with a window as large as the map. As one matrix product,
-of what each column of the kernel sees times the gradients that each of its rows brings, a group of images at a time so
-that both stay in the cache, it takes 0.55 to 0.9 of the time (3x3 kernels, 16 to 512 channels, maps of 32 down to 4 a
-side) and copies two thirds of what patches of whole windows do. Strided kernels, and few channels to many, are left to
-patches. The first convolution of a network, of very few channels, is patches times kernel forward too.
+XLA computes the kernel gradient on CPU as a convolution with a window as large as the map. Here it is one matrix
+product, of the columns that each kernel column sees times the gradients that each kernel row contributes, for one group
+of images at a time, so that both stay in the cache. It takes 0.55 to 0.9 of the time (3x3 kernels, 16 to 512 channels,
+maps of 32 down to 4 a side) and copies two thirds of what patches of whole windows copy. Strided kernels, and kernels
+from few channels to many, use patches. The first convolution of a network, with very few channels, is patches times
+kernel in the forward pass too.
 
-A 3x3 kernel of many channels goes Winograd's way, forward and for the gradient by x, on small maps also for that by the
-kernel: a step of ResNet-18 takes 0.82 of the time. In float32 the results are within 1e-5 of the largest. Other
-platforms keep XLA's.
+A 3x3 kernel with many channels uses Winograd's algorithm for the forward pass and the gradient of x, on small maps also
+for the gradient of the kernel: a step of ResNet-18 takes 0.82 of the time. In float32 the results are within 1e-5 of
+the largest value. Other platforms use XLA's convolution.
 
-A rule of its own for reverse mode costs forward mode (`jax.jvp`), so it holds only where asked for: a function that is
-traced inside `fast_kernel_gradients()`.
+The custom rule for reverse mode excludes forward mode (`jax.jvp`), so it applies only on request: to functions traced
+inside `fast_kernel_gradients()`.
 """
 
 import contextlib
@@ -27,16 +28,16 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from zoo import split
+from zoo import partition
 
-GROUP_BYTES = 4 << 20  # of what one product multiplies, so that it stays in the cache
-FEW_CHANNELS = 4  # with no more, the forward product is made of patches too
+GROUP_BYTES = 4 << 20  # of the factors of one product, so that they stay in the cache
+FEW_CHANNELS = 4  # up to this many, the forward pass uses patches too
 
-MANY_CHANNELS = 64  # from which Winograd's way pays, in and out
-SMALL_MAP = 8  # a side up to which it transforms a whole map with one matrix
-TILE_BYTES = 20 << 20  # of such maps' tiles in one group, before and after the product
+MANY_CHANNELS = 64  # from this many, in and out, Winograd's algorithm is faster
+SMALL_MAP = 8  # up to this side, one matrix transforms a whole map
+TILE_BYTES = 20 << 20  # of the tiles of these maps in one group, before and after the product
 
-# Of polynomials: evaluated at five points and at infinity, multiplied, interpolated. These points round least.
+# Polynomials are evaluated at five points and at infinity, multiplied, and interpolated. These points round least.
 _POINTS = np.vander([0, 1, -1, 1 / 2, -2], 6, increasing=True)
 _LAST = np.eye(6)[5:]
 _IMAGE_IN = np.linalg.inv(np.concatenate([_POINTS, _LAST])).T  # [6, 6]
@@ -51,7 +52,7 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 
 @contextlib.contextmanager
 def fast_kernel_gradients() -> Iterator[None]:
-    """What is traced inside has the fast gradient, in reverse mode only."""
+    """Convolutions traced inside this context have the fast gradient, in reverse mode only."""
     token = _fast.set(True)
     try:
         yield
@@ -64,7 +65,7 @@ def conv_general_dilated(
 ) -> jax.Array:
     """`lax.conv_general_dilated` of x [B, H, W, C] and kernel [h, w, C, out], for `nn.Conv(conv_general_dilated=...)`.
 
-    Grouped and dilated convolutions, and all outside `fast_kernel_gradients()`, are XLA's.
+    Grouped and dilated convolutions, and all outside `fast_kernel_gradients()`, use XLA's convolution.
     """
     plain = all(
         value is None or value == 1 or (isinstance(value, Sequence) and all(v == 1 for v in value))
@@ -81,7 +82,7 @@ def conv_general_dilated(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> jax.Array:
-    """The convolution of x [B, H, W, C] with kernel [h, w, C, out]; on a CPU in the way that is fastest there."""
+    """The convolution of x [B, H, W, C] with kernel [h, w, C, out]; on CPU by the fastest method."""
     native = partial(_native, strides, pads)
     if x.shape[-1] <= FEW_CHANNELS:
         return lax.platform_dependent(x, kernel, cpu=partial(_patches_times, strides, pads), default=native)
@@ -105,7 +106,7 @@ conv.defvjp(_forward, _backward)
 def gradients(
     strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The gradients by x and kernel, of the output's `gradient` [B, H', W', out], as is fastest on a CPU."""
+    """The gradients of x and kernel, from the output's `gradient` [B, H', W', out]; on CPU by the fastest method."""
     if not _suits_winograd(x, kernel, strides, pads):
         by_x = _native_by_x(strides, pads, x, kernel, gradient)
     elif max(x.shape[1:3]) <= SMALL_MAP:
@@ -118,7 +119,7 @@ def gradients(
 def gradients_native(
     strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The same as XLA has them."""
+    """`gradients` as XLA computes them."""
     (by_kernel,) = jax.linear_transpose(lambda kernel: _native(strides, pads, x, kernel), kernel)(gradient)
     return _native_by_x(strides, pads, x, kernel, gradient), by_kernel
 
@@ -136,7 +137,7 @@ def _native(strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Arra
 def _patches(strides: tuple[int, int], pads: Pads, size: tuple[int, ...], x: jax.Array) -> jax.Array:
     """[B, H, W, C] to the windows that a kernel of `size` sees, [B, H', W', h w C]."""
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    for axis in (2, 1):  # columns first, then rows of them: fewer and longer pieces than one for each place
+    for axis in (2, 1):  # columns first, then their rows: fewer and longer copies than one per window
         side, stride = size[axis - 1], strides[axis - 1]
         span = (x.shape[axis] - side) // stride * stride + 1
         x = jnp.concatenate([lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(side)], axis=-1)
@@ -151,10 +152,11 @@ def _patches_times(strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: j
 def kernel_gradient(
     strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Array, gradient: jax.Array
 ) -> jax.Array:
-    """The gradient by the kernel, of the output's `gradient` [B, H', W', out]: one product, transposed times plain.
+    """The kernel gradient, from the output's `gradient` [B, H', W', out]: one product of a transposed and a plain
+    matrix.
 
-    Of patches times gradients; or of the columns that each column of the kernel sees, [B, H, W', w C], times the
-    gradients that each of its rows reaches, [B, H, W', h out]: whichever copies less.
+    Either patches times gradients; or the columns that each kernel column sees, [B, H, W', w C], times the gradients
+    that each kernel row contributes, [B, H, W', h out]: whichever copies less.
     """
     height, width, channels, out = kernel.shape
     by_rows = strides == (1, 1) and width * channels + height * out < height * width * channels + out
@@ -179,7 +181,7 @@ def kernel_gradient(
 
 
 def _columns(pads: Pads, width: int, x: jax.Array, out_width: int) -> jax.Array:
-    """[B, H, W, C] to what each column of a kernel sees from each of `out_width` places, [B, H, W', w C]."""
+    """[B, H, W, C] to what each kernel column sees at each of `out_width` positions, [B, H, W', w C]."""
     left = pads[1][0]
 
     def seen(j: int) -> jax.Array:
@@ -189,25 +191,25 @@ def _columns(pads: Pads, width: int, x: jax.Array, out_width: int) -> jax.Array:
 
 
 def _rows(pads: Pads, height: int, gradient: jax.Array, in_height: int) -> jax.Array:
-    """[B, H', W', out] to what each row of a kernel brings to each of `in_height` rows, [B, H, W', h out]."""
+    """[B, H', W', out] to what each kernel row contributes to each of `in_height` rows, [B, H, W', h out]."""
     top = pads[0][0]
     return jnp.concatenate([_shifted(gradient, 1, i - top, in_height) for i in range(height)], axis=-1)
 
 
 def _shifted(x: jax.Array, axis: int, by: int, size: int) -> jax.Array:
-    """`x` moved by `by` places along an axis that is then of `size`, zeros where nothing came."""
+    """`x` shifted by `by` along an axis and resized to `size`, with zeros where it has no values."""
     config = [(0, 0, 0)] * x.ndim
     config[axis] = (by, size - x.shape[axis] - by, 0)
     return lax.pad(x, jnp.zeros((), x.dtype), config)
 
 
 def _images_at_once(places: int, left: int, right: int) -> int:
-    """How many images of so many places stay in the cache, in a sum of products of left times right numbers of each."""
-    return (GROUP_BYTES + 2 * 4 * left * right) // (4 * places * (left + right))  # adding up costs as well
+    """How many images with this many positions fit in the cache, in a sum of products of left times right numbers."""
+    return (GROUP_BYTES + 2 * 4 * left * right) // (4 * places * (left + right))  # the sum costs memory traffic too
 
 
 def _by_groups(run: Any, total: Any, most: int, *arrays: jax.Array) -> tuple[Any, Any]:
-    """`run` of the total so far and of at most `most` images of each array, to the total and what they become."""
+    """Runs `run` over groups of at most `most` images of each array: the final total, and the results per image."""
     count = len(arrays[0])
     size = next(n for n in range(min(count, max(1, most)), 0, -1) if count % n == 0)
     groups = tuple(array.reshape(-1, size, *array.shape[1:]) for array in arrays)
@@ -216,19 +218,19 @@ def _by_groups(run: Any, total: Any, most: int, *arrays: jax.Array) -> tuple[Any
 
 
 def _by_device(run: Any, x: jax.Array, kernel: jax.Array, *gradient: jax.Array) -> Any:
-    """`run` where each device of a mesh (`zoo.split`) has its own images, which groups would mix."""
-    rows = split.axes_of("rows", len(x))
+    """`run` on each device's images where a mesh (`zoo.partition`) shards the batch; groups would mix devices."""
+    rows = partition.axes_of("rows", len(x))
     if rows is None:
         return run(x, kernel, *gradient)
     own, whole = PartitionSpec(rows), PartitionSpec()
     if not gradient:
-        return split.by_device(run, (own, whole), own)(x, kernel)
+        return partition.by_device(run, (own, whole), own)(x, kernel)
 
     def summed(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
         by_x, by_kernel = run(*arrays)
         return by_x, lax.psum(by_kernel, rows)
 
-    return split.by_device(summed, (own, whole, own), (own, whole))(x, kernel, *gradient)
+    return partition.by_device(summed, (own, whole, own), (own, whole))(x, kernel, *gradient)
 
 
 def _suits_winograd(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> bool:
@@ -239,8 +241,8 @@ def _suits_winograd(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], p
 def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [B, H, W, C] times kernel [3, 3, C, out], padded by 1: F(4x4, 3x3) of Lavin and Gray 2016 (arXiv:1509.09308).
 
-    A tile of 4x4 places comes of a transform of the 6x6 that it sees, a product for each of 36 numbers, and a transform
-    back: a quarter of the multiplications. The transforms are matrix products as well, of whole maps where these are
+    A tile of 4x4 outputs comes from a transform of the 6x6 inputs it sees, a product for each of the 36 numbers, and a
+    transform back: a quarter of the multiplications. The transforms are matrix products too, of whole maps if these are
     small.
     """
     transformed = _transformed(kernel)
@@ -252,7 +254,7 @@ def winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def winograd_gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The gradients of `winograd` by x and kernel, which share what they transform."""
+    """The gradients of `winograd` with respect to x and kernel, which share their transforms."""
     transformed, transposed = jax.vjp(_transformed, kernel)
 
     def add(total: jax.Array, x: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -266,7 +268,7 @@ def winograd_gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> 
 def _images_of_tiles(x: jax.Array, kernel: jax.Array) -> int:
     _, height, width, channels = x.shape
     out = kernel.shape[3]
-    if max(height, width) > SMALL_MAP:  # as many as in `kernel_gradient`, so that XLA cuts x into groups once for both
+    if max(height, width) > SMALL_MAP:  # the group size of `kernel_gradient`, so that XLA splits x once for both
         return _images_at_once(height * width, 3 * channels, 3 * out)
     return TILE_BYTES // (4 * 36 * -(-height // 4) * -(-width // 4) * (channels + out))
 
@@ -276,10 +278,10 @@ def _tiles_times(x: jax.Array, transformed: jax.Array) -> jax.Array:
     count, height, width, channels = x.shape
     rows, columns = -(-height // 4), -(-width // 4)
     small = max(height, width) <= SMALL_MAP
-    if small:  # all places of a map at once, [H W, B, C]
+    if small:  # all positions of a map at once, [H W, B, C]
         seen = x.reshape(count, height * width, channels).swapaxes(0, 1)
         into, back = _both_axes(_line(rows, height, height, 1), _line(columns, width, width, 1))
-    else:  # the 36 places that each tile sees, [36, B, rows, columns, C]
+    else:  # the 36 positions that each tile sees, [36, B, rows, columns, C]
         x = jnp.pad(x, ((0, 0), (1, 4 * rows + 1 - height), (1, 4 * columns + 1 - width), (0, 0)))
         seen = jnp.stack(
             [_every_fourth(_every_fourth(x, 1, i, rows), 2, j, columns) for i in range(6) for j in range(6)]
@@ -299,13 +301,13 @@ def _every_fourth(x: jax.Array, axis: int, start: int, count: int) -> jax.Array:
 
 
 def _transformed(kernel: jax.Array) -> jax.Array:
-    """[3, 3, C, out] to [36, C, out]."""
+    """A kernel [3, 3, C, out] transformed to [36, C, out]."""
     both = np.kron(_KERNEL_IN, _KERNEL_IN).astype(np.float32)
     return jnp.dot(both, kernel.reshape(9, -1)).reshape(36, *kernel.shape[2:])
 
 
 def _line(tiles: int, seen: int, made: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """The transforms of one axis: of `seen` places to 6 numbers for each tile, and of these to `made` places."""
+    """The transforms of one axis: from `seen` positions to 6 numbers per tile, and from these to `made` positions."""
     into, back = np.zeros((6, tiles, seen)), np.zeros((made, 6, tiles))
     for tile in range(tiles):
         for i in range(6):
@@ -319,7 +321,7 @@ def _line(tiles: int, seen: int, made: int, pad: int) -> tuple[np.ndarray, np.nd
 def _both_axes(
     down: tuple[np.ndarray, np.ndarray], across: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The transforms of a map, [36 tiles, places seen] and [places made, 36 tiles]."""
+    """The transforms of a map: [36 tiles, positions seen] and [positions made, 36 tiles]."""
     into = np.einsum("aih,bjw->abijhw", down[0], across[0]).astype(np.float32)
     back = np.einsum("hai,wbj->hwabij", down[1], across[1]).astype(np.float32)
     return into.reshape(-1, math.prod(into.shape[4:])), back.reshape(math.prod(back.shape[:2]), -1)

@@ -1,4 +1,4 @@
-"""GELU, x times the normal distribution's P(X <= x), not approximated (Hendrycks and Gimpel 2016)."""
+"""Exact GELU, x times the normal distribution's P(X <= x) (Hendrycks and Gimpel 2016)."""
 
 import math
 
@@ -8,9 +8,9 @@ from jax import lax
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """`jax.nn.gelu(x, approximate=False)`; float32 on a CPU by erf, which is less work than JAX's erfc.
+    """`jax.nn.gelu(x, approximate=False)`; in float32 on CPU by erf, which is cheaper than JAX's erfc.
 
-    The two differ by rounding, relative to the largest value: of far negative x, erf leaves fewer digits.
+    They differ by rounding, relative to the largest value: erf keeps fewer digits for very negative x.
     """
     if jax.default_backend() != "cpu" or x.dtype != jnp.float32:
         return jax.nn.gelu(x, approximate=False)

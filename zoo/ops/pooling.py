@@ -1,9 +1,9 @@
-"""Max pooling whose gradient is fast on a CPU.
+"""Max pooling with a fast gradient on CPU.
 
-XLA runs the gradient of a windowed maximum (select-and-scatter) on one element at a time there; as a maximum over
-strided slices, forward and backward are plain elementwise work: 25 times faster for 2x2 windows over [64, 32, 32, 32].
-What is not differentiated stays the window reduction, with which a forward pass of `simple_cnn` takes half of the time;
-so does everything on other platforms.
+XLA computes the gradient of a windowed maximum (select-and-scatter) on CPU one element at a time. As a maximum over
+strided slices, forward and backward are elementwise: 25 times faster for 2x2 windows over [64, 32, 32, 32]. Without
+differentiation the window reduction stays, which halves the forward time of `simple_cnn`; so it does on other
+platforms.
 """
 
 import functools
@@ -18,7 +18,7 @@ from jax import lax
 def max_pool(x: jax.Array, window: int, strides: int, padding: int = 0) -> jax.Array:
     """The maximum of each square window: [B, H, W, C] to [B, (H + 2 padding - window) // strides + 1, ..., C].
 
-    Padding counts as minus infinity. Of equal elements, the first in row-major order gets the gradient.
+    Padding is minus infinity. Among equal elements the first in row-major order gets the gradient.
     """
     return lax.platform_dependent(
         x,

@@ -1,4 +1,4 @@
-"""How a Transformer knows where a token stands: sinusoids, rotations, distances in buckets."""
+"""Positions in a Transformer: sinusoids, rotations, and buckets of distances."""
 
 import math
 from typing import NamedTuple
@@ -9,23 +9,23 @@ import numpy as np
 
 
 def sinusoids(places: jax.Array, width: int) -> jax.Array:
-    """float32 [..., width] of int32 places [...] (Vaswani et al. 2017, section 3.5): sines in the first half of the
-    features, cosines in the second, as their own code has it (the paper's alternate, which is another order)."""
+    """float32 [..., width] for int32 positions [...] (Vaswani et al. 2017, section 3.5): sines in the first half of the
+    features, cosines in the second, as in the authors' code (the paper interleaves them)."""
     rates = np.exp(-math.log(10_000.0) * np.arange(width // 2) / max(width // 2 - 1, 1)).astype(np.float32)
     angles = places[..., None].astype(jnp.float32) * rates
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 class Rotary(NamedTuple):
-    """Cosines and sines, float32 [B or 1, T, D / 2], of the places of T tokens."""
+    """Cosines and sines, float32 [B or 1, T, D / 2], for the positions of T tokens."""
 
     cos: jax.Array
     sin: jax.Array
 
 
 class RotaryScaling(NamedTuple):
-    """Llama 3's stretch of the slow rotations: those of fewer than `low` turns over `original` tokens are `factor`
-    times as slow, those of more than `high` stay, between them it goes over."""
+    """Llama 3's scaling of slow rotations: those with fewer than `low` turns over `original` tokens are slowed by
+    `factor`, those with more than `high` are unchanged, those in between are interpolated."""
 
     factor: float
     low: float
@@ -34,7 +34,7 @@ class RotaryScaling(NamedTuple):
 
 
 def rotary(places: jax.Array, width: int, theta: float, scaling: RotaryScaling | None = None) -> Rotary:
-    """Rotations (Su et al. 2021) for heads of `width` features at `places` int32 [B or 1, T]."""
+    """Rotations (Su et al. 2021) for heads of `width` features at positions `places` int32 [B or 1, T]."""
     rates = theta ** (-np.arange(0, width, 2) / width)
     if scaling is not None:
         turns = scaling.original * rates / (2 * np.pi)
@@ -45,17 +45,18 @@ def rotary(places: jax.Array, width: int, theta: float, scaling: RotaryScaling |
 
 
 def rotate(x: jax.Array, by: Rotary) -> jax.Array:
-    """x [B, T, N, D] turned in the planes of features (i, i + D / 2), as Hugging Face's Llama has them."""
+    """x [B, T, N, D] rotated in the planes of features (i, i + D / 2), as in Hugging Face's Llama."""
     cos, sin = by.cos[:, :, None], by.sin[:, :, None]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def distance_buckets(ahead: jax.Array, buckets: int, furthest: int, both_ways: bool) -> jax.Array:
-    """T5's bucket (Raffel et al. 2020, section 2.1) of a key that stands `ahead` of its query, int32 like `ahead`.
+    """T5's bucket (Raffel et al. 2020, section 2.1) of a key `ahead` positions after its query, int32 of the same
+    shape.
 
-    Half of the buckets are a distance each, the others grow with its logarithm up to `furthest`; with `both_ways` half
-    of them all are for keys that come later, else those are at distance 0.
+    Half of the buckets hold one distance each, the others grow logarithmically up to `furthest`. With `both_ways` half
+    of all buckets are for later keys; else later keys have distance 0.
     """
     start = jnp.zeros_like(ahead)
     if both_ways:

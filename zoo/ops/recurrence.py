@@ -1,17 +1,18 @@
-"""Recurrent layers over time, with a gradient that forms each weight's in one matrix product.
+"""Recurrent layers over time; the gradient of each weight is one matrix product.
 
-A layer is split in two. What does not depend on the state, `inputs` [T, B, G] = x @ kernel, is one matrix product over
-all steps (`project`), or a look-up in the projected table where x is an embedding (`project_tokens`). What does depend
-on it, `recur`, is a scan of h @ recurrent_kernel + bias and elementwise work. Time comes first, as the scan runs.
+A layer has two parts. The part independent of the state, `inputs` [T, B, G] = x @ kernel, is one matrix product over
+all steps (`project`), or a look-up in the projected table if x is an embedding (`project_tokens`). The part that
+depends on it, `recur`, is a scan of h @ recurrent_kernel + bias and elementwise operations. Time comes first, as in the
+scan.
 
-The scan's own gradient would add to a weight gradient once a step; here the backward scan only carries the state's
-gradient and leaves those by `inputs` behind, from which all steps' products are one. The gates of one step are one
-`tanh` of one array, by sigmoid(x) = (1 + tanh(x / 2)) / 2, and the backward scan has its own transposed copy of the
-recurrent kernel: XLA's CPU product would turn it again in every step. `recur_reference` is the textbook's scan, which
-the tests hold this to.
+The scan's own gradient would accumulate the weight gradient in every step. Here the backward scan carries only the
+gradient of the state and stores the gradients of `inputs`, from which one product over all steps follows. The gates of
+a step are one `tanh` of one array, by sigmoid(x) = (1 + tanh(x / 2)) / 2, and the backward scan has its own transposed
+copy of the recurrent kernel, which XLA's CPU product would otherwise transpose in every step. `recur_reference` is the
+textbook scan that the tests compare with.
 
-Gates in PyTorch's order: LSTM i, f, g, o (Hochreiter and Schmidhuber 1997, with forget gates), GRU r, z, n (Cho et al.
-2014, in the form of cuDNN: r multiplies after the product).
+Gates are in PyTorch's order: LSTM i, f, g, o (Hochreiter and Schmidhuber 1997, with forget gates), GRU r, z, n (Cho et
+al. 2014, in cuDNN's form: r multiplies after the product).
 """
 
 import functools
@@ -22,13 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from zoo import split
+from zoo import partition
 
 Cell = Literal["lstm", "gru", "rnn"]
-State = tuple[jax.Array, ...]  # h [B, H] in the dtype of the inputs; of an LSTM also c [B, H] in float32
+State = tuple[jax.Array, ...]  # h [B, H] in the dtype of the inputs; for an LSTM also c [B, H] in float32
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
-ONE_HOT_ROWS = 512  # tables up to this size get their gradient by a matrix product with the one-hot tokens, but on CPU
+ONE_HOT_ROWS = 512  # up to this size a table's gradient is a product with one-hot tokens, except on CPU
 
 
 def zero_state(cell: Cell, batch_size: int, hidden_size: int, dtype: jax.typing.DTypeLike = jnp.float32) -> State:
@@ -39,7 +40,7 @@ def zero_state(cell: Cell, batch_size: int, hidden_size: int, dtype: jax.typing.
 
 @jax.custom_vjp
 def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[T, B, F] by kernel [F, G] to `inputs` [T, B, G], all steps in one matrix product."""
+    """[T, B, F] times kernel [F, G]: `inputs` [T, B, G], all steps in one matrix product."""
     return x @ kernel
 
 
@@ -49,20 +50,20 @@ def _project_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[
 
 def _project_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    return gradient @ kernel.T, _kernel_gradient(x, gradient, kernel)  # JAX's own copies the gradient, transposed
+    return gradient @ kernel.T, _kernel_gradient(x, gradient, kernel)  # JAX's own rule copies the gradient transposed
 
 
 project.defvjp(_project_forward, _project_backward)
 
 
 def _kernel_gradient(x: jax.Array, by_product: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The gradient by `kernel` of x [..., F] @ kernel [F, G], over all steps and rows at once."""
+    """The kernel gradient of x [..., F] @ kernel [F, G], over all steps and rows at once."""
     return _summed_products(_as_rows(x), _as_rows(by_product)).astype(kernel.dtype)
 
 
 def _as_rows(x: jax.Array) -> jax.Array:
-    """[..., F] to [N, F]; on a mesh as it is, since axes that are split cannot become one without a gather."""
-    return x if split.in_use() else x.reshape(-1, x.shape[-1])
+    """[..., F] to [N, F]; unchanged on a mesh, since merging sharded axes needs a gather."""
+    return x if partition.in_use() else x.reshape(-1, x.shape[-1])
 
 
 def _summed_products(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -72,9 +73,9 @@ def _summed_products(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def project_tokens(table: jax.Array, tokens: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`project(table[tokens], kernel)` of embeddings [V, F] and tokens [T, B], with the fewer products.
+    """`project(table[tokens], kernel)` for embeddings [V, F] and tokens [T, B], with the smaller product.
 
-    Where there are more tokens than rows, the table is projected and its rows are looked up.
+    If there are more tokens than rows, the table is projected and its rows are looked up.
     """
     if len(table) <= tokens.size:
         return take_rows(table @ kernel, tokens)
@@ -85,8 +86,8 @@ def project_tokens(table: jax.Array, tokens: jax.Array, kernel: jax.Array) -> ja
 def take_rows(table: jax.Array, tokens: jax.Array) -> jax.Array:
     """table [V, F] at tokens [...]: [..., F].
 
-    A small table's gradient is a matrix product where scatters are slow or add in no fixed order; on CPU, where the
-    product takes five times as long, a scatter.
+    The gradient of a small table is a matrix product on platforms where scatters are slow or sum in varying order; on
+    CPU, where the product takes five times as long, it is a scatter.
     """
     return jnp.take(table, tokens, axis=0, mode="clip")
 
@@ -111,13 +112,13 @@ take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 
 
 def scatter_gradient(size: int, tokens: jax.Array, rows: jax.Array) -> jax.Array:
-    """The gradient by a table of `size` rows, float32 [size, F]: sums of the rows [..., F] of equal tokens [...]."""
+    """The gradient of a table of `size` rows, float32 [size, F]: for each token, the sum of its rows of [..., F]."""
     flat = _as_rows(rows)
     return jnp.zeros((size, rows.shape[-1]), jnp.float32).at[tokens.reshape(flat.shape[:-1])].add(flat)
 
 
 def one_hot_gradient(size: int, tokens: jax.Array, rows: jax.Array) -> jax.Array:
-    """The same as a matrix product, of all axes as they are: joined, one that devices share would be gathered first."""
+    """`scatter_gradient` as a matrix product. Axes are not merged: a sharded one would be gathered first."""
     return _summed_products(jax.nn.one_hot(tokens, size, dtype=rows.dtype), rows)
 
 
@@ -130,21 +131,19 @@ def recur(
     *,
     bias: jax.Array | None = None,
     reverse: bool = False,
-    unroll: int = 1,
 ) -> tuple[jax.Array, State]:
     """Runs a layer over `inputs` [T, B, G] from `state`: the outputs h [T, B, H] and the state after the last step.
 
     `recurrent_kernel` is [H, G]; `bias` [G] is added to h @ recurrent_kernel, where a GRU's reset gate multiplies its
-    last third. Row b takes its first `lengths[b]` steps (with `reverse`, from the last of them to the first): its
-    state stands after them and its outputs beyond are zero. `unroll` steps of the scan make one round of the loop.
-    Differentiable in reverse mode.
+    last third. Row b has `lengths[b]` steps (with `reverse`, from the last of them to the first); its outputs beyond
+    are zero. Differentiable in reverse mode.
     """
-    if not len(inputs):  # no step to index
+    if not len(inputs):  # without steps there is nothing to index
         return jnp.zeros((0, *state[0].shape), state[0].dtype), state
     if bias is None:
         bias = jnp.zeros((inputs.shape[-1],), recurrent_kernel.dtype)
     present = None if lengths is None else (jnp.arange(len(inputs))[:, None] < lengths)[..., None]
-    carried, state = _recur(cell, reverse, unroll, inputs, recurrent_kernel, bias, state, present)
+    carried, state = _recur(cell, reverse, inputs, recurrent_kernel, bias, state, present)
     return (carried if present is None else jnp.where(present, carried, 0)), state
 
 
@@ -157,10 +156,9 @@ def recur_reference(
     *,
     bias: jax.Array | None = None,
     reverse: bool = False,
-    unroll: int = 1,
 ) -> tuple[jax.Array, State, dict[str, jax.Array]]:
-    """The same as a plain scan of the textbook's cell, and what it computes on its way, float32 [T, B, H] by name:
-    the gates, and an LSTM's `cell`."""
+    """`recur` as a plain scan of the textbook cell, and its intermediate values, float32 [T, B, H] by name: the gates,
+    and an LSTM's `cell`."""
     present = jnp.ones((*inputs.shape[:2], 1), bool)
     if lengths is not None:
         present = (jnp.arange(len(inputs))[:, None] < lengths)[..., None]
@@ -174,12 +172,12 @@ def recur_reference(
         new = tuple(jnp.where(present, now.astype(was.dtype), was) for now, was in zip(new, state, strict=True))
         return new, (jnp.where(present, new[0], 0), found)
 
-    state, (outputs, found) = lax.scan(step, state, (inputs, present), reverse=reverse, unroll=unroll)
+    state, (outputs, found) = lax.scan(step, state, (inputs, present), reverse=reverse)
     return outputs, state, found
 
 
 def textbook_cell(cell: Cell, x: jax.Array, product: jax.Array, state: State) -> tuple[State, dict[str, jax.Array]]:
-    """One step, float32, of x [B, G] and h @ recurrent_kernel [B, G]: the new state, and the gates by name."""
+    """One step in float32, from x [B, G] and h @ recurrent_kernel [B, G]: the new state, and the gates by name."""
     if cell == "rnn":
         return (jnp.tanh(x + product),), {}
     if cell == "gru":
@@ -198,14 +196,14 @@ def _product(h: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.matmul(h, kernel, preferred_element_type=jnp.float32)
 
 
-# The fast cells. `gates` [B, G] is the tanh of all gates at once, of half the pre-activation for those that are
-# sigmoids. Of a GRU, `extra` [B, H] is the candidate's part of h @ recurrent_kernel.
+# The fast cells. `gates` [B, G] is the tanh of all gates at once, of half the pre-activation for the sigmoid gates.
+# For a GRU, `extra` [B, H] is the candidate's part of h @ recurrent_kernel.
 
 
 def _cell_forward(
     cell: Cell, x: jax.Array, product: jax.Array, state: State
 ) -> tuple[State, jax.Array, jax.Array | None]:
-    """A step in float32: the new state, and what the gradient needs of it, gates and extra."""
+    """One step in float32: the new state, and what the gradient needs: gates and extra."""
     if cell == "rnn":
         h = jnp.tanh(x + product)
         return (h,), h, None
@@ -226,8 +224,8 @@ def _cell_forward(
 def _cell_backward(
     cell: Cell, gates: jax.Array, extra: jax.Array | None, before: State, by_state: State
 ) -> tuple[jax.Array, jax.Array | None, State]:
-    """From the gradient by the new state: that by x; of a GRU, that by `extra`, where the one by the product differs
-    from the one by x; and that by the state before, but for what h does through the product."""
+    """From the gradient of the new state: the gradients of x; of `extra` for a GRU, where the product's differs from
+    x's; and of the previous state, without the part of h through the product."""
     by_h = by_state[0]
     if cell == "rnn":
         return by_h * (1 - gates * gates), None, (jnp.zeros_like(by_h),)
@@ -248,7 +246,7 @@ def _cell_backward(
 
 
 def _by_product(by_x: jax.Array, by_extra: jax.Array | None) -> jax.Array:
-    """The gradient by h @ recurrent_kernel."""
+    """The gradient of h @ recurrent_kernel."""
     if by_extra is None:
         return by_x
     return jnp.concatenate([by_x[..., : -by_extra.shape[-1]], by_extra], axis=-1)
@@ -262,11 +260,10 @@ def _per_gate(size: int, *factors: float) -> np.ndarray:
     return np.repeat(np.array(factors, np.float32), size)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _recur(
     cell: Cell,
     reverse: bool,
-    unroll: int,
     inputs: jax.Array,
     kernel: jax.Array,
     bias: jax.Array,
@@ -274,14 +271,14 @@ def _recur(
     present: jax.Array | None,
 ) -> tuple[jax.Array, State]:
     """The states h after every step [T, B, H] and the final state."""
-    (carried, *_), final = _forward(cell, reverse, unroll, inputs, kernel, bias, state, present)
+    (carried, *_), final = _forward(cell, reverse, inputs, kernel, bias, state, present)
     return carried, final
 
 
-def _forward(cell, reverse, unroll, inputs, kernel, bias, state, present):
-    """h after every step, the gates [T, B, G], and extra and c before every step; and the final state.
+def _forward(cell, reverse, inputs, kernel, bias, state, present):
+    """h after every step, the gates [T, B, G], extra and c before every step; and the final state.
 
-    The gates take the place of the inputs, so that no second array of their size is filled.
+    The gates overwrite the inputs, so that no second array of their size is needed.
     """
 
     def step(carry, item):
@@ -298,21 +295,21 @@ def _forward(cell, reverse, unroll, inputs, kernel, bias, state, present):
         return (new, gates), (new[0], extra, state[1:])
 
     items = (jnp.arange(len(inputs)), present)
-    (final, gates), (carried, extra, cells) = lax.scan(step, (state, inputs), items, reverse=reverse, unroll=unroll)
+    (final, gates), (carried, extra, cells) = lax.scan(step, (state, inputs), items, reverse=reverse)
     return (carried, gates, extra, cells), final
 
 
-def _recur_forward(cell, reverse, unroll, inputs, kernel, bias, state, present):
-    kept, final = _forward(cell, reverse, unroll, inputs, kernel, bias, state, present)
+def _recur_forward(cell, reverse, inputs, kernel, bias, state, present):
+    kept, final = _forward(cell, reverse, inputs, kernel, bias, state, present)
     return (kept[0], final), (kernel, bias, state, present, *kept)
 
 
-def _recur_backward(cell, reverse, unroll, saved, by_results):
+def _recur_backward(cell, reverse, saved, by_results):
     kernel, bias, state, present, carried, gates, extra, cells = saved
     by_carried, by_final = by_results
     ends = (carried[1:], state[0][None]) if reverse else (state[0][None], carried[:-1])
     before = jnp.concatenate(ends)  # h before every step
-    turned = kernel.T  # once, outside the loop
+    transposed = kernel.T  # once, outside the loop
 
     def read(kept, t):
         return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, t, keepdims=False), kept)
@@ -326,18 +323,18 @@ def _recur_backward(cell, reverse, unroll, saved, by_results):
         by_x, by_extra = jax.tree.map(
             lambda a: (a if present is None else jnp.where(present, a, 0)).astype(gates.dtype), (by_x, by_extra)
         )
-        by_h = by_before[0] + _product(_by_product(by_x, by_extra), turned)
+        by_h = by_before[0] + _product(_by_product(by_x, by_extra), transposed)
         by_before = (by_h, *by_before[1:])
         if present is not None:
             by_before = tuple(jnp.where(present, new, old) for new, old in zip(by_before, by_state, strict=True))
-        # The gradients take the place of what they are of. Read after writing, or XLA copies the whole array each step.
+        # Gradients overwrite their arrays. They are read after writing, or XLA copies the whole array in every step.
         kept = jax.tree.map(lambda a, new: lax.dynamic_update_index_in_dim(a, new, t, 0), kept, (by_x, by_extra))
         return (by_before, kept, read(kept, t + 1 if reverse else t - 1)), None
 
     by_final = tuple(leaf.astype(jnp.float32) for leaf in by_final)
     items = (jnp.arange(len(gates)), by_carried, before, cells, present)
     carry = (by_final, (gates, extra), read((gates, extra), 0 if reverse else len(gates) - 1))
-    (by_state, (by_inputs, by_extra), _), _ = lax.scan(step, carry, items, reverse=not reverse, unroll=unroll)
+    (by_state, (by_inputs, by_extra), _), _ = lax.scan(step, carry, items, reverse=not reverse)
     by_products = _by_product(by_inputs, by_extra)
     by_kernel = _kernel_gradient(before, by_products, kernel)
     by_bias = jnp.sum(by_products, axis=(0, 1), dtype=jnp.float32).astype(bias.dtype)

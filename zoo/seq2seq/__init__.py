@@ -1,5 +1,5 @@
-"""Recurrent networks from one sequence to another; importing this package registers them."""
+"""Recurrent encoder-decoders; importing this package registers them."""
 
-from zoo.seq2seq import gru_attention as gru_attention
-from zoo.seq2seq import lstm as lstm
-from zoo.seq2seq import luong as luong
+from zoo.registry import import_modules
+
+import_modules(__name__, __path__)

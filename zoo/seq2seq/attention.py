@@ -1,8 +1,8 @@
 """Attention of a recurrent decoder over the encoded source, written for one step of a scan.
 
-How well a query fits a place of the source: their product (`dot`), that with a matrix between them (`general`), or a
-hidden layer of both (`concat`): Luong et al. 2015, equation 8. Concat is what Bahdanau et al. 2015 have, additive
-attention. What the source alone determines is computed once: the keys [B, S, A].
+The score of a query and a source position is their product (`dot`), a product with a matrix between them (`general`),
+or a hidden layer of both (`concat`): Luong et al. 2015, equation 8. Concat is the additive attention of Bahdanau et al.
+2015. What depends only on the source is computed once: the keys [B, S, A].
 """
 
 from typing import Any, Literal
@@ -17,7 +17,7 @@ Score = Literal["dot", "general", "concat"]
 
 
 class SourceAttention(nn.Module):
-    """The weights of a score between queries as wide as `query_size` and values as wide as they come."""
+    """The weights of a score between queries of width `query_size` and values of any width."""
 
     score: Score
     query_size: int
@@ -35,26 +35,26 @@ class SourceAttention(nn.Module):
             self.vector = self.param("vector", nn.initializers.normal(self.size**-0.5), (self.size,), self.param_dtype)
 
     def memory(self, values: jax.Array) -> dict[str, jax.Array]:
-        """What steps read of the encoded source [B, S, D]: `value`, and `key` where it is another."""
+        """The encoded source [B, S, D] as steps read it: `value`, and `key` where it differs."""
         return {"value": values} if self.score == "dot" else {"value": values, "key": self.key(values)}
 
     def weights(self, memory: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """What `attend` reads: the memory with the source's lengths, and concat's own."""
+        """What `attend` reads: the memory with the source's lengths, and the weights of concat."""
         if self.score != "concat":
             return memory
         return {**memory, "query": self.query_kernel.astype(self.dtype), "vector": self.vector.astype(self.dtype)}
 
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [B, F] by kernel [F, G]: float32 [B, G]."""
+    """x [B, F] times kernel [F, G]: float32 [B, G]."""
     return jnp.matmul(x.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
 
 
 def attend(weights: dict[str, jax.Array], query: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The context [B, D] of queries [B, Q], and the attention [B, S] to each row's own source, both float32.
+    """The context [B, D] of queries [B, Q], and the attention [B, S] over each row's source, both float32.
 
-    A query of concat [B, A] has been multiplied by its kernel, with which others of its factors may be. Of an empty
-    source both are zeros.
+    The query of concat [B, A] is already multiplied by its kernel, so that the caller can fuse that product with
+    others. For an empty source both are zeros.
     """
     value, key = weights["value"], weights.get("key", weights["value"])
     if "vector" in weights:

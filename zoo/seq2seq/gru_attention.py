@@ -1,10 +1,9 @@
-"""`seq2seq_gru_attention`: a decoder that looks at the source before each word (Bahdanau et al. 2015, arXiv:1409.0473).
+"""`seq2seq_gru_attention`: a decoder with attention before each token (Bahdanau et al. 2015, arXiv:1409.0473).
 
-A bidirectional GRU encodes the source; the decoder's state before a word weighs its places (additive attention), and
-their weighted mean, the context, goes with the last word into the GRU. A maxout layer (Goodfellow et al. 2013) of
-state, word and context is what the head sees. Against the paper's appendix: the reset gate multiplies after the product
-(`zoo.lstm.layers`), cells and maxout have biases, and maxout sees the state after the word's context, as its equation 4
-has it, not the one before.
+A bidirectional GRU encodes the source. The decoder's state attends to it (additive attention), and the weighted mean,
+the context, enters the GRU with the last token. A maxout layer (Goodfellow et al. 2013) of state, embedding and context
+is the head's input. Differences from the paper's appendix: the reset gate comes after the product (`zoo.lstm.layers`),
+cells and maxout have biases, and maxout reads the new state, as in equation 4, not the one before.
 """
 
 from typing import Any
@@ -26,16 +25,17 @@ from zoo.seq2seq.model import Cells, Seq2Seq, kept, present_steps
     family="seq2seq",
     input_shape=(50,),
     input_dtype="int32",
+    more_inputs={"source": ((50,), "int32")},
     paper="Bahdanau et al. 2015, arXiv:1409.0473",
 )
 class Seq2SeqGRUAttention(Seq2Seq):
-    """Target tokens [B, T] to logits [B, T, vocab_size] of the next ones, given a source, by `zoo.sequence`.
+    """Target tokens [B, T] and a source to next-token logits [B, T, vocab_size], by `zoo.sequence`.
 
     Features: encoder/layer0/..., encoder/layer0_reverse/..., as `Recurrent` lists them; attention, the weights
-    [B, T, S] over the source; hidden, what the head sees.
+    [B, T, S] over the source; hidden, the head's input.
     """
 
-    source_vocab_size: int | None = 30_000  # None: it shares the target's, and the embedding
+    source_vocab_size: int | None = 30_000  # None: vocabulary and embedding are shared with the target
     embedding_size: int = 620
     num_layers: int = 1  # of the encoder; the decoder has one
     attention_size: int = 1000  # of the additive attention's hidden layer
@@ -49,7 +49,6 @@ class Seq2SeqGRUAttention(Seq2Seq):
             num_layers=self.num_layers,
             bidirectional=True,
             dropout_rate=self.dropout_rate,
-            unroll=self.unroll,
             **dtypes,
         )
         self.begin = nn.Dense(self.hidden_size, False, **dtypes)
@@ -60,7 +59,7 @@ class Seq2SeqGRUAttention(Seq2Seq):
     def read_source(self, source: jax.Array, lengths: jax.Array, train: bool) -> tuple[dict[str, Any], Any]:
         x = self.embed(source, train, of_source=True)
         encoded, state = self.encoder(x, self.encoder.init_state(len(source)), lengths, train)
-        (first,) = state[f"layer{self.num_layers - 1}_reverse"]  # where the one that reads backwards ends
+        (first,) = state[f"layer{self.num_layers - 1}_reverse"]  # the final state of the reverse direction
         return self.alignment.memory(encoded), {"layer0": (jnp.tanh(self.begin(first)),)}
 
     def decode(
@@ -70,9 +69,9 @@ class Seq2SeqGRUAttention(Seq2Seq):
         width = self.embedding_size
         (cell,) = self.decoder(width + memory["value"].shape[-1])
         weights = self.alignment.weights(memory)
-        # Sliced here and not in every step, or devices would sum its gradient in every step.
+        # Sliced outside the loop: inside, devices would sum its gradient in every step.
         context_kernel = cell.kernel[width:]
-        # One product of the state gives the attention's query and the gates.
+        # One product of the state gives the attention query and the gates.
         state_kernel = jnp.concatenate([weights["query"], cell.recurrent_kernel], axis=1)
 
         def step(carry: Any, item: Any) -> tuple[Any, tuple[jax.Array, jax.Array, jax.Array]]:
@@ -86,7 +85,7 @@ class Seq2SeqGRUAttention(Seq2Seq):
 
         inputs = projected(x, cell.kernel[:width], cell.candidate_bias)
         items = (inputs, present_steps(len(inputs), lengths))
-        decoder, (hidden, context, attention) = jax.lax.scan(step, decoder, items, unroll=self.unroll)
+        decoder, (hidden, context, attention) = jax.lax.scan(step, decoder, items)
         sow(self, "attention", jnp.moveaxis(attention, 0, 1))
         words = take_rows(*x) if isinstance(x, Rows) else x
         pieces = self.maxout(jnp.concatenate([hidden, words, context], axis=-1))

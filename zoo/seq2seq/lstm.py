@@ -1,7 +1,8 @@
-"""`seq2seq_lstm`: one deep LSTM reads the source, another says the target (Sutskever et al. 2014, arXiv:1409.3215).
+"""`seq2seq_lstm`: one deep LSTM encodes the source, another decodes the target (Sutskever et al. 2014,
+arXiv:1409.3215).
 
-The source is read from its end, so that its first words are near to the target's first; the state in which the encoder
-stands then is all that the decoder knows of it. Layers begin as the zoo's do, not uniform within 0.08.
+The source is read in reverse, so that its first words are close to the target's first; the encoder's final state is all
+that the decoder gets. Initialisation is that of `zoo.lstm.layers`, not uniform within 0.08.
 """
 
 from typing import Any
@@ -18,16 +19,17 @@ from zoo.seq2seq.model import Seq2Seq, reversed_rows
     family="seq2seq",
     input_shape=(50,),
     input_dtype="int32",
+    more_inputs={"source": ((50,), "int32")},
     paper="Sutskever et al. 2014, arXiv:1409.3215",
 )
 class Seq2SeqLSTM(Seq2Seq):
-    """Target tokens [B, T] to logits [B, T, vocab_size] of the next ones, given a source, by `zoo.sequence`.
+    """Target tokens [B, T] and a source to next-token logits [B, T, vocab_size], by `zoo.sequence`.
 
-    Features: encoder/layer0/... and decoder/layer0/..., as `Recurrent` lists them; hidden, what the head sees.
+    Features: encoder/layer0/... and decoder/layer0/..., as `Recurrent` lists them; hidden, the head's input.
     """
 
     vocab_size: int = 80_000
-    source_vocab_size: int | None = 160_000  # None: it shares the target's, and the embedding
+    source_vocab_size: int | None = 160_000  # None: vocabulary and embedding are shared with the target
     num_layers: int = 4  # of the encoder and of the decoder
 
     def build(self) -> None:
@@ -36,7 +38,6 @@ class Seq2SeqLSTM(Seq2Seq):
             "hidden_size": self.hidden_size,
             "num_layers": self.num_layers,
             "dropout_rate": self.dropout_rate,
-            "unroll": self.unroll,
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,
         }

@@ -1,9 +1,9 @@
-"""`seq2seq_lstm_luong`: a deep LSTM whose output looks at the source (Luong et al. 2015, arXiv:1508.04025).
+"""`seq2seq_lstm_luong`: a deep LSTM whose output attends to the source (Luong et al. 2015, arXiv:1508.04025).
 
-The source is read from its end; what the encoder's top layer held at each place is what the decoder's top layer attends
-to, by one of three scores. Context and output make the attentional vector, which the head sees, and which goes into the
-first layer with the next word (input feeding). Of the paper's attentions this is the global one. Without input
-feeding, queries do not depend on what was attended to before, and all steps attend at once.
+The source is read in reverse; the decoder's top layer attends to the encoder's top-layer outputs by one of three
+scores. Context and output form the attentional vector, which is the head's input and enters the first layer with the
+next token (input feeding). This is the paper's global attention. Without input feeding, queries do not depend on
+earlier attention, and all steps attend at once.
 """
 
 import functools
@@ -26,17 +26,18 @@ from zoo.seq2seq.model import Cells, Seq2Seq, kept, present_steps, reversed_rows
     family="seq2seq",
     input_shape=(50,),
     input_dtype="int32",
+    more_inputs={"source": ((50,), "int32")},
     paper="Luong et al. 2015, arXiv:1508.04025",
 )
 class Seq2SeqLuong(Seq2Seq):
-    """Target tokens [B, T] to logits [B, T, vocab_size] of the next ones, given a source, by `zoo.sequence`.
+    """Target tokens [B, T] and a source to next-token logits [B, T, vocab_size], by `zoo.sequence`.
 
-    Features: encoder/layer0/..., as `Recurrent` lists them, in the order in which the source is read; without input
-    feeding, decoder/layer0/...; attention, the weights [B, T, S] over the source; hidden, what the head sees.
+    Features: encoder/layer0/..., as `Recurrent` lists them, in reading order; without input feeding,
+    decoder/layer0/...; attention, the weights [B, T, S] over the source; hidden, the head's input.
     """
 
     vocab_size: int = 50_000
-    source_vocab_size: int | None = 50_000  # None: it shares the target's, and the embedding
+    source_vocab_size: int | None = 50_000  # None: vocabulary and embedding are shared with the target
     num_layers: int = 4  # of the encoder and of the decoder
     dropout_rate: float = 0.2  # of the embeddings, between layers and before the head
     score: Score = "general"
@@ -50,7 +51,6 @@ class Seq2SeqLuong(Seq2Seq):
             hidden_size=self.hidden_size,
             num_layers=self.num_layers,
             dropout_rate=self.dropout_rate,
-            unroll=self.unroll,
             **dtypes,
         )
         self.encoder = stack()
@@ -88,7 +88,7 @@ class Seq2SeqLuong(Seq2Seq):
         x = Rows(x.table, x.tokens.T) if isinstance(x, Rows) else jnp.moveaxis(x, 0, 1)
         width = self.embedding_size
         first, *rest = self.decoder(width + self.hidden_size)
-        # What comes from below, or was fed, and what the layer held are one vector in one product.
+        # The input from below (or fed) and the layer's state are one vector in one product.
         kernels = [jnp.concatenate([first.kernel[width:], first.recurrent_kernel])]
         kernels += [jnp.concatenate([layer.kernel, layer.recurrent_kernel]) for layer in rest]
 
@@ -112,6 +112,6 @@ class Seq2SeqLuong(Seq2Seq):
             ones = jnp.ones((*inputs.shape[:2], self.hidden_size), self.dtype)
             masks = [self.dropout(ones, deterministic=False) for _ in rest]
         items = (inputs, masks, present_steps(len(inputs), lengths))
-        decoder, (attentional, attention) = jax.lax.scan(step, decoder, items, unroll=self.unroll)
+        decoder, (attentional, attention) = jax.lax.scan(step, decoder, items)
         sow(self, "attention", jnp.moveaxis(attention, 0, 1))
         return jnp.moveaxis(attentional, 0, 1), decoder

@@ -1,4 +1,4 @@
-"""What the recurrent models from one sequence to another have in common: the protocol, embeddings, and the head."""
+"""Shared parts of the recurrent encoder-decoders: the protocol, embeddings, and the head."""
 
 from typing import Any
 
@@ -14,35 +14,35 @@ from zoo.sequence import check_begun, check_source, check_tokens
 
 
 class Seq2Seq(nn.Module):
-    """Target tokens [B, T] to logits [B, T, vocab_size] of the next ones, given a source, by `zoo.sequence`.
+    """Target tokens [B, T] and a source to next-token logits [B, T, vocab_size], by `zoo.sequence`.
 
-    A kind has `build`, which makes its layers; `read_source`, which gives what its decoder reads of a source, and the
-    state in which that begins; and `decode`, from embeddings to what the head sees.
+    A subclass defines `build`, which makes its layers; `read_source`, which returns what the decoder reads of a source
+    and its initial state; and `decode`, from embeddings to the head's input.
     """
 
     vocab_size: int = 30_000
-    source_vocab_size: int | None = None  # of a source with an embedding of its own; default: it shares the target's
+    source_vocab_size: int | None = None  # of a source with a separate embedding; default: shared with the target
     embedding_size: int = 1000
     hidden_size: int = 1000
     num_layers: int = 1
     dropout_rate: float = 0.0  # of the embeddings, between layers and before the head
-    unroll: int = 1  # steps of the scan in one round of the loop
-    dtype: Any = jnp.float32  # of the arithmetic
+    dtype: Any = jnp.float32  # of the computation
     param_dtype: Any = jnp.float32  # of the parameters
 
-    head = "head"  # the module that another vocabulary replaces
+    head = "head"  # the module that is drawn anew for another vocabulary
+    embeddings = ("embedding", "source_embedding")
 
     def build(self) -> None:
         raise NotImplementedError
 
     def read_source(self, source: jax.Array, lengths: jax.Array, train: bool) -> tuple[dict[str, Any], Any]:
-        """Of a source [B, S]: what stays, and the decoder's state before its first token."""
+        """For a source [B, S]: the constant part of the state, and the decoder's initial state."""
         raise NotImplementedError
 
     def decode(
         self, x: jax.Array | Rows, decoder: Any, memory: dict[str, Any], lengths: jax.Array | None, train: bool
     ) -> tuple[jax.Array, Any]:
-        """Embeddings [B, T, embedding_size] to what the head sees [B, T, width], and the decoder's state after them."""
+        """Embeddings [B, T, embedding_size] to the head's input [B, T, width], and the decoder's state after them."""
         raise NotImplementedError
 
     def setup(self) -> None:
@@ -62,7 +62,8 @@ class Seq2Seq(nn.Module):
         return self.dropout(take_rows(table, tokens), deterministic=False)
 
     def encode(self, source: jax.Array, source_lengths: jax.Array | None, max_length: int = 0) -> dict[str, Any]:
-        """The state before the first target token, the source [B, S] read; as large for every `max_length`."""
+        """The state before the first target token, with the source [B, S] encoded; of the same size for any
+        `max_length`."""
         memory, decoder = self.read(source, source_lengths, train=False)
         return {"decoder": decoder, "position": jnp.zeros((len(source),), jnp.int32), "source": memory}
 
@@ -84,7 +85,7 @@ class Seq2Seq(nn.Module):
     ) -> Any:
         check_tokens(self, tokens, self.vocab_size, lengths)
         if self.is_initializing() and state is None and source is None:
-            source = jnp.zeros_like(tokens)  # parameters depend on no shape of the source
+            source = jnp.zeros_like(tokens)  # parameters do not depend on the source
         check_begun(self, state, source, source_lengths)
         if source is None:
             memory, decoder = state["source"], state["decoder"]
@@ -101,7 +102,7 @@ class Seq2Seq(nn.Module):
 
 
 class Cells(nn.Module):
-    """The weights of the cells, one over another, of a decoder whose steps are written out: layer0, ..."""
+    """Weights of the stacked cells, layer0, ..., of a decoder that writes out its steps."""
 
     cell: Cell
     hidden_size: int
@@ -111,7 +112,7 @@ class Cells(nn.Module):
 
     @nn.compact
     def __call__(self, width: int) -> list[Weights]:
-        """Of inputs of a width."""
+        """Weights for inputs of a width."""
         layers = [
             RecurrentLayer(
                 cell=self.cell,
@@ -119,7 +120,6 @@ class Cells(nn.Module):
                 reverse=False,
                 weight_dropout_rate=0.0,
                 forget_bias=1.0,
-                unroll=1,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
                 name=f"layer{i}",
@@ -130,18 +130,18 @@ class Cells(nn.Module):
 
 
 def present_steps(steps: int, lengths: jax.Array | None) -> jax.Array | None:
-    """Which of `steps` rows take, bool [T, B, 1]."""
+    """Which of `steps` exist in each row, bool [T, B, 1]."""
     return None if lengths is None else (jnp.arange(steps)[:, None] < lengths)[..., None]
 
 
 def kept(present: jax.Array | None, new: Any, old: Any) -> Any:
-    """A carry's leaves [B, ...] in its dtypes, which rows that are not present [B, 1] leave as they were."""
+    """The new carry, leaves [B, ...] in the dtypes of the old one; rows not present [B, 1] keep the old one."""
     new = jax.tree.map(lambda now, was: now.astype(was.dtype), new, old)
     return new if present is None else jax.tree.map(lambda now, was: jnp.where(present, now, was), new, old)
 
 
 def reversed_rows(x: jax.Array, lengths: jax.Array) -> jax.Array:
-    """x [B, S, ...] with each row's own steps turned about, and its padding where it was; its own inverse."""
+    """x [B, S, ...] with the steps of each row reversed and its padding in place; its own inverse."""
     places = jnp.arange(x.shape[1])
     places = jnp.where(places < lengths[:, None], lengths[:, None] - 1 - places, places)
     return jnp.take_along_axis(x, places.reshape(*places.shape, *[1] * (x.ndim - 2)), axis=1)

@@ -1,10 +1,11 @@
-"""Decoder-only Transformers, the causal language models: GPT-2, and Llama and Qwen 3, which differ in a row of a table.
+"""Decoder-only Transformers, the causal language models: GPT-2, Llama and Qwen 3, which differ only in their fields.
 
-GPT-2 (Radford et al. 2019): learned positions, layer normalisation before each layer, GELU, biases, a tied head. Llama
-(Touvron et al. 2023) has rotary positions, RMS normalisation, a gated feed-forward layer and fewer key than query
-heads; Qwen 3 normalises queries and keys. `nanogpt` are Karpathy's small GPT-2s without biases, with GELU as it is.
+GPT-2 (Radford et al. 2019) has learned positions, layer normalisation before each layer, GELU, biases and a tied head.
+Llama (Touvron et al. 2023) has rotary positions, RMS normalisation, a gated feed-forward layer and fewer key than query
+heads; Qwen 3 normalises queries and keys. The `nanogpt` models are Karpathy's small GPT-2s, without biases and with
+exact GELU.
 
-There is no dropout of attention weights, which kernels do not have; GPT-2's other dropouts are here.
+Attention weights have no dropout, which fused kernels do not support; GPT-2's other dropouts are here.
 """
 
 import functools
@@ -23,15 +24,25 @@ from zoo.ops.positions import Rotary, RotaryScaling, rotary
 from zoo.ops.recurrence import take_rows
 from zoo.registry import register
 from zoo.sequence import check_tokens
-from zoo.transformer.layers import Activation, Context, Norm, Remat, head_dim_of, new_dense, new_norm, new_stack
+from zoo.transformer.layers import (
+    PARTITION_RULES,
+    Activation,
+    Context,
+    Norm,
+    Remat,
+    head_dim_of,
+    new_dense,
+    new_norm,
+    new_stack,
+)
 
 
 class Decoder(nn.Module):
-    """Tokens [B, T] to logits [B, T, vocab_size] of the next ones, by the protocol of `zoo.sequence`.
+    """Tokens [B, T] to next-token logits [B, T, vocab_size], by the protocol of `zoo.sequence`.
 
-    `segments` int32 [B, T] number the documents that a row is packed of: a token sees its own alone, and positions
-    begin anew in each. Features: embedded; layers/layer0/hidden, layers/layer0/attention/weights [B, N, T, S], ...;
-    normalised, what the head sees.
+    `segments` int32 [B, T] number the documents packed in a row: a token sees only its own document, in which positions
+    start at 0. Features: embedded; layers/layer0/hidden, layers/layer0/attention/weights [B, N, T, S], ...; normalised,
+    the head's input.
     """
 
     vocab_size: int = 50257
@@ -41,7 +52,7 @@ class Decoder(nn.Module):
     num_kv_heads: int | None = None  # default: num_heads
     head_dim: int | None = None  # default: hidden_size / num_heads
     mlp_size: int | None = None  # default: 4 hidden_size
-    max_length: int = 1024  # tokens that it may read
+    max_length: int = 1024  # the most tokens of an input
     activation: Activation = "gelu_tanh"
     norm: Norm = "layer"
     norm_epsilon: float = 1e-5
@@ -50,21 +61,23 @@ class Decoder(nn.Module):
     rope_theta: float = 10_000.0
     rope_scaling: tuple[float, float, float, int] | None = None  # Llama 3's factor, low, high, original length
     qk_norm: bool = False
-    window: int | None = None  # tokens that a token sees, itself included; default: all
-    soft_cap: float | None = None  # of attention's scores
+    window: int | None = None  # how many tokens a token sees, itself included; default: all
+    soft_cap: float | None = None  # of attention scores
     tied: bool = True  # the head's kernel is the embedding
-    dropout_rate: float = 0.0  # of the embedding and of what each layer adds
-    scan_layers: bool = False  # compile one layer, whatever the depth
-    remat: Remat = "none"  # what a backward pass computes again
+    dropout_rate: float = 0.0  # of the embedding and of each layer's output
+    scan_layers: bool = False  # compile one layer for any depth
+    remat: Remat = "none"  # what the backward pass recomputes
     attention: Implementation | None = None  # default: by platform and shape
-    dtype: Any = jnp.float32  # of the arithmetic
+    dtype: Any = jnp.float32  # of the computation
     param_dtype: Any = jnp.float32  # of the parameters
 
-    head = "head"  # the module that another vocabulary replaces
+    head = "head"  # the module that is drawn anew for another vocabulary
+    embeddings = ("embedding", "positions")
+    partition_rules = PARTITION_RULES
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Key heads and the width of a head; ZooError where head counts do not divide."""
+        """Number of key heads and width of a head; ZooError if head counts do not divide."""
         key_heads = self.num_kv_heads or self.num_heads
         if self.num_heads % key_heads:
             raise ZooError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {key_heads}")
@@ -72,12 +85,12 @@ class Decoder(nn.Module):
 
     @property
     def settled(self) -> dict[str, int]:
-        """The fields that have a default by others, as they are."""
+        """Derived defaults, filled in."""
         key_heads, head_dim = self.sizes
         return {"num_kv_heads": key_heads, "head_dim": head_dim, "mlp_size": self.mlp_size or 4 * self.hidden_size}
 
     def init_state(self, batch_size: int, max_length: int) -> dict[str, Any]:
-        """An empty cache for `max_length` tokens, at most the model's: zeros, in the compute dtype."""
+        """An empty cache for `max_length` tokens (at most the model's): zeros, in the compute dtype."""
         if max_length > self.max_length:
             raise ZooError(f"{max_length} tokens are more than the model's max_length of {self.max_length}")
         shape = (batch_size, max_length, *self.sizes)
@@ -100,7 +113,7 @@ class Decoder(nn.Module):
         if tokens.shape[1] > self.max_length:
             raise ZooError(f"{tokens.shape[1]} tokens are more than the model's max_length of {self.max_length}")
         if state is not None and segments is not None:
-            raise ZooError("packed documents are read whole: segments go without a state")
+            raise ZooError("packed documents are read at once: give segments without a state")
         table = self.param(
             "embedding", nn.initializers.normal(0.02), (self.vocab_size, self.hidden_size), self.param_dtype
         )
@@ -131,7 +144,7 @@ class Decoder(nn.Module):
         return logits, {"layers": layers, "position": state["position"] + consumed}
 
     def places(self, tokens: jax.Array, state: Any, segments: jax.Array | None) -> jax.Array:
-        """Where each token stands, int32 [B or 1, T]: after the state's tokens, or in its own document."""
+        """The position of each token, int32 [B or 1, T]: after the tokens of the state, or within its document."""
         steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
         if state is not None:
             return state["position"][:, None] + steps

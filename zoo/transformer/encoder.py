@@ -1,10 +1,10 @@
-"""Encoder-only Transformers, which read a text both ways: BERT, and MiniLM, whose mean state embeds a sentence.
+"""Encoder-only, bidirectional Transformers: BERT, and MiniLM, whose mean state embeds a sentence.
 
-BERT (Devlin et al. 2019) has learned positions, an embedding of which of two sentences a token is of, and normalises
-after each sum. `all-MiniLM-L6-v2` (Wang et al. 2020; Reimers and Gurevych 2019) is a BERT of six layers of 384.
+BERT (Devlin et al. 2019) has learned positions, an embedding of sentence A or B, and normalisation after each residual
+sum. `all-MiniLM-L6-v2` (Wang et al. 2020; Reimers and Gurevych 2019) is a BERT with six layers of width 384.
 
-What comes out is a row's choice: every token's state (`hidden`), the sentence's unit vector (`embedding`), the logits
-of masked tokens (`tokens`), or, where `num_classes` is given, those of the text's classes.
+The field `output` chooses the result: the state of every token (`hidden`), the unit vector of the sentence
+(`embedding`), or logits of masked tokens (`tokens`). With `num_classes` it is the logits of the text's classes.
 """
 
 import functools
@@ -21,36 +21,47 @@ from zoo.ops.dense import dot_general
 from zoo.ops.recurrence import take_rows
 from zoo.registry import register
 from zoo.sequence import check_tokens
-from zoo.transformer.layers import ACTIVATIONS, Activation, Context, Remat, new_dense, new_norm, new_stack
+from zoo.transformer.layers import (
+    ACTIVATIONS,
+    PARTITION_RULES,
+    Activation,
+    Context,
+    Remat,
+    new_dense,
+    new_norm,
+    new_stack,
+)
 
 
 class Encoder(nn.Module):
-    """Tokens [B, T], of which row b has `lengths[b]`, to the `output`, or to logits [B, num_classes].
+    """Tokens [B, T], `lengths[b]` in row b, to the `output`, or to logits [B, num_classes].
 
     `hidden` is [B, T, hidden_size], `embedding` [B, hidden_size] of length 1, `tokens` [B, T, vocab_size]. `types`
     int32 [B, T], default 0, are 1 in the second of two sentences. Features: embedded; layers/layer0/hidden,
-    layers/layer0/attention/weights [B, N, T, T], ...; pooled [B, hidden_size], of the first token (not of `tokens`).
+    layers/layer0/attention/weights [B, N, T, T], ...; pooled [B, hidden_size], of the first token (not with `tokens`).
     """
 
     vocab_size: int = 30522
-    num_classes: int | None = None  # logits of so many classes, from the pooled first token
-    output: Literal["hidden", "embedding", "tokens"] = "hidden"  # what comes out where there are no classes
+    num_classes: int | None = None  # classes, from the pooled first token
+    output: Literal["hidden", "embedding", "tokens"] = "hidden"  # the result without classes
     hidden_size: int = 768
     num_layers: int = 12
     num_heads: int = 12
     mlp_size: int = 3072
-    max_length: int = 512  # tokens that it may read
+    max_length: int = 512  # the most tokens of an input
     num_types: int = 2
     activation: Activation = "gelu"
     norm_epsilon: float = 1e-12
-    dropout_rate: float = 0.1  # of the embedding, of what each layer adds, and before the classes
-    scan_layers: bool = False  # compile one layer, whatever the depth
-    remat: Remat = "none"  # what a backward pass computes again
+    dropout_rate: float = 0.1  # of the embedding, of each layer's output, and before the classes
+    scan_layers: bool = False  # compile one layer for any depth
+    remat: Remat = "none"  # what the backward pass recomputes
     attention: Implementation | None = None  # default: by platform and shape
-    dtype: Any = jnp.float32  # of the arithmetic
+    dtype: Any = jnp.float32  # of the computation
     param_dtype: Any = jnp.float32  # of the parameters
 
-    head = "head"  # the module that another number of classes replaces
+    head = "head"  # the module that is drawn anew for another number of classes
+    embeddings = ("embedding", "types", "positions", "embedding_norm")
+    partition_rules = PARTITION_RULES
 
     @nn.compact
     def __call__(
@@ -73,14 +84,14 @@ class Encoder(nn.Module):
         stack = new_stack(self, dense=self.dense, norm=self.new_norm, norm_first=False)
         x, _ = stack(name="layers")(x, Context(Mask(lengths=lengths), train=train))
         if self.output == "tokens" and self.num_classes is None:
-            return self.told(x, table)
+            return self.token_logits(x, table)
         pooled = sow(self, "pooled", nn.tanh(self.dense(self.hidden_size, name="pooler")(x[:, 0])))
         if self.num_classes is not None:
             return self.dense(self.num_classes, name="head")(dropout(pooled))
         return x if self.output == "hidden" else embedding_of(x, lengths)
 
-    def told(self, x: jax.Array, table: jax.Array) -> jax.Array:
-        """Logits [B, T, vocab_size] of what stands at each place; the kernel is the embedding."""
+    def token_logits(self, x: jax.Array, table: jax.Array) -> jax.Array:
+        """Logits [B, T, vocab_size] of the token at each position; the kernel is the embedding."""
         x = ACTIVATIONS[self.activation](self.dense(self.hidden_size, name="told")(x))
         bias = self.param("told_bias", nn.initializers.zeros, (self.vocab_size,), self.param_dtype)
         return dot_general(self.new_norm("told_norm")(x), table.T, (((2,), (0,)), ((), ()))) + bias.astype(self.dtype)
@@ -101,7 +112,7 @@ class Encoder(nn.Module):
 
 
 def embedding_of(x: jax.Array, lengths: jax.Array | None) -> jax.Array:
-    """The mean of states [B, T, D] over a row's own tokens, float32 [B, D] of length 1 (of no tokens, zeros)."""
+    """The mean of states [B, T, D] over each row's tokens, float32 [B, D] of length 1 (zeros for an empty row)."""
     steps = x.shape[1]
     present = jnp.arange(steps) < (jnp.full((len(x),), steps) if lengths is None else lengths)[:, None]
     mean = jnp.sum(x, axis=1, where=present[..., None], dtype=jnp.float32)

@@ -1,10 +1,11 @@
-"""Encoder-decoder Transformers (Vaswani et al. 2017), which read a source whole and say a target token by token.
+"""Encoder-decoder Transformers (Vaswani et al. 2017): the source is encoded once, the target is decoded token by token.
 
-`SourceToTarget` is what all of them do: the two stacks, the protocol of `zoo.sequence`, and keys and values of
-cross-attention made once a source. `EncoderDecoder` is the paper's: sinusoids, ReLU, biases, one embedding for source,
-target and head, and the sum after each layer normalised; today most normalise what each layer reads (`norm_first`).
+`SourceToTarget` has what all of them share: the two stacks, the protocol of `zoo.sequence`, and keys and values of
+cross-attention computed once per source. `EncoderDecoder` is the paper's model: sinusoidal positions, ReLU, biases, one
+embedding for source, target and head, normalisation after each residual sum; most models today normalise before each
+layer (`norm_first`).
 
-Dropout is of the embeddings and of what each layer adds, as in the paper, and not of attention weights.
+Dropout is on the embeddings and on each layer's output, as in the paper, and not on attention weights.
 """
 
 import functools
@@ -25,6 +26,7 @@ from zoo.ops.recurrence import take_rows
 from zoo.registry import register
 from zoo.sequence import check_begun, check_source, check_tokens
 from zoo.transformer.layers import (
+    PARTITION_RULES,
     Activation,
     Cache,
     Context,
@@ -39,9 +41,9 @@ from zoo.transformer.layers import (
 
 
 class Half(nn.Module):
-    """The encoder or the decoder: embeddings [B, T, width] through the layers and, if there is one, a last norm.
+    """The encoder or the decoder: embeddings [B, T, width] through the layers and a final norm, if there is one.
 
-    Features: embedded; layers/...; normalised, after the last norm.
+    Features: embedded; layers/...; normalised, after the final norm.
     """
 
     stack: Callable[..., Stack]
@@ -56,7 +58,7 @@ class Half(nn.Module):
 
 
 class KeyValue(nn.Module):
-    """Keys and values [B, S, N, D] of the encoded source [B, S, width] for the cross-attention of a layer."""
+    """Keys and values [B, S, N, D] of the encoded source [B, S, width] for one layer's cross-attention."""
 
     num_heads: int
     head_dim: int
@@ -69,7 +71,7 @@ class KeyValue(nn.Module):
 
 
 class Source(nn.Module):
-    """The same for every layer of the decoder: layer0, ..."""
+    """Keys and values for every layer of the decoder: layer0, ..."""
 
     key_value: Callable[..., KeyValue]
     num_layers: int
@@ -80,12 +82,12 @@ class Source(nn.Module):
 
 
 class SourceToTarget(nn.Module):
-    """Target tokens [B, T] to logits [B, T, vocab_size] of the next ones, given a source, by `zoo.sequence`.
+    """Target tokens [B, T] and a source to next-token logits [B, T, vocab_size], by `zoo.sequence`.
 
     Features: encoder/embedded; encoder/layers/layer0/hidden, .../attention/weights [B, N, S, S], ...;
     decoder/layers/layer0/hidden, .../attention/weights [B, N, T, T], .../cross/weights [B, N, T, S]; normalised of each
-    half where layers normalise what they read. A kind makes `encoder`, `source` and `decoder` by `halves`, `embedding`
-    and, where it is not tied, `head_layer`; and says how tokens are embedded.
+    half where layers normalise their input. A subclass makes `encoder`, `source` and `decoder` with `halves`,
+    `embedding`, and `head_layer` if it is not tied; and defines `embed`.
     """
 
     vocab_size: int = 37_000
@@ -94,45 +96,47 @@ class SourceToTarget(nn.Module):
     num_heads: int = 8
     head_dim: int | None = None  # default: hidden_size / num_heads
     mlp_size: int = 2048
-    max_length: int = 512  # tokens of a source that it may read, and of a target
+    max_length: int = 512  # the most tokens of a source, and of a target
     activation: Activation = "relu"
     norm_epsilon: float = 1e-6
     tied: bool = True  # the head's kernel is the embedding
-    dropout_rate: float = 0.0  # of the embeddings and of what each layer adds
-    scan_layers: bool = False  # compile one layer of each half, whatever the depth
-    remat: Remat = "none"  # what a backward pass computes again
+    dropout_rate: float = 0.0  # of the embeddings and of each layer's output
+    scan_layers: bool = False  # compile one layer of each half for any depth
+    remat: Remat = "none"  # what the backward pass recomputes
     attention: Implementation | None = None  # default: by platform and shape
-    dtype: Any = jnp.float32  # of the arithmetic
+    dtype: Any = jnp.float32  # of the computation
     param_dtype: Any = jnp.float32  # of the parameters
 
-    head = "head"  # the module that another vocabulary replaces
+    head = "head"  # the module that is drawn anew for another vocabulary
+    embeddings = ("embedding", "source_embedding")
+    partition_rules = PARTITION_RULES
 
     def embed(self, tokens: jax.Array, places: jax.Array, of_source: bool) -> jax.Array:
-        """[B, T, hidden_size] of tokens [B, T] at `places` [B or 1, T]."""
+        """[B, T, hidden_size] for tokens [B, T] at `places` [B or 1, T]."""
         raise NotImplementedError
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """[B, T, vocab_size] of what the decoder gives, [B, T, hidden_size]."""
+        """[B, T, vocab_size] from the decoder's output [B, T, hidden_size]."""
         if not self.tied:
             return self.head_layer(x)
         return dot_general(x, self.embedding.astype(self.dtype).T, (((2,), (0,)), ((), ())))
 
     def bias(self, places: jax.Array, keys: int, of_source: bool) -> jax.Array | None:
-        """Of self-attention's scores, [B or 1, N, T, keys], of queries at `places` [B or 1, T]."""
+        """A bias of self-attention scores, [B or 1, N, T, keys], for queries at `places` [B or 1, T]."""
         return None
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Heads and the width of one; ZooError where their count does not divide."""
+        """Number of heads and width of a head; ZooError if the number does not divide."""
         return self.num_heads, head_dim_of(self)
 
     @property
     def settled(self) -> dict[str, int]:
-        """The fields that have a default by others, as they are."""
+        """Derived defaults, filled in."""
         return {"head_dim": self.sizes[1]}
 
     def encode(self, source: jax.Array, source_lengths: jax.Array | None, max_length: int) -> dict[str, Any]:
-        """The state before the first of at most `max_length` target tokens, the source [B, S] read."""
+        """The state before the first of at most `max_length` target tokens, with the source [B, S] encoded."""
         self.check_room(max_length)
         shape = (len(source), max_length, *self.sizes)
         layers = {
@@ -143,7 +147,7 @@ class SourceToTarget(nn.Module):
         return {"layers": layers, "position": position, "source": self.read(source, source_lengths, train=False)}
 
     def read(self, source: jax.Array, lengths: jax.Array | None, train: bool) -> dict[str, Any]:
-        """What the decoder sees of a source: each layer's keys and values, and the lengths."""
+        """The decoder's view of a source: keys and values for each layer, and the lengths."""
         check_source(self, source, lengths)
         rows, steps = source.shape
         self.check_room(steps)
@@ -166,7 +170,7 @@ class SourceToTarget(nn.Module):
         steps = keys = tokens.shape[1]
         self.check_room(steps)
         if self.is_initializing() and state is None and source is None:
-            source = jnp.zeros_like(tokens)  # parameters depend on no shape of the source
+            source = jnp.zeros_like(tokens)  # parameters do not depend on the source
         check_begun(self, state, source, source_lengths)
         places, mask = jnp.arange(steps)[None], Mask(causal=True)
         if state is not None:
@@ -190,7 +194,7 @@ class SourceToTarget(nn.Module):
 def halves(
     model: SourceToTarget, dense: NewDense, norm: Norm, norm_first: bool, scale: float | None = None
 ) -> tuple[Half, Source, Half]:
-    """A model's encoder, source and decoder. `scale` is of attention's scores, by default 1 / sqrt(head_dim)."""
+    """A model's encoder, source and decoder. `scale` multiplies attention scores; default 1 / sqrt(head_dim)."""
     new = functools.partial(
         new_norm, norm=norm, epsilon=model.norm_epsilon, use_bias=True, dtype=model.dtype, param_dtype=model.param_dtype
     )
@@ -201,13 +205,13 @@ def halves(
 
 
 def new_dense(features: int, name: str, residual: bool = False, *, dtype: Any, param_dtype: Any) -> nn.Dense:
-    """A dense layer with a bias that begins as Glorot and Bengio 2010 have it."""
+    """A dense layer with a bias, initialised as in Glorot and Bengio 2010."""
     init = nn.initializers.glorot_uniform()
     return nn.Dense(features, True, dtype, param_dtype, kernel_init=init, dot_general=dot_general, name=name)
 
 
 def new_head(model: SourceToTarget) -> nn.Dense:
-    """A head that is not tied."""
+    """An untied head."""
     settings: dict[str, Any] = {"dot_general": dot_general, "name": model.head}
     return nn.Dense(model.vocab_size, False, model.dtype, model.param_dtype, **settings)
 
@@ -215,8 +219,8 @@ def new_head(model: SourceToTarget) -> nn.Dense:
 class EncoderDecoder(SourceToTarget):
     __doc__ = SourceToTarget.__doc__
 
-    source_vocab_size: int | None = None  # of a source with an embedding of its own; default: it shares the target's
-    norm_first: bool = False  # normalise what a layer reads, and each half's end; default: the sum after each layer
+    source_vocab_size: int | None = None  # of a source with a separate embedding; default: shared with the target
+    norm_first: bool = False  # normalise each layer's input and each half's output; default: each residual sum
 
     def setup(self) -> None:
         if self.hidden_size % 2:
@@ -248,6 +252,7 @@ for _name, _row in ROWS.items():
         family="transformer",
         input_shape=(512,),
         input_dtype="int32",
+        more_inputs={"source": ((512,), "int32")},
         paper="Vaswani et al. 2017, arXiv:1706.03762",
     )
     _add(functools.partial(EncoderDecoder, **_row))

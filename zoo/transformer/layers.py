@@ -1,5 +1,5 @@
-"""The parts of which every Transformer here is made: attention to itself, with its cache, and to a source; the
-feed-forward layer, the block, and the stack of blocks."""
+"""Parts of every Transformer here: self-attention with a cache, cross-attention, the feed-forward layer, the block, and
+the stack of blocks."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zoo import split
+from zoo import partition
 from zoo.errors import ZooError
 from zoo.features import sow
 from zoo.ops.attention import Implementation, Mask, attention, attention_weights
 from zoo.ops.dense import dot_general
 from zoo.ops.gelu import gelu
 from zoo.ops.positions import Rotary, rotate
-from zoo.split import STACKED
+from zoo.partition import STACKED, TENSOR, Rules
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"]
 Norm = Literal["layer", "rms"]
@@ -28,15 +28,32 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
-    "swiglu": jax.nn.silu,  # of the gate, as the next; Shazeer 2020
+    "swiglu": jax.nn.silu,  # of the gate, like geglu; Shazeer 2020
     "geglu": functools.partial(jax.nn.gelu, approximate=True),
 }
 GATED = ("swiglu", "geglu")
+PARTITION_RULES: Rules = (
+    # Of two products in a row the first is split by its outputs, heads or features, the second by its inputs.
+    ("*/query/kernel", (None, TENSOR)),
+    ("*/key/kernel", (None, TENSOR)),
+    ("*/value/kernel", (None, TENSOR)),
+    ("*/out/kernel", (TENSOR, None)),
+    ("*/gate/kernel", (None, TENSOR)),
+    ("*/up/kernel", (None, TENSOR)),
+    ("*/down/kernel", (TENSOR, None)),
+    ("*/query/bias", (TENSOR,)),
+    ("*/key/bias", (TENSOR,)),
+    ("*/value/bias", (TENSOR,)),
+    ("*/gate/bias", (TENSOR,)),
+    ("*/up/bias", (TENSOR,)),
+    ("*embedding", (TENSOR, None)),  # [vocab_size, hidden_size], a tied head's kernel too
+    ("*/head/kernel", (None, TENSOR)),
+)
 POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 class NewDense(Protocol):
-    """Makes a dense layer; `residual` ones add to the stream, and begin smaller where a model says so."""
+    """Makes a dense layer; `residual` ones write to the residual stream, and some models initialise them smaller."""
 
     def __call__(self, features: int, name: str, residual: bool = False) -> nn.Module: ...
 
@@ -52,7 +69,7 @@ def new_dense(
     dtype: Any,
     param_dtype: Any,
 ) -> nn.Dense:
-    """A dense layer whose kernel begins normal with a deviation of `std`, or `residual_std`."""
+    """A dense layer whose kernel starts normal with standard deviation `std`, or `residual_std`."""
     init = nn.initializers.normal(residual_std if residual else std)
     return nn.Dense(features, use_bias, dtype, param_dtype, kernel_init=init, dot_general=dot_general, name=name)
 
@@ -69,14 +86,14 @@ class Context(NamedTuple):
     mask: Mask  # of self-attention; with `positions` where there is a cache
     rotary: Rotary | None = None
     bias: jax.Array | None = None  # of self-attention's scores [1 or B, N, T, S]
-    source_lengths: jax.Array | None = None  # [B], of what cross-attention reads
+    source_lengths: jax.Array | None = None  # [B], of the source of cross-attention
     train: bool = False
 
 
 class Attention(nn.Module):
-    """Attention of x [B, T, width] to itself, or to a source of which the keys and values are given.
+    """Self-attention of x [B, T, width], or attention to a source whose keys and values are given.
 
-    With a cache, the new keys and values are written at the mask's positions and all of the cache is read. Features:
+    With a cache, new keys and values are written at the mask's positions, and the whole cache is read. Features:
     weights [B, N, T, S].
     """
 
@@ -85,7 +102,7 @@ class Attention(nn.Module):
     head_dim: int
     implementation: Implementation | None
     dense: NewDense
-    qk_norm: Callable[..., nn.Module] | None = None  # of each head's queries and keys (Qwen 3)
+    qk_norm: Callable[..., nn.Module] | None = None  # norm of each head's queries and keys (Qwen 3)
     scale: float | None = None  # of scores; default: 1 / sqrt(head_dim)
     soft_cap: float | None = None
 
@@ -116,13 +133,14 @@ class Attention(nn.Module):
 
 
 def written(cache: jax.Array, new: jax.Array, mask: Mask) -> jax.Array:
-    """The cache [B, S, K, D] with `new` [B, T, K, D] at the mask's positions [B, T]; what is beyond its end is left."""
+    """The cache [B, S, K, D] with `new` [B, T, K, D] at the mask's positions [B, T]; positions beyond its end are
+    dropped."""
     rows = jnp.arange(len(cache))[:, None]
     return cache.at[rows, mask.positions].set(new.astype(cache.dtype), mode="drop", unique_indices=True)
 
 
 class FeedForward(nn.Module):
-    """x [B, T, width] to the same, over `mlp_size` hidden features, gated where the activation is."""
+    """x [B, T, width] to the same shape over `mlp_size` hidden features, gated if the activation is."""
 
     mlp_size: int
     activation: Activation
@@ -138,10 +156,11 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, cross-attention where there is a source, feed-forward: each added to the stream [B, T, width].
+    """Self-attention, cross-attention if there is a source, feed-forward: each is added to the residual stream [B, T,
+    width].
 
-    Normalised is what each reads (`norm_first`, Xiong et al. 2020) or the sum (Vaswani et al. 2017). Features: hidden,
-    its output; attention/weights, cross/weights.
+    Normalised is the input of each layer (`norm_first`, Xiong et al. 2020) or the residual sum (Vaswani et al. 2017).
+    Features: hidden, the output; attention/weights, cross/weights.
     """
 
     attention: Callable[..., Attention]
@@ -160,14 +179,14 @@ class Block(nn.Module):
             scaled = self.norm(name=norm)
             dropout = nn.Dropout(self.dropout_rate, deterministic=not context.train)
             added = x + dropout(layer(scaled(x))) if self.norm_first else scaled(x + dropout(layer(x)))
-            return split.lying(added, "rows", "context")
+            return partition.lying(added, "rows", "context")
 
         def attend(x: jax.Array) -> jax.Array:
             nonlocal cache
             out, cache = self.attention(name="attention")(x, context, cache)
             return out
 
-        x = add(split.lying(x, "rows", "context"), "norm1", attend)
+        x = add(partition.lying(x, "rows", "context"), "norm1", attend)
         if source is not None:
             x = add(x, "norm_cross", lambda x: self.attention(name="cross")(x, context, None, source)[0])
         mlp = FeedForward(self.mlp_size, self.activation, self.dense, name="mlp")
@@ -175,11 +194,11 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks one after the other over x [B, T, width]; the caches that they return are named like the features.
+    """A sequence of blocks over x [B, T, width]; the returned caches have the names of the features.
 
-    With `scan` one block is compiled and run over parameters [num_layers, ...], so that compiling takes as long for
-    every depth; a state is still read layer by layer. `remat` computes again in the backward pass all that is inside a
-    block (`full`), or all but its products with weights (`dots`), instead of keeping it. Features: layer0/..., ...
+    With `scan` one block is compiled and run over parameters [num_layers, ...], so that compile time does not grow with
+    depth; a state is still read layer by layer. `remat` recomputes in the backward pass everything inside a block
+    (`full`), or everything but the products with weights (`dots`). Features: layer0/..., ...
     """
 
     block: Callable[..., Block]
@@ -213,9 +232,9 @@ class Stack(nn.Module):
 
         def init(key: jax.Array) -> Any:
             keys = jax.random.split(key, self.num_layers)
-            still = context._replace(train=False, bias=None)  # a cache's bias has other keys
+            plain = context._replace(train=False, bias=None)  # with a cache the bias has another shape
             memory = None if source is None else source[names[0]]
-            return jax.vmap(lambda key: block.init(key, x, still, None, memory)["params"])(keys)
+            return jax.vmap(lambda key: block.init(key, x, plain, None, memory)["params"])(keys)
 
         params = self.param(STACKED, init)
         seen = self.is_mutable_collection("features") and not self.is_initializing()
@@ -229,7 +248,9 @@ class Stack(nn.Module):
             rngs = None if key is None else {"dropout": key}
             mutable: Any = ["features"] if seen else []
             args = (x, context, cache, memory)
-            (x, cache), changed = block.apply({"params": split.gathered(params)}, *args, rngs=rngs, mutable=mutable)
+            (x, cache), changed = block.apply(
+                {"params": partition.gathered(params, PARTITION_RULES)}, *args, rngs=rngs, mutable=mutable
+            )
             return x, (cache, changed.get("features"))
 
         items, caches = (params, keys, memories), {}
@@ -257,7 +278,7 @@ def new_stack(
     norm_first: bool = True,
     **attention: Any,
 ) -> Callable[..., Stack]:
-    """The stack that a model's fields say, to be given a name; `attention` are more of its attention's fields."""
+    """The stack that a model's fields describe, still unnamed; `attention` are further fields of its attention."""
     of_attention = functools.partial(
         Attention,
         num_heads=model.num_heads,
@@ -281,7 +302,7 @@ def new_stack(
 
 
 def head_dim_of(model: Any) -> int:
-    """The width of a model's heads; ZooError where it has no such field and their count does not divide."""
+    """The width of a model's heads; ZooError if it has no field for it and num_heads does not divide hidden_size."""
     given = getattr(model, "head_dim", None)
     if given is None and model.hidden_size % model.num_heads:
         raise ZooError(f"hidden_size {model.hidden_size} must be a multiple of num_heads {model.num_heads}")
@@ -289,7 +310,7 @@ def head_dim_of(model: Any) -> int:
 
 
 def unstacked(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of scanned stacks as those of separate layers, layer0, layer1, ...: as they lie on disk."""
+    """Parameters of scanned stacks as separate layers, layer0, layer1, ...: the form of files."""
     plain: dict[str, Any] = {}
     for name, value in params.items():
         if name == STACKED:
@@ -301,7 +322,7 @@ def unstacked(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unscanned(model: Any, variables: Any) -> tuple[Any, Any]:
-    """A model and its variables with separate layers: a step then reads each layer's parameters where they lie."""
+    """A model and its variables with separate layers, so that a step reads each layer's parameters in place."""
     if not getattr(model, "scan_layers", False):
         return model, variables
     return model.clone(scan_layers=False), {**variables, "params": unstacked(variables["params"])}

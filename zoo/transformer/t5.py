@@ -1,12 +1,11 @@
-"""T5 (Raffel et al. 2020, arXiv:1910.10683), an encoder-decoder that was taught every task as text to text.
+"""T5 (Raffel et al. 2020, arXiv:1910.10683), an encoder-decoder trained on every task as text to text.
 
-RMS normalisation of what each layer reads, no biases, scores that are not scaled, and in place of positions a bias of
-them by distance: in buckets, a number a bucket and head, shared by the layers of a half. The logits of a tied head are
-divided by sqrt(hidden_size). T5 1.1 (Shazeer 2020) has a gated feed-forward layer and a head of its own: `geglu`, and
-`tied=False`.
+RMS normalisation before each layer, no biases, unscaled attention scores, and instead of positions a relative position
+bias: one number per bucket of distances and head, shared by the layers of a half. The logits of a tied head are divided
+by sqrt(hidden_size). T5 1.1 (Shazeer 2020) has a gated feed-forward layer and an untied head: `geglu` and `tied=False`.
 
-A target begins with token 0, the padding's. Dropout is of the embeddings and of what each layer adds; the paper's is
-also inside of layers.
+A target starts with token 0, the padding token. Dropout is on the embeddings and on each layer's output; the paper also
+has it inside layers.
 """
 
 import functools
@@ -27,7 +26,7 @@ from zoo.transformer.encoder_decoder import SourceToTarget, halves, new_head
 def new_dense(
     features: int, name: str, residual: bool = False, *, head_dim: int, dtype: Any, param_dtype: Any
 ) -> nn.Dense:
-    """A dense layer without a bias; queries begin smaller by as much as scores elsewhere are scaled."""
+    """A dense layer without bias; queries start smaller by the factor that scales scores elsewhere."""
     init = nn.initializers.variance_scaling(1 / head_dim if name == "query" else 1.0, "fan_in", "normal")
     return nn.Dense(features, False, dtype, param_dtype, kernel_init=init, dot_general=dot_general, name=name)
 
@@ -36,8 +35,8 @@ class T5(SourceToTarget):
     __doc__ = SourceToTarget.__doc__
 
     vocab_size: int = 32_128
-    num_buckets: int = 32  # of distances; the encoder has half of them for keys that come later
-    max_distance: int = 128  # from which on all distances are one
+    num_buckets: int = 32  # of distances; in the encoder half of them are for later keys
+    max_distance: int = 128  # larger distances share the last bucket
 
     def setup(self) -> None:
         heads, head_dim = self.sizes
@@ -69,6 +68,7 @@ _add = register(
     family="transformer",
     input_shape=(512,),
     input_dtype="int32",
+    more_inputs={"source": ((512,), "int32")},
     paper="Raffel et al. 2020, arXiv:1910.10683",
 )
 _add(functools.partial(T5, dropout_rate=0.1))

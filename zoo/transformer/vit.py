@@ -1,9 +1,10 @@
 """The Vision Transformer: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", section 3.1.
 
-Patches of the image, each a token by one dense layer (a convolution as wide as its stride), a class token before them,
-learned positions, and blocks that normalise first; the class token's output, normalised, is classified. Weights begin
-as in the authors' code: Xavier's, and a head of zeros. `tiny` and `small` are of Touvron et al. 2021 (DeiT). With
-`pooling="mean"` there is no class token, and the mean of all patches is classified (Beyer et al. 2022).
+Each patch of the image becomes a token by one dense layer (a convolution whose stride is its width). A class token is
+put in front, learned positions are added, and blocks with pre-normalisation follow; the normalised output of the class
+token is classified. Initialisation as in the authors' code: Xavier, and a zero head. `tiny` and `small` are from
+Touvron et al. 2021 (DeiT). With `pooling="mean"` there is no class token, and the mean of all patches is classified
+(Beyer et al. 2022).
 """
 
 import functools
@@ -22,11 +23,11 @@ from zoo.features import sow
 from zoo.ops.attention import Implementation, Mask
 from zoo.ops.dense import dot_general
 from zoo.registry import register
-from zoo.transformer.layers import Activation, Context, Remat, new_norm, new_stack
+from zoo.transformer.layers import PARTITION_RULES, Activation, Context, Remat, new_norm, new_stack
 
 
 def new_dense(features: int, name: str, residual: bool = False, *, dtype: Any, param_dtype: Any) -> nn.Dense:
-    """A dense layer with Xavier's uniform kernel; those that add to the stream begin no smaller."""
+    """A dense layer with Xavier's uniform kernel, the same for residual layers."""
     init = nn.initializers.xavier_uniform()
     return nn.Dense(features, True, dtype, param_dtype, kernel_init=init, dot_general=dot_general, name=name)
 
@@ -35,11 +36,11 @@ class ViT(nn.Module):
     """Images [B, image_size, image_size, C] to logits [B, num_classes].
 
     Features: embedded [B, T, hidden_size], the tokens, a class token first; layers/layer0/hidden,
-    layers/layer0/attention/weights [B, N, T, T], ...; normalised; pooled [B, hidden_size], what the head sees.
+    layers/layer0/attention/weights [B, N, T, T], ...; normalised; pooled [B, hidden_size], the head's input.
     """
 
     num_classes: int = 1000
-    image_size: int = 224  # of a side, in pixels: a multiple of patch_size
+    image_size: int = 224  # pixels per side, a multiple of patch_size
     patch_size: int = 16
     hidden_size: int = 768
     num_layers: int = 12
@@ -48,14 +49,16 @@ class ViT(nn.Module):
     pooling: Literal["token", "mean"] = "token"
     activation: Activation = "gelu"
     norm_epsilon: float = 1e-6
-    dropout_rate: float = 0.0  # of the embedding and of what each layer adds
-    scan_layers: bool = False  # compile one layer, whatever the depth
-    remat: Remat = "none"  # what a backward pass computes again
+    dropout_rate: float = 0.0  # of the embedding and of each layer's output
+    scan_layers: bool = False  # compile one layer for any depth
+    remat: Remat = "none"  # what the backward pass recomputes
     attention: Implementation | None = None  # default: by platform and shape
-    dtype: Any = jnp.float32  # of the arithmetic
+    dtype: Any = jnp.float32  # of the computation
     param_dtype: Any = jnp.float32  # of the parameters
 
-    head = "head"  # the module that other classes replace
+    head = "head"  # the module that is drawn anew for another number of classes
+    embeddings = ("patches", "class_token", "positions")
+    partition_rules = PARTITION_RULES
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -81,11 +84,11 @@ class ViT(nn.Module):
 
     @property
     def settled(self) -> dict[str, int]:
-        """The fields that have a default by others, as they are."""
+        """Derived defaults, filled in."""
         return {"mlp_size": self.mlp_size or 4 * self.hidden_size}
 
     def check(self, x: jax.Array) -> None:
-        """ZooError for what are no images of the model's size, and for a size that does not divide."""
+        """ZooError for inputs that are not images of the model's size, and for a size that patches do not divide."""
         if self.image_size % self.patch_size:
             raise ZooError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
         check_images(self, x)
@@ -93,9 +96,9 @@ class ViT(nn.Module):
             raise ZooError(f"images are {x.shape[1]} x {x.shape[2]} pixels; the ViT's image_size is {self.image_size}")
 
     def fit_positions(self, positions: np.ndarray) -> np.ndarray:
-        """Positions [1, T, hidden_size] of an image of another size as this model's, with a warning.
+        """Positions [1, T, hidden_size] of another image size, resized to this model's, with a warning.
 
-        A class token's stay; all do where they fit, or are of no square.
+        A class token's position stays. Positions that fit already, or do not form a square, are returned unchanged.
         """
         tokens, side = int(self.pooling == "token"), self.image_size // self.patch_size
         old = math.isqrt(max(positions.shape[1] - tokens, 0)) if positions.ndim == 3 else 0
@@ -109,8 +112,8 @@ class ViT(nn.Module):
 
 
 def cubic(old: int, new: int, a: float = -0.75) -> np.ndarray:
-    """The matrix [new, old] of cubic interpolation along an axis, pixels at their centres, edges repeated: Keys 1981,
-    equation 4, with the `a` of torch's `interpolate`."""
+    """The matrix [new, old] of cubic interpolation along one axis, with half-pixel centers and edges repeated: Keys
+    1981, equation 4, with the `a` of torch's `interpolate`."""
     places = (np.arange(new) + 0.5) * old / new - 0.5
     matrix = np.zeros((new, old), np.float32)
     for step in range(-1, 3):

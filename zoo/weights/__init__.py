@@ -1,4 +1,4 @@
-"""Weights in files: our own layout and other people's, always `.safetensors`, checked whole before use."""
+"""Weights in `.safetensors` files, in our own layout or other people's, checked completely before use."""
 
 import math
 import os
@@ -12,43 +12,62 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from zoo.arrays import Example
 from zoo.errors import ZooError
 from zoo.files import read_json
-from zoo.registry import abstract_variables, create_model, list_models, model_info
+from zoo.registry import abstract_variables, create_model, example_of
 from zoo.transformer.layers import stacked, unstacked
 from zoo.weights import huggingface, native, recurrent, torchvision
-from zoo.weights.huggingface.layout import Layout
+from zoo.weights.huggingface.layout import TensorLayout
 
 Variables = Mapping[str, Any]
-MOST_MADE = 2**28  # bytes that are made beyond what a file holds: a head drawn anew, positions resized
+MOST_MADE = 2**28  # bytes of arrays made beyond the file's: a head drawn anew, resized positions
 
 
 def load_weights(
     model: str | nn.Module, path: str | os.PathLike, input_shape: tuple[int, ...] | None = None, **overrides: Any
 ) -> Variables:
-    """The variables of `model` from a `.safetensors` file, as torchvision, torch's recurrent layers, Hugging Face's
-    transformers or we lay them out, or from the `.safetensors.index.json` of a file in shards.
+    """The variables of `model` from a `.safetensors` file, or from the `.safetensors.index.json` of a sharded one, in
+    the layout of torchvision, torch's recurrent layers, Hugging Face's transformers, or our own.
 
-    `model` is a registered name, with `overrides` of its fields, or a module. `input_shape` (one example's) defaults to
-    the registered one; it matters where a dense layer follows the flattened maps. If the file's head has another
-    number of classes, or a Transformer's file has none, the head alone is drawn anew, with a warning; a ViT's positions
-    are resized to its own image size, with one too. ZooError names every tensor that is missing, unexpected or of
-    another shape; nothing is half loaded.
+    `model` is a registered name, with `overrides` of its fields, or a module. `input_shape` (of one example) defaults
+    to the registered one; it matters where a dense layer follows a flattened map. If the file's head has another number
+    of classes, or a Transformer's file has no head, only the head is drawn anew, with a warning; a ViT's positions are
+    resized to its image size, also with a warning. ZooError names every missing, unexpected or misshapen tensor;
+    weights are never loaded in part.
     """
-    module, example = _module_and_example(model, input_shape, overrides)
-    template = abstract_variables(module, example)
-    plain = jax.eval_shape(unstacked, template)  # as files have it: scanned stacks layer by layer
+    module = create_model(model, **overrides) if isinstance(model, str) else model.clone(**overrides)
+    example = example_of(module, input_shape)
+    template = abstract_variables(module, *example)
     size = sum(math.prod(leaf.shape) * max(leaf.dtype.itemsize, 4) for leaf in jax.tree.leaves(template))
     read = read_sharded if str(path).endswith(".index.json") else read_safetensors
-    tensors = read(path, 2 * size + MOST_MADE)
+    return _fit(module, example, template, read(path, 2 * size + MOST_MADE), repr(str(path)))
+
+
+def fitted(module: nn.Module, variables: Variables, input_shape: tuple[int, ...]) -> Variables:
+    """Variables converted to a module with other fields: other dtypes, scanned or separate layers, a head for another
+    number of classes (drawn anew, with a warning). ZooError if other shapes differ."""
+    example = example_of(module, input_shape)
+    template = abstract_variables(module, *example)
+    expected = native.names(jax.eval_shape(unstacked, template))
+    tensors = native.to_file(unstacked(variables))
+    cast = {name: tensors[name].astype(leaf.dtype) for name, (_, leaf) in expected.items() if name in tensors}
+    return _fit(module, example, template, {**tensors, **cast}, "the stored model")
+
+
+def _fit(
+    module: nn.Module, example: Example, template: Variables, tensors: dict[str, np.ndarray], where: str
+) -> Variables:
+    """Tensors in any layout as the variables of a module; `where` names their source in messages."""
+    plain = jax.eval_shape(unstacked, template)  # the form of files: scanned stacks as separate layers
     layout: Any = native if native.is_native(tensors) else huggingface.layout_of(plain) or torchvision
     try:
-        if isinstance(layout, Layout):
+        if isinstance(layout, TensorLayout):
             tensors = layout.merged(tensors, plain)
         elif recurrent.is_recurrent(tensors):
             layout, tensors = recurrent, recurrent.merged(tensors)
     except ValueError as error:
-        raise ZooError(f"{str(path)!r} does not fit {type(module).__name__}: {error}") from None
+        raise ZooError(f"{where} does not fit {type(module).__name__}: {error}") from None
     expected = layout.names(plain)
     missing = sorted(set(expected) - set(tensors))
     unexpected = sorted(name for name in set(tensors) - set(expected) if not layout.ignored(name))
@@ -57,7 +76,7 @@ def load_weights(
         keys, leaf = expected[name]
         tensor = tensors[name]
         if keys == ("params", "positions") and hasattr(module, "fit_positions"):
-            _bounded(leaf, "positions resized")
+            _bounded(leaf, "resized positions")
             tensor = module.fit_positions(tensor)
         try:
             leaves[keys] = layout.from_file(tensor, leaf, keys)
@@ -67,29 +86,27 @@ def load_weights(
     of_head = sorted(name for name, (keys, _) in expected.items() if keys[:2] == head)
     other_head = bool(misfits) and sorted(misfits) == of_head
     other_head &= all(layout.differs_in_classes(tensors[name], expected[name][1]) for name in misfits)
-    if isinstance(layout, Layout) and layout.classifies and missing and missing == of_head:
+    if isinstance(layout, TensorLayout) and layout.classifies and missing and missing == of_head:
         other_head, missing = True, []
     wrong = [] if other_head else [f"{name} ({why})" for name, (_, why) in sorted(misfits.items())]
     problems = {"missing": missing, "unexpected": unexpected, "misshapen": wrong}
     if any(problems.values()):
         report = "; ".join(f"{kind}: {_some(found)}" for kind, found in problems.items() if found)
-        raise ZooError(f"{str(path)!r} does not fit {type(module).__name__}: {report}")
-    if isinstance(layout, Layout):
+        raise ZooError(f"{where} does not fit {type(module).__name__}: {report}")
+    if isinstance(layout, TensorLayout):
         leaves = layout.leaves(leaves, plain)
     if other_head:
         classes = getattr(module, "num_classes", "other")
-        warnings.warn(
-            f"{path} has no head of as many classes; the head {head[1]!r} ({classes}) is drawn anew", stacklevel=2
-        )
+        message = f"{where} has no head for this number of classes; the head {head[1]!r} ({classes}) is drawn anew"
+        warnings.warn(message, stacklevel=3)
         _bounded(template["params"][head[1]], "a head drawn anew")
-        for keys, leaf in _initial_head(module, example, head[1]).items():
-            leaves[keys] = leaf
+        leaves |= _initial_head(module, example, head[1])
     return stacked(nested(leaves, plain), template)
 
 
 def save_weights(variables: Variables, path: str | os.PathLike, overwrite: bool = False) -> None:
-    """Writes variables as torch has them: in torchvision's layout (no `num_batches_tracked`), that of torch's
-    recurrent layers, or that of Hugging Face's transformers. Refuses to replace a file unasked."""
+    """Writes variables in torch's form: the layout of torchvision (without `num_batches_tracked`), of torch's recurrent
+    layers, or of Hugging Face's transformers. An existing file is replaced only with `overwrite`."""
     plain = unstacked(variables)
     leaves = jax.tree_util.tree_leaves_with_path(plain)
     layout: Any = recurrent if any(path[-1].key == "recurrent_kernel" for path, _ in leaves) else torchvision
@@ -98,12 +115,12 @@ def save_weights(variables: Variables, path: str | os.PathLike, overwrite: bool 
 
 
 def save_native(variables: Variables, path: str | os.PathLike, overwrite: bool = False) -> None:
-    """Writes variables in our own layout: a tensor a leaf, `collection/module/.../name`."""
+    """Writes variables in our own layout: one tensor per leaf, `collection/module/.../name`."""
     write_safetensors(native.to_file(unstacked(variables)), path, overwrite)
 
 
 def read_safetensors(path: str | os.PathLike, most: int | None = None) -> dict[str, np.ndarray]:
-    """Every tensor of a `.safetensors` file by name; ZooError where it is none, is damaged or has over `most` bytes."""
+    """All tensors of a `.safetensors` file by name. ZooError if it is missing, damaged, or larger than `most` bytes."""
     from safetensors import SafetensorError, safe_open
 
     if not pathlib.Path(path).is_file():
@@ -111,15 +128,21 @@ def read_safetensors(path: str | os.PathLike, most: int | None = None) -> dict[s
     _refuse_larger([pathlib.Path(path)], most, path)
     try:
         with safe_open(path, "numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:  # the last, of a dtype
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         hint = "; convert it first: python -m zoo convert x.pth x.safetensors" if _is_torch_file(path) else ""
         raise ZooError(f"{str(path)!r} is not a readable .safetensors file: {error}{hint}") from None
 
 
 def read_sharded(index: str | os.PathLike, most: int | None = None) -> dict[str, np.ndarray]:
-    """Every tensor of a `.safetensors.index.json`, from the files beside it that it names; ZooError where one lacks, or
-    all have over `most` bytes."""
+    """All tensors of a `.safetensors.index.json`, from the files beside it. ZooError if a file is missing, or all
+    together are larger than `most` bytes."""
     index = pathlib.Path(index)
     if not index.is_file():
         raise ZooError(f"no weights index {str(index)!r}")
@@ -128,7 +151,7 @@ def read_sharded(index: str | os.PathLike, most: int | None = None) -> dict[str,
         if not all(isinstance(shard, str) for shard in places.values()):
             raise TypeError("its weight_map gives tensors no file names")
     except (ValueError, KeyError, TypeError) as error:
-        raise ZooError(f"{str(index)!r} is no index of weights: {error!r:.120}") from None
+        raise ZooError(f"{str(index)!r} is not a weights index: {error!r:.120}") from None
     for shard in sorted(set(places.values())):
         if shard in ("", ".", "..") or re.search(r"[/\\\0]", shard):
             raise ZooError(f"{str(index)!r} names {shard!r}; a shard must be a file beside the index")
@@ -138,7 +161,7 @@ def read_sharded(index: str | os.PathLike, most: int | None = None) -> dict[str,
         found = read_safetensors(index.parent / shard)
         wanted = [name for name, place in places.items() if place == shard]
         if lacking := sorted(set(wanted) - set(found)):
-            raise ZooError(f"{str(index.parent / shard)!r} lacks what its index says it has: {_some(lacking)}")
+            raise ZooError(f"{str(index.parent / shard)!r} lacks tensors that its index lists: {_some(lacking)}")
         tensors |= {name: found[name] for name in wanted}
     return tensors
 
@@ -149,27 +172,28 @@ def write_safetensors(
     overwrite: bool = False,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Writes tensors under a temporary name and renames it, so that the file is whole or absent."""
+    """Writes tensors under a temporary name and renames the file, so that it is complete or absent."""
     from safetensors import SafetensorError
     from safetensors.flax import save_file
 
     path = pathlib.Path(path)
     if path.exists() and not overwrite:
-        raise ZooError(f"{str(path)!r} exists already; remove it or name another file")
+        raise ZooError(f"{str(path)!r} exists; remove it or choose another name")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         save_file({name: jax.numpy.asarray(tensor) for name, tensor in tensors.items()}, str(temporary), metadata)
         os.replace(temporary, path)
-    except SafetensorError as error:  # a full disk, a folder that may not be written to
+    except SafetensorError as error:  # a full disk, a read-only folder
         raise ZooError(f"could not write {str(path)!r}: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def convert_torch(source: str | os.PathLike, target: str | os.PathLike) -> int:
-    """A torch state dict (`.pth`) as `.safetensors`, the same names; returns how many tensors. Needs torch.
+    """Converts a torch state dict (`.pth`) to `.safetensors` with the same names; returns the number of tensors. Needs
+    torch.
 
-    Read with `weights_only=True`: a file that holds code is refused, not run.
+    It is read with `weights_only=True`: a file that contains code is refused, and the code is not run.
     """
     try:
         import torch
@@ -179,8 +203,8 @@ def convert_torch(source: str | os.PathLike, target: str | os.PathLike) -> int:
         raise ZooError(f"no file {str(source)!r}")
     try:
         state = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch raises for a foreign or hostile file
-        raise ZooError(f"torch reads no plain weights in {str(source)!r}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # torch raises many types for foreign or hostile files
+        raise ZooError(f"torch finds no plain weights in {str(source)!r}: {str(error).splitlines()[0]}") from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
@@ -196,32 +220,8 @@ def convert_torch(source: str | os.PathLike, target: str | os.PathLike) -> int:
 
 
 def nested(leaves: Mapping[tuple[str, ...], Any], template: Variables) -> Variables:
-    """Leaves by path in the structure of `template`."""
+    """Leaves by path, in the structure of `template`."""
     return jax.tree_util.tree_map_with_path(lambda path, _: leaves[tuple(key.key for key in path)], template)
-
-
-def abstract_variables_of(module: nn.Module) -> Variables:
-    """The shapes and dtypes of a registered model's variables."""
-    return abstract_variables(*_module_and_example(module, None, {}))
-
-
-def _module_and_example(
-    model: str | nn.Module, input_shape: tuple[int, ...] | None, overrides: Mapping[str, Any]
-) -> tuple[nn.Module, jax.ShapeDtypeStruct]:
-    if isinstance(model, str):
-        info, module = model_info(model), create_model(model, **overrides)
-    else:
-        infos = [model_info(name) for name in list_models()]
-        found = [info for info in infos if info.module_class is type(model)]
-        if not found:
-            raise ZooError(f"{type(model).__name__} is not registered; give its module to zoo.register first")
-        info, module = found[0], model.clone(**overrides)
-    shape = info.input_shape if input_shape is None else tuple(input_shape)
-    if info.family == "transformer" and info.input_dtype == "int32":
-        shape = (1,)  # parameters do not depend on the length, and no more than max_length is read
-    if input_shape is None and hasattr(module, "image_size"):
-        shape = (module.image_size, module.image_size, *shape[2:])
-    return module, jax.ShapeDtypeStruct((1, *shape), np.dtype(info.input_dtype))
 
 
 def _bounded(leaves: Any, what: str) -> None:
@@ -231,17 +231,20 @@ def _bounded(leaves: Any, what: str) -> None:
 
 
 def _refuse_larger(files: list[pathlib.Path], most: int | None, path: str | os.PathLike) -> None:
-    """A file of many bytes takes few on a disk where they are all zero, and all of them in memory."""
+    """A sparse file of zeros takes little space on disk but its full size in memory."""
     size = sum(file.stat().st_size for file in files if file.is_file())
     if most is not None and size > most:
-        raise ZooError(f"{str(path)!r} has {size:,} bytes, more than {most:,}, which are plenty for this model")
+        raise ZooError(f"{str(path)!r} has {size:,} bytes, more than the {most:,} that this model can need")
 
 
-def _initial_head(module: nn.Module, example: jax.ShapeDtypeStruct, head: str) -> dict[tuple[str, ...], Any]:
+def _initial_head(module: nn.Module, example: Example, head: str) -> dict[tuple[str, ...], Any]:
+    args, kwargs = example
+
     def init(key: jax.Array) -> Any:
-        return module.init(key, jax.numpy.zeros(example.shape, example.dtype))["params"][head]
+        zeros = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), (args, kwargs))
+        return module.init(key, *zeros[0], **zeros[1])["params"][head]
 
-    drawn: Callable = jax.jit(init)  # compiled, so that XLA leaves out all but the head
+    drawn: Callable = jax.jit(init)  # compiled, so that XLA computes only the head
     return {("params", head, name): value for name, value in drawn(jax.random.key(0)).items()}
 
 

@@ -1,4 +1,4 @@
-"""Our own layout: one tensor a leaf, named by its path, `params/conv1/kernel`."""
+"""Our own layout: one tensor per leaf, named by its path, `params/conv1/kernel`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,14 +16,14 @@ def ignored(name: str) -> bool:
 
 
 def names(variables: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
-    """The file's name of every leaf, with the leaf's path and the leaf."""
+    """Every leaf by its name in the file, with its path."""
     leaves = jax.tree_util.tree_leaves_with_path(variables)
     paths = [(tuple(key.key for key in path), leaf) for path, leaf in leaves]
     return {"/".join(path): (path, leaf) for path, leaf in paths}
 
 
 def from_file(tensor: np.ndarray, leaf: Any, path: tuple[str, ...]) -> np.ndarray:
-    """The tensor itself; ValueError where shape or dtype differ."""
+    """The tensor unchanged; ValueError if shape or dtype differ."""
     if tensor.shape != leaf.shape:
         raise ValueError(f"{tensor.shape}, not {leaf.shape}")
     if tensor.dtype != leaf.dtype:
@@ -32,7 +32,7 @@ def from_file(tensor: np.ndarray, leaf: Any, path: tuple[str, ...]) -> np.ndarra
 
 
 def differs_in_classes(tensor: np.ndarray, leaf: Any) -> bool:
-    """Whether a head's tensor is our leaf but for the number of classes."""
+    """Whether a head's tensor differs from our leaf only in the number of classes."""
     return tensor.shape[:-1] == leaf.shape[:-1] and tensor.dtype == leaf.dtype
 
 

@@ -1,7 +1,7 @@
-"""State dicts of torch.nn.LSTM, GRU and RNN, alone or within a module.
+"""State dicts of torch.nn.LSTM, GRU and RNN, alone or inside a module.
 
 `params/layers/layer0_reverse/kernel` is `layers.weight_ih_l0_reverse`. Gates have the same order; kernels are
-transposed. PyTorch's two biases are one here, their sum, and go back as that sum and zeros; but a GRU's candidate keeps
+transposed. PyTorch's two biases are summed into our one, which is saved as that sum and zeros; a GRU's candidate keeps
 both, since its reset gate multiplies one of them. Projections (`proj_size`) are refused by name.
 """
 
@@ -18,8 +18,8 @@ _LAYER = re.compile(r"layer(\d+)(_reverse)?")
 _CELL_LEAF = {
     "kernel": "weight_ih",
     "recurrent_kernel": "weight_hh",
-    "bias": "bias_hh",  # after `merged`, with the other one added
-    "candidate_bias": "bias_ih",  # after `merged`, the candidate's part
+    "bias": "bias_hh",  # after `merged`: the sum of both
+    "candidate_bias": "bias_ih",  # after `merged`: the candidate's part
 }
 
 
@@ -32,10 +32,10 @@ def ignored(name: str) -> bool:
 
 
 def merged(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A state dict whose pairs of biases are one a gate, as our layers have them. ValueError for projections."""
+    """A state dict with one bias per gate, as our layers have it. ValueError for projections."""
     projections = sorted(name for name in tensors if re.search(r"(^|\.)weight_hr_l\d+", name))
     if projections:
-        raise ValueError(f"it has projections ({projections[0]}, proj_size), which our layers do not")
+        raise ValueError(f"it has projections ({projections[0]}, proj_size), which our layers do not have")
     found = dict(tensors)
     for name in tensors:
         other = name.replace("bias_hh_l", "bias_ih_l")
@@ -45,7 +45,7 @@ def merged(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         ours, theirs = (np.asarray(tensors[key], np.float32) for key in (name, other))
         rows, size = tensors[kernel].shape
         if ours.shape != theirs.shape or ours.shape != (rows,):
-            continue  # the shapes are complained of where they are compared
+            continue  # wrong shapes are reported where shapes are compared
         if rows == 3 * size:  # a GRU
             found[other] = theirs[2 * size :]
             theirs = np.concatenate([theirs[: 2 * size], np.zeros(size, np.float32)])
@@ -56,14 +56,14 @@ def merged(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def names(variables: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
-    """The state dict's name of every leaf, with the leaf's path and the leaf."""
+    """Every leaf by its name in the state dict, with its path."""
     leaves = jax.tree_util.tree_leaves_with_path(variables)
     paths = [(tuple(key.key for key in path), leaf) for path, leaf in leaves]
     return {_name(path): (path, leaf) for path, leaf in paths}
 
 
 def from_file(tensor: np.ndarray, leaf: Any, path: tuple[str, ...]) -> np.ndarray:
-    """The tensor as our leaf, cast to its dtype; ValueError (what was, what should be) where it does not fit."""
+    """The tensor in our layout, cast to the leaf's dtype; ValueError (actual and expected) if it does not fit."""
     if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
         raise ValueError(f"{tensor.dtype}, not floating point")
     expected = leaf.shape[::-1] if path[-1] in _TRANSPOSED else leaf.shape
@@ -73,12 +73,12 @@ def from_file(tensor: np.ndarray, leaf: Any, path: tuple[str, ...]) -> np.ndarra
 
 
 def differs_in_classes(tensor: np.ndarray, leaf: Any) -> bool:
-    """Whether a head's tensor is our leaf but for the number of classes."""
+    """Whether a head's tensor differs from our leaf only in the number of classes."""
     return tensor.shape[1:] == leaf.shape[:-1]
 
 
 def to_file(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The state dict of variables, with a second bias for every layer."""
+    """The state dict of variables, with a second bias in every layer."""
     tensors = {}
     for name, (path, leaf) in names(variables).items():
         array = np.asarray(leaf)
@@ -97,6 +97,6 @@ def _name(path: tuple[str, ...]) -> str:
     layer = _LAYER.fullmatch(modules[-1]) if modules else None
     if layer and leaf in _CELL_LEAF:
         return ".".join([*modules[:-1], f"{_CELL_LEAF[leaf]}_l{layer[1]}{layer[2] or ''}"])
-    if not modules:  # those of tied language models
+    if not modules:  # parameters of tied language models
         return {"head_bias": "head.bias", "embedding": "embedding.weight"}.get(leaf, leaf)
     return ".".join([*modules, _LEAF.get(leaf, leaf)])

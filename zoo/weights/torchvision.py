@@ -1,8 +1,8 @@
-"""torchvision's state dicts.
+"""State dicts of torchvision.
 
-Our modules carry torchvision's names with `_0` for `.0`, so that a path is a name: `params/layer1_0/conv1/kernel` is
-`layer1.0.conv1.weight`. Kernels go from [h, w, in, out] to [out, in, h, w]; a dense layer over a map, [h, w, c, out]
-here, is [out, c h w] there, which is the same transposition and a reshape.
+Our modules have torchvision's names with `_0` for `.0`, so that a path is a name: `params/layer1_0/conv1/kernel` is
+`layer1.0.conv1.weight`. Kernels [h, w, in, out] are [out, in, h, w] there; the kernel of a dense layer over a map, [h,
+w, c, out], is [out, c h w]: the same transposition and a reshape.
 """
 
 import re
@@ -22,14 +22,14 @@ def ignored(name: str) -> bool:
 
 
 def names(variables: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
-    """The state dict's name of every leaf, with the leaf's path and the leaf."""
+    """Every leaf by its name in the state dict, with its path."""
     leaves = jax.tree_util.tree_leaves_with_path(variables)
     paths = [(tuple(key.key for key in path), leaf) for path, leaf in leaves]
     return {_name(path): (path, leaf) for path, leaf in paths}
 
 
 def from_file(tensor: np.ndarray, leaf: Any, path: tuple[str, ...]) -> np.ndarray:
-    """The tensor as our leaf, cast to its dtype; ValueError (what was, what should be) where it does not fit."""
+    """The tensor in our layout, cast to the leaf's dtype; ValueError (actual and expected) if it does not fit."""
     if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
         raise ValueError(f"{tensor.dtype}, not floating point")
     expected = _torch_shape(leaf.shape)
@@ -43,7 +43,7 @@ def from_file(tensor: np.ndarray, leaf: Any, path: tuple[str, ...]) -> np.ndarra
 
 
 def differs_in_classes(tensor: np.ndarray, leaf: Any) -> bool:
-    """Whether a head's tensor is our leaf but for the number of classes."""
+    """Whether a head's tensor differs from our leaf only in the number of classes."""
     return tensor.shape[1:] == _torch_shape(leaf.shape)[1:]
 
 

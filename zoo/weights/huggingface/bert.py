@@ -8,10 +8,10 @@ import flax.linen as nn
 from zoo.errors import ZooError
 from zoo.transformer.encoder import Encoder
 from zoo.weights.huggingface.checks import activation, count, named, only
-from zoo.weights.huggingface.layout import Layout
+from zoo.weights.huggingface.layout import TensorLayout
 
 ARCHITECTURES = {"bert": ("BertModel", "BertForMaskedLM", "BertForSequenceClassification")}
-LAYOUT = Layout(
+LAYOUT = TensorLayout(
     title="BERT",
     marks=("embedding", "positions", "types", "layers/layer0/attention"),
     table={
@@ -35,7 +35,7 @@ LAYOUT = Layout(
     },
     prefix="bert.",
     body=r"(embeddings|encoder|pooler)\.",
-    unused=r"bert\.embeddings\.position_ids$|bert\.pooler\.|cls\.|classifier\.",  # other heads
+    unused=r"bert\.embeddings\.position_ids$|bert\.pooler\.|cls\.|classifier\.",  # heads of other tasks
     older=((".gamma", ".weight"), (".beta", ".bias")),
     classifies=True,
 )
@@ -43,12 +43,12 @@ _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
 
 
 def writes(model: nn.Module) -> bool:
-    """Whether a model is kept as a BERT."""
+    """Whether a model is saved as BERT."""
     return isinstance(model, Encoder)
 
 
 def fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The registered model and its fields; ZooError for what ours do not have."""
+    """The registered model and its fields; ZooError for unsupported settings."""
     only(config, {"position_embedding_type": "absolute", "is_decoder": False, "tie_word_embeddings": True})
     kind = (config.get("architectures") or ["BertModel"])[0]
     if kind not in ARCHITECTURES["bert"]:
@@ -74,7 +74,7 @@ def fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def config(model: Any) -> dict[str, Any]:
-    """The config.json of a model; the mean of an `embedding` is sentence-transformers', not in it."""
+    """The config.json of a model. The mean of an `embedding` belongs to sentence-transformers and is not in it."""
     plain, masked, classes = ARCHITECTURES["bert"]
     kind = classes if model.num_classes else masked if model.output == "tokens" else plain
     return {

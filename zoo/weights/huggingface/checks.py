@@ -1,4 +1,4 @@
-"""What a config.json may say, read with care: any value of it may be missing or of another kind."""
+"""Validation of a config.json, in which any value may be missing or have another type."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from zoo.errors import ZooError
 
 
 def count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """A size of the config; ZooError where it is none, or is left out or null and has no default."""
+    """A size in the config. ZooError if it is invalid, or missing (or null) without a default."""
     value = default if config.get(key) is None else config[key]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ZooError(f"{key} must be an integer of at least 1, not {value!r}")
@@ -16,7 +16,7 @@ def count(config: Mapping[str, Any], key: str, default: int | None = None) -> in
 
 
 def only(config: Mapping[str, Any], right: Mapping[str, Any]) -> None:
-    """ZooError for a setting other than the one that ours have; what is left out is taken to be that."""
+    """ZooError for a setting that our models do not support; a missing one has the supported value."""
     for key, value in right.items():
         if config.get(key, value) != value:
             raise ZooError(f"{key} must be {json.dumps(value)}, not {json.dumps(config[key])}")
@@ -30,5 +30,5 @@ def activation(name: Any, known: Mapping[str, str]) -> str:
 
 
 def named(ours: str, known: Mapping[str, str]) -> str:
-    """Hugging Face's name of an activation; the first one where it has none, which is then complained of."""
+    """Hugging Face's name of an activation; the first one if it has none, which `save_pretrained` then reports."""
     return next((theirs for theirs, own in known.items() if own == ours), next(iter(known)))

@@ -8,10 +8,10 @@ import flax.linen as nn
 from zoo.errors import ZooError
 from zoo.transformer.decoder import Decoder
 from zoo.weights.huggingface.checks import activation, count, named, only
-from zoo.weights.huggingface.layout import Layout
+from zoo.weights.huggingface.layout import TensorLayout
 
 ARCHITECTURES = {"gpt2": ("GPT2LMHeadModel",)}
-LAYOUT = Layout(
+LAYOUT = TensorLayout(
     title="GPT-2",
     marks=("embedding", "positions", "layers/layer0/attention"),
     table={
@@ -38,12 +38,12 @@ _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu
 
 
 def writes(model: nn.Module) -> bool:
-    """Whether a model is kept as a GPT-2."""
+    """Whether a model is saved as GPT-2."""
     return isinstance(model, Decoder) and model.positions == "learned"
 
 
 def fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The registered model and its fields; ZooError for what ours do not have."""
+    """The registered model and its fields; ZooError for unsupported settings."""
     only(config, {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False})
     size, heads = count(config, "n_embd"), count(config, "n_head")
     if size % heads:
@@ -86,6 +86,6 @@ def config(model: Any) -> dict[str, Any]:
         "embd_pdrop": model.dropout_rate,
         "resid_pdrop": model.dropout_rate,
         "attn_pdrop": 0.0,
-        "bos_token_id": None,  # the tokenizer knows
+        "bos_token_id": None,  # in the tokenizer's config
         "eos_token_id": None,
     }

@@ -1,7 +1,7 @@
-"""State dicts as Hugging Face's `transformers` names them, by an architecture's table.
+"""State dicts with the names of Hugging Face's `transformers`, by one table per architecture.
 
-`params/layers/layer0/mlp/up/kernel` [in, out] is `model.layers.0.mlp.up_proj.weight` [out, in] in a Llama. Leaves that
-a table gives one name are one tensor, side by side: GPT-2's queries, keys and values.
+`params/layers/layer0/mlp/up/kernel` [in, out] is `model.layers.0.mlp.up_proj.weight` [out, in] in a Llama. Leaves with
+the same name in a table are concatenated into one tensor: GPT-2's queries, keys and values.
 """
 
 import re
@@ -18,33 +18,33 @@ _LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 Path = tuple[str, ...]
 
 
-class Layout(NamedTuple):
-    """The names and forms of one architecture's tensors; regular expressions match at a name's beginning."""
+class TensorLayout(NamedTuple):
+    """Names and forms of one architecture's tensors; regular expressions match at the beginning of a name."""
 
     title: str  # for messages
-    marks: tuple[str, ...]  # modules or arrays by which parameters are known to be of this architecture
-    table: Mapping[str, str]  # modules, and arrays outside of them, to their names; a layer's number is {}
-    prefix: str  # what a file of the body alone leaves out
-    body: str  # how names begin that then have no prefix
-    unused: str  # tensors that have no place in a model, such as masks
-    tied: tuple[str, str] | None = None  # the head's tensor and the embedding's, which a tied model has in one
-    older: tuple[tuple[str, str], ...] = ()  # endings of names in older files, and as they are now
-    as_it_is: bool = False  # kernels of layers lie [in, out]
-    classifies: bool = False  # a head of another number of classes, or none, may be drawn anew
+    marks: tuple[str, ...]  # modules or arrays that identify the architecture
+    table: Mapping[str, str]  # our modules and top-level arrays to their names; {} is the layer's number
+    prefix: str  # the part of names that a file of the body alone omits
+    body: str  # pattern of names that then lack the prefix
+    unused: str  # pattern of tensors without a place in a model, such as masks
+    tied: tuple[str, str] | None = None  # names of head and embedding, one tensor in a tied model
+    older: tuple[tuple[str, str], ...] = ()  # endings of names in older files, with the current ones
+    as_it_is: bool = False  # kernels of layers are [in, out] in the file too
+    classifies: bool = False  # a missing or differing head may be drawn anew
 
     def is_of(self, variables: Mapping[str, Any]) -> bool:
-        """Whether variables, unstacked, are of this architecture."""
+        """Whether (unstacked) variables belong to this architecture."""
         paths = ["/".join(path[1:]) for path in _paths(variables)]
         return all(any(f"{path}/".startswith(f"{mark}/") for path in paths) for mark in self.marks)
 
     def ignored(self, name: str) -> bool:
-        """Whether a tensor of the file has no place in a model; a tied head is its embedding, see `merged`."""
+        """Whether a tensor of the file has no place in a model. A tied head duplicates the embedding, see `merged`."""
         return bool(self.tied and name == self.tied[0]) or re.match(self.unused, name) is not None
 
     def merged(self, tensors: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """A state dict with the names that a whole model's has, where it may be its body's alone.
+        """A state dict with the names of a complete model, also if the file holds only the body.
 
-        ValueError where it has a head of its own and the model, a tied one, would not.
+        ValueError if the file has a separate head and the model, a tied one, does not.
         """
         begin = re.compile(f"^(?={self.body})")
         named = {}
@@ -58,12 +58,12 @@ class Layout(NamedTuple):
         return named
 
     def names(self, variables: Mapping[str, Any]) -> dict[str, tuple[Path, Any]]:
-        """The state dict's tensors by name, each with the path of its (first) leaf and its shape in the file."""
+        """Tensors of the state dict by name, each with the path of its (first) leaf and its shape in the file."""
         shapes = jax.eval_shape(self.to_file, variables)
         return {name: (paths[0], shapes[name]) for name, paths in self._groups(variables).items()}
 
     def from_file(self, tensor: np.ndarray, leaf: Any, path: Path) -> np.ndarray:
-        """The tensor, cast to the leaf's dtype; ValueError (what was, what should be) where it does not fit."""
+        """The tensor, cast to the leaf's dtype; ValueError (actual and expected) if it does not fit."""
         if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
             raise ValueError(f"{tensor.dtype}, not floating point")
         if tensor.shape != leaf.shape:
@@ -75,17 +75,17 @@ class Layout(NamedTuple):
         return self.classifies and tensor.shape[1:] == leaf.shape[1:]
 
     def to_file(self, variables: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """The state dict of variables, unstacked."""
+        """The state dict of (unstacked) variables."""
         found, tensors = _paths(variables), {}
         for name, paths in self._groups(variables).items():
             if len({found[path].shape for path in paths}) > 1:
-                raise ZooError(f"Hugging Face's {self.title} has as many key as query heads; {name} would not")
+                raise ZooError(f"Hugging Face's {self.title} needs as many key heads as query heads, for {name}")
             parts = [self._turned(path, found[path]) for path in paths]
             tensors[name] = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
         return tensors
 
     def leaves(self, tensors: Mapping[Path, np.ndarray], variables: Mapping[str, Any]) -> dict[Path, np.ndarray]:
-        """The inverse of `to_file`, of tensors by `names`' paths: the leaves of variables, unstacked, by theirs."""
+        """The inverse of `to_file`: leaves of (unstacked) variables by path, from tensors by the paths of `names`."""
         found = {}
         for paths in self._groups(variables).values():
             if paths[0] in tensors:
@@ -94,13 +94,13 @@ class Layout(NamedTuple):
         return found
 
     def _turned(self, path: Path, leaf: Any, back: bool = False) -> Any:
-        """A kernel as the file has it, or `back`: outputs first, of convolutions [out, in, height, width]."""
+        """A kernel in the file's form, or `back`: outputs first; for convolutions [out, in, height, width]."""
         if path[-1] != "kernel" or (self.as_it_is and _layer(path)):
             return leaf
         return leaf.T if leaf.ndim == 2 else leaf.transpose((2, 3, 1, 0) if back else (3, 2, 0, 1))
 
     def _groups(self, variables: Mapping[str, Any]) -> dict[str, list[Path]]:
-        """Paths of leaves by the name of their tensor, in the table's order where they share it."""
+        """Paths of leaves by the name of their tensor; in the table's order where several share a name."""
         order = {key: i for i, key in enumerate(self.table)}
         groups: dict[str, list[tuple[int, Path]]] = {}
         for path in _paths(variables):
@@ -109,13 +109,13 @@ class Layout(NamedTuple):
         return {name: [path for _, path in sorted(places)] for name, places in groups.items()}
 
     def _name(self, path: Path) -> tuple[str, str]:
-        """The name of a leaf's tensor and the table's key; ZooError where Hugging Face's have no such."""
+        """The name of a leaf's tensor and its key in the table; ZooError if Hugging Face has no such tensor."""
         number = _layer(path)
         keys = ["layer{}" if key == f"layer{number}" else key for key in path[1:]]
         for key, ending in (("/".join(keys), ""), ("/".join(keys[:-1]), f".{_LEAF.get(path[-1], path[-1])}")):
             if key in self.table:
                 return self.table[key].format(number) + ending, key
-        raise ZooError(f"Hugging Face's {self.title} has no {'/'.join(path)}; zoo.weights.save_native keeps it")
+        raise ZooError(f"Hugging Face's {self.title} has no {'/'.join(path)}; use zoo.weights.save_native")
 
 
 def _layer(path: Path) -> str | None:

@@ -8,10 +8,10 @@ import flax.linen as nn
 from zoo.errors import ZooError
 from zoo.transformer.decoder import Decoder
 from zoo.weights.huggingface.checks import activation, count, named, only
-from zoo.weights.huggingface.layout import Layout
+from zoo.weights.huggingface.layout import TensorLayout
 
 ARCHITECTURES = {"llama": ("LlamaForCausalLM",), "qwen3": ("Qwen3ForCausalLM",)}
-LAYOUT = Layout(
+LAYOUT = TensorLayout(
     title="Llama",
     marks=("embedding", "layers/layer0/attention"),
     table={
@@ -41,19 +41,19 @@ _SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_posit
 
 
 def writes(model: nn.Module) -> bool:
-    """Whether a model is kept as a Llama or a Qwen 3."""
+    """Whether a model is saved as Llama or Qwen 3."""
     return isinstance(model, Decoder) and model.positions == "rotary"
 
 
 def fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The registered model and its fields; ZooError for what ours do not have."""
+    """The registered model and its fields; ZooError for unsupported settings."""
     only(config, {"attention_bias": False, "mlp_bias": False})
     kind = config["model_type"]
     size, heads = count(config, "hidden_size"), count(config, "num_attention_heads")
     theta, scaling = _rotations(config)
     head_dim = count(config, "head_dim", 128 if kind == "qwen3" else size // heads)
     if head_dim % 2:
-        raise ZooError(f"head_dim must be even, as features are turned in pairs, not {head_dim}")
+        raise ZooError(f"head_dim must be even, since features are rotated in pairs, not {head_dim}")
     return _MODELS[kind], {
         "vocab_size": count(config, "vocab_size"),
         "hidden_size": size,
@@ -97,11 +97,11 @@ def config(model: Any) -> dict[str, Any]:
         "hidden_act": named(model.activation, _ACTIVATIONS),
         "rms_norm_eps": model.norm_epsilon,
         "attention_bias": False,
-        "rope_theta": model.rope_theta,  # as transformers 4 reads it, and 5 with it
+        "rope_theta": model.rope_theta,  # read by transformers 4 and 5
         "rope_scaling": None if model.rope_scaling is None else rope,
         "rope_parameters": {**rope, "rope_theta": model.rope_theta},
         "tie_word_embeddings": model.tied,
-        "bos_token_id": None,  # the tokenizer knows
+        "bos_token_id": None,  # in the tokenizer's config
         "eos_token_id": None,
     }
     if kind == "qwen3" and model.window is not None:
@@ -110,14 +110,14 @@ def config(model: Any) -> dict[str, Any]:
 
 
 def _rotations(config: Mapping[str, Any]) -> tuple[float, tuple[float, float, float, int] | None]:
-    """Theta and Llama 3's scaling: from `rope_parameters`, or from `rope_theta` and `rope_scaling`, the older form."""
+    """Theta and Llama 3's scaling, from `rope_parameters`, or from `rope_theta` and `rope_scaling` in older configs."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise ZooError(f"rope_parameters must be an object, not {rope!r:.40}")
     theta = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise ZooError("partial_rotary_factor must be 1: all of a head's features are turned")
+        raise ZooError("partial_rotary_factor must be 1: all features of a head are rotated")
     if kind == "default":
         return theta, None
     if kind != "llama3":
@@ -128,12 +128,12 @@ def _rotations(config: Mapping[str, Any]) -> tuple[float, tuple[float, float, fl
 
 
 def _window(config: Mapping[str, Any]) -> int | None:
-    """Qwen 3's window, where every layer has it; ZooError where some have."""
+    """Qwen 3's window if every layer has it; ZooError if only some have it."""
     if not config.get("use_sliding_window") or config.get("sliding_window") is None:
         return None
     depth = count(config, "num_hidden_layers")
     kinds = config.get("layer_types")
     sliding = depth - config.get("max_window_layers", 28) if kinds is None else kinds.count("sliding_attention")
     if 0 < sliding < depth:
-        raise ZooError(f"sliding_window must be of all {depth} layers or none, not of {sliding}")
+        raise ZooError(f"sliding_window must apply to all {depth} layers or none, not to {sliding}")
     return count(config, "sliding_window") if sliding > 0 else None

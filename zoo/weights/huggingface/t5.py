@@ -1,7 +1,7 @@
-"""T5's tensors and config: `decoder.block.0.layer.1.EncDecAttention.q.weight`, a block's layers by number.
+"""T5's tensors and config: `decoder.block.0.layer.1.EncDecAttention.q.weight`; the layers of a block have numbers.
 
-A feed-forward layer is `wi` and `wo`, or gated, as T5 1.1 has it, `wi_0`, `wi_1` and `wo`. The logits of a head of its
-own are not scaled, which a config says since transformers 5 in a key of its own.
+A feed-forward layer has `wi` and `wo`, or, gated as in T5 1.1, `wi_0`, `wi_1` and `wo`. An untied head's logits are not
+scaled; since transformers 5 a key of the config states this.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import flax.linen as nn
 from zoo.errors import ZooError
 from zoo.transformer.t5 import T5
 from zoo.weights.huggingface.checks import activation, count, named
-from zoo.weights.huggingface.layout import Layout
+from zoo.weights.huggingface.layout import TensorLayout
 
 ARCHITECTURES = {"t5": ("T5ForConditionalGeneration",)}
 _DISTANCES = "{}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -24,7 +24,7 @@ _HALVES = {
 
 
 def _table(feed: Mapping[str, str]) -> dict[str, str]:
-    """The names of all modules, `feed` being those of a feed-forward layer's."""
+    """The names of all modules; `feed` are those inside a feed-forward layer."""
     table = {"embedding": "shared.weight", "head": "lm_head"}
     for half, names in _HALVES.items():
         ours, theirs = f"{half}/layers/layer{{}}", f"{half}.block.{{}}"
@@ -42,12 +42,12 @@ def _table(feed: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-LAYOUT = Layout(
+LAYOUT = TensorLayout(
     title="T5",
     marks=("encoder_distance_bias",),
     table=_table({"up": "wi", "down": "wo"}),
     prefix="",
-    body="(?!)",  # a body's names are the whole's
+    body="(?!)",  # a body has the names of the whole model
     unused=r"(encoder|decoder)\.embed_tokens\.weight$|decoder\.block\.0\.layer\.1\..*\.relative_attention_bias\.weight$",
     tied=("lm_head.weight", "shared.weight"),
 )
@@ -58,12 +58,12 @@ _ACTIVATIONS = {"relu": "relu", "gated-gelu": "geglu", "gated-silu": "swiglu", "
 
 
 def writes(model: nn.Module) -> bool:
-    """Whether a model is kept as a T5."""
+    """Whether a model is saved as T5."""
     return isinstance(model, T5)
 
 
 def fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The registered model and its fields; ZooError for what ours do not have."""
+    """The registered model and its fields; ZooError for unsupported settings."""
     layers = count(config, "num_layers")
     if (others := count(config, "num_decoder_layers", layers)) != layers:
         raise ZooError(f"num_decoder_layers must be num_layers, {layers}, not {others}")

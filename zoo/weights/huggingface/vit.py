@@ -1,6 +1,6 @@
 """The ViT's tensors and config: `vit.encoder.layer.0.attention.attention.query.weight`.
 
-The classifier, and the body alone: its pooler, a dense layer with tanh, has no place here, and a head is drawn.
+For the classifier, and for the body alone: its pooler (dense and tanh) is ignored, and the head is drawn.
 """
 
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ import flax.linen as nn
 from zoo.errors import ZooError
 from zoo.transformer.vit import ViT
 from zoo.weights.huggingface.checks import activation, count, named, only
-from zoo.weights.huggingface.layout import Layout
+from zoo.weights.huggingface.layout import TensorLayout
 
 ARCHITECTURES = {"vit": ("ViTForImageClassification", "ViTModel")}
-LAYOUT = Layout(
+LAYOUT = TensorLayout(
     title="ViT",
     marks=("patches", "layers/layer0/attention"),
     table={
@@ -41,12 +41,12 @@ _ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "g
 
 
 def writes(model: nn.Module) -> bool:
-    """Whether a model is kept as a ViT."""
+    """Whether a model is saved as ViT."""
     return isinstance(model, ViT)
 
 
 def fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The registered model and its fields; ZooError for what ours do not have."""
+    """The registered model and its fields; ZooError for unsupported settings."""
     only(config, {"qkv_bias": True, "num_channels": 3})
     labels = config.get("id2label")
     return "vit_base16", {
@@ -87,10 +87,10 @@ def config(model: Any) -> dict[str, Any]:
 
 
 def _side(config: Mapping[str, Any], key: str, default: int) -> int:
-    """A side in pixels, of one number or two that are the same."""
+    """A side in pixels, from one number or two equal ones."""
     value = config.get(key)
     if not isinstance(value, list):
         return count(config, key, default)
     if len(value) != 2 or value[0] != value[1]:
-        raise ZooError(f"{key} must be of a square, not {value}")
+        raise ZooError(f"{key} must be square, not {value}")
     return count({key: value[0]}, key)

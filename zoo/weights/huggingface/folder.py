@@ -1,7 +1,7 @@
-"""Folders as Hugging Face's `transformers` writes and reads them: config.json beside `.safetensors`.
+"""Folders in the form of Hugging Face's `transformers`: config.json beside `.safetensors`.
 
-A config that asks for what ours do not have (another activation, another scaling of rotations, biases in a Llama) is
-refused by name.
+A config that needs something our models do not have (another activation, another scaling of rotary positions, biases in
+a Llama) is refused by name.
 """
 
 import json
@@ -16,17 +16,18 @@ import numpy as np
 
 from zoo.errors import ZooError
 from zoo.files import read_json
-from zoo.registry import create_model
+from zoo.registry import abstract_variables, create_model, example_of
 from zoo.transformer.layers import unstacked
-from zoo.weights import abstract_variables_of, huggingface, load_weights, write_safetensors
+from zoo.weights import huggingface, load_weights, write_safetensors
 
 
 def from_pretrained(folder: str | os.PathLike, **overrides: Any) -> tuple[nn.Module, Mapping[str, Any]]:
-    """The model and its variables of a folder with config.json and model.safetensors, whole or in shards.
+    """The model and its variables from a folder with config.json and model.safetensors, single or sharded.
 
-    `overrides` are fields of the model, such as dtype, max_length or scan_layers. ZooError, in a line, for what is
-    missing, damaged or of an architecture that is not here; nothing is half loaded. A ViT takes the pixels that its
-    folder's preprocessor_config.json tells of: with the published ones, x / 127.5 - 1 of 0 to 255, at its image_size.
+    `overrides` are fields of the model, such as dtype, max_length or scan_layers. ZooError, in one line, for a missing
+    or damaged file and for an unsupported architecture; weights are never loaded in part. A ViT expects pixels
+    preprocessed as in the folder's preprocessor_config.json: x / 127.5 - 1 for x in 0 to 255 in the published ones, at
+    its image_size.
     """
     name, fields = read_config(folder)
     model = create_model(name, **{**fields, **overrides})
@@ -38,7 +39,7 @@ def read_config(folder: str | os.PathLike) -> tuple[str, dict[str, Any]]:
     folder = pathlib.Path(folder)
     path = folder / "config.json"
     if not path.is_file():
-        raise ZooError(f"{str(folder)!r} is no folder of Hugging Face's: it has no config.json")
+        raise ZooError(f"{str(folder)!r} is not a Hugging Face folder: it has no config.json")
     try:
         config = read_json(path)
     except ValueError as error:
@@ -47,7 +48,7 @@ def read_config(folder: str | os.PathLike) -> tuple[str, dict[str, Any]]:
         raise ZooError(f"{str(path)!r} must hold an object, not {config!r:.40}")
     try:
         name, fields = _fields(config)
-    except Exception as error:  # of values of another type, whatever it is
+    except Exception as error:  # values may have any type
         raise ZooError(f"{str(path)!r}: {error}") from None
     if "output" in fields and _embeds(folder):
         fields["output"] = "embedding"
@@ -55,7 +56,7 @@ def read_config(folder: str | os.PathLike) -> tuple[str, dict[str, Any]]:
 
 
 def weights_file(folder: str | os.PathLike) -> pathlib.Path:
-    """A folder's weights, or the index of their shards."""
+    """A folder's weights file, or the index of its shards."""
     weights = [pathlib.Path(folder) / name for name in ("model.safetensors", "model.safetensors.index.json")]
     found = [path for path in weights if path.is_file()]
     if not found:
@@ -64,22 +65,22 @@ def weights_file(folder: str | os.PathLike) -> pathlib.Path:
 
 
 def save_pretrained(model: nn.Module, variables: Mapping[str, Any], folder: str | os.PathLike) -> None:
-    """Writes config.json and model.safetensors, from which `transformers` makes the same model.
+    """Writes config.json and model.safetensors, which `transformers` loads as the same model.
 
-    ZooError where the folder has something in it, the variables are of another model, or Hugging Face's have none such.
+    ZooError if the folder is not empty, the variables belong to another model, or Hugging Face has no such model.
     """
     folder = pathlib.Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ZooError(f"{str(folder)!r} exists already; name an empty folder or a new one")
+        raise ZooError(f"{str(folder)!r} exists; choose an empty folder or a new one")
     family = next((family for family in huggingface.FAMILIES if family.writes(model)), None)
     if family is None:
-        raise ZooError(f"{type(model).__name__} has no layout of Hugging Face's; zoo.weights.save_native keeps it")
+        raise ZooError(f"{type(model).__name__} has no Hugging Face layout; use zoo.weights.save_native")
     config = family.config(model)
     for key, value in _fields(config)[1].items():
         if (own := getattr(model, "settled", {}).get(key, getattr(model, key))) != value:
             raise ZooError(f"Hugging Face's {config['model_type']} has {key} {value!r}, not {own!r}")
-    if jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, abstract_variables_of(model)):
-        raise ZooError("the variables are not of this model: their names or shapes differ")
+    if jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, abstract_variables(model, *example_of(model))):
+        raise ZooError("the variables do not belong to this model: names or shapes differ")
     plain = unstacked(variables)
     layout: Any = huggingface.layout_of(plain)
     tensors = layout.to_file(plain)
@@ -89,7 +90,7 @@ def save_pretrained(model: nn.Module, variables: Mapping[str, Any], folder: str 
 
 
 def _embeds(folder: pathlib.Path) -> bool:
-    """Whether a folder is of sentence-transformers', and takes the mean state, at length 1, for a text's embedding."""
+    """Whether a sentence-transformers folder uses the normalised mean of the states as the embedding of a text."""
     try:
         modules = [module["type"].split(".")[-1] for module in read_json(folder / "modules.json")]
         pooling = read_json(folder / "1_Pooling" / "config.json")
@@ -99,7 +100,7 @@ def _embeds(folder: pathlib.Path) -> bool:
 
 
 def _fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The registered model that a config describes, and its fields; ZooError where there is none such."""
+    """The registered model that a config describes, and its fields; ZooError if there is none."""
     kind = config.get("model_type")
     if kind is None:
         names = config.get("architectures") or ["none"]
