@@ -1,4 +1,4 @@
-"""python -m zoo: list, show, predict, generate, translate, convert."""
+"""python -m zoo: list, show, predict, generate, translate, forecast, convert."""
 
 import argparse
 import itertools
@@ -54,6 +54,10 @@ def _run(argv: list[str] | None) -> None:
         "--coverage-penalty", type=float, default=0.0, help="penalty for source tokens without attention"
     )
     command.set_defaults(run=translate)
+    command = commands.add_parser("forecast", help="predict the next rows of a table with a trained forecaster")
+    command.add_argument("run_folder", metavar="RUN", help="a run folder")
+    command.add_argument("table", metavar="TABLE", help="a CSV or NPZ file with the columns of the training data")
+    command.set_defaults(run=lambda args: forecast(args.run_folder, args.table))
     command = commands.add_parser("convert", help="convert a torch state dict (.pth) to .safetensors")
     command.add_argument("source")
     command.add_argument("target")
@@ -109,14 +113,15 @@ def predict(folder: str, raws: list[str], top: int = 3) -> None:
     if getattr(model, "output", None) == "tokens" and not inputs.labels:
         return fill(model, variables, inputs, raws, top)
     if not inputs.labels:
-        reads = hasattr(model, "encode")
-        what, verb = ("an encoder-decoder", "translate") if reads else ("a language model", "generate")
+        others = {"pair": ("an encoder-decoder", "translate"), "series": ("a forecaster", "forecast")}
+        what, verb = others.get(inputs.kind, ("a language model", "generate"))
         raise ZooError(f"{folder!r} has no classes: it is {what} (python -m zoo {verb} {folder})")
     args, kwargs = inputs.arguments(inputs.batch(raws))
     logits = np.asarray(model.apply(variables, *args, **kwargs), np.float32)
-    probabilities = np.asarray(jax.nn.softmax(logits))
+    exclusive = getattr(inputs, "exclusive", True)
+    probabilities = np.asarray(jax.nn.softmax(logits) if exclusive else jax.nn.sigmoid(logits))
     for raw, row in zip(raws, probabilities, strict=True):
-        best = np.argsort(-row)[:top]
+        best = np.argsort(-row)[:top] if exclusive else np.flatnonzero(row > 0.5)
         print(f"{raw}: " + ", ".join(f"{inputs.labels[i]} {row[i]:.1%}" for i in best))
 
 
@@ -163,6 +168,22 @@ def translate(args: argparse.Namespace) -> None:
         for targets in translate(run, texts, **options):
             for text, score in targets:
                 print(text if args.num_best == 1 else f"{score:.3f}\t{text}", flush=True)
+
+
+def forecast(folder: str, table: str) -> None:
+    """Prints the targets of the rows after a table's last one, as many as the model's horizon, as CSV."""
+    from zoo.inputs import SeriesInputs
+
+    model, variables, inputs = zoo.load(folder)
+    if not isinstance(inputs, SeriesInputs):
+        raise ZooError(f"{folder!r} forecasts no series: it takes {inputs.kind}s")
+    args, kwargs = inputs.arguments(inputs.batch([table]))
+    rows = inputs.decode(model.apply(variables, *args, **kwargs)[0, -inputs.horizon :])
+    if len(rows) < inputs.horizon:
+        raise ZooError(f"{table!r} has {len(rows)} rows; a forecast needs at least {inputs.horizon}")
+    print(",".join(inputs.targets))
+    for row in rows:
+        print(",".join(f"{value:.6g}" for value in row))
 
 
 def _lines(file: Iterable[str]) -> Iterator[str]:

@@ -15,8 +15,11 @@ from test_processes import finish_all
 import train
 import zoo
 from runs import ROOT, assert_close, environment, fingerprint, finish, start
+from train.commands.report import draw_report
 from train.recipes import load_recipe
+from train.report.page import Options
 from train.setup import Parts
+from zoo.__main__ import main as zoo_main
 
 RECIPE = pathlib.Path(__file__).parent / "recipes" / "chase.py"
 
@@ -239,7 +242,7 @@ def test_multi_label_metrics_count_every_label_once():
     assert metrics["macro_f1"] == pytest.approx((2 / 3 + 0 + 1) / 3)
 
 
-def test_a_table_of_images_and_their_labels_trains(tmp_path):
+def test_a_table_of_images_and_their_labels_trains_and_predicts(tmp_path, capsys):
     from PIL import Image
 
     rows = ["file,labels,split"]
@@ -260,6 +263,11 @@ def test_a_table_of_images_and_their_labels_trains(tmp_path):
     assert result["test"]["f1"] == 1.0
     inputs = zoo.load(tmp_path / "run").inputs
     assert (inputs.labels, inputs.exclusive) == (("green", "red"), False)
+    assert zoo_main(["predict", str(tmp_path / "run"), str(tmp_path / "23.png"), str(tmp_path / "20.png")]) == 0
+    both, none = capsys.readouterr().out.splitlines()[-2:]
+    assert "green" in both
+    assert "red" in both
+    assert none.endswith("20.png: ")
 
 
 @pytest.mark.parametrize(
@@ -326,7 +334,7 @@ def test_training_windows_have_no_held_out_target():
     np.testing.assert_array_equal(batch["counted"].sum(axis=1), 4)
 
 
-def test_a_forecaster_learns_a_table_of_its_own(tmp_path):
+def test_a_forecaster_learns_a_table_of_its_own(tmp_path, capsys):
     """A sine and its cosine, of which one is to be predicted: an LSTM has it to a few per cent in seconds."""
     t = np.arange(400) * 0.2
     lines = ["day,sine,cosine", *(f"2024-01-01,{np.sin(x)},{np.cos(x)}" for x in t)]
@@ -343,6 +351,14 @@ def test_a_forecaster_learns_a_table_of_its_own(tmp_path):
     assert inputs.columns == ("sine", "cosine")
     predicted = inputs.decode(model.apply(variables, inputs.encode(tmp_path / "t.csv")[None]))[0, -1]
     assert predicted[0] == pytest.approx(np.sin(402 * 0.2), abs=0.1)
+    assert zoo_main(["forecast", str(tmp_path / "run"), str(tmp_path / "t.csv")]) == 0
+    names, *rows = capsys.readouterr().out.splitlines()[-4:]
+    assert names == "sine"
+    np.testing.assert_allclose([float(row) for row in rows], np.sin(np.arange(400, 403) * 0.2), atol=0.1)
+    assert zoo_main(["predict", str(tmp_path / "run"), "x"]) == 2
+    assert "it is a forecaster (python -m zoo forecast" in capsys.readouterr().err
+    report = draw_report(Options(str(tmp_path / "run")))
+    assert all(name in report.read_text() for name in ("curves", "predictions", "errors"))
 
 
 @pytest.mark.parametrize(

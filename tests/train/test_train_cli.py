@@ -40,7 +40,7 @@ def test_help_lists_every_setting(capsys):
         main(["cnn", "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    for flag in ("--workdir", "--steps", "--model.name", "--optimizer.learning-rate", "--augment.shift", "--profile"):
+    for flag in ("--workdir", "--steps", "--model.name", "--optimizer.learning-rate", "--task.augment.shift", "--profile"):
         assert flag in out
 
 
@@ -53,16 +53,16 @@ def test_resume_keeps_the_folders_settings_when_flags_are_left_out(run_folder):
     assert "seed was 0, not 4" in done.stderr
 
 
-def test_a_run_on_a_mesh_goes_on_with_another_number_of_devices(tmp_path, monkeypatch, recwarn):
-    """From eight to one; the mesh of its settings is dropped, but one that a flag gives is meant."""
+def test_a_run_on_a_mesh_resumes_with_another_number_of_devices(tmp_path, monkeypatch, recwarn):
+    """From eight to one: the mesh of its settings is dropped, one that a flag gives is kept."""
     model = train.ModelConfig("simple_cnn", {"widths": (4,), "hidden_size": 16})
     train.run(train.Config(str(tmp_path), 10, 16, mesh="data=2,fsdp=4", model=model))
-    taken = []
-    monkeypatch.setattr("train.loop.run", lambda config, seconds: taken.append((config.parallel, config.mesh)))
+    configs = []
+    monkeypatch.setattr("train.loop.run", lambda config, *_, **__: configs.append((config.parallel, config.mesh)))
     command = ["cnn", "--workdir", str(tmp_path), "--resume"]
     for flags in ([], ["--parallel", "jit"], ["--mesh", "fsdp=3"], ["--mesh", "None"]):
         assert main([*command, *flags]) == 0
-    assert taken == [("auto", "data=2,fsdp=4"), ("jit", None), ("auto", "fsdp=3"), ("auto", None)]
+    assert configs == [("auto", "data=2,fsdp=4"), ("jit", None), ("auto", "fsdp=3"), ("auto", None)]
     done = finish(*command, "--steps", "20")
     assert "resumed at step 10" in done.stdout
     assert "the run's mesh data=2,fsdp=4 is left out: it does not fit (parallel auto, devices: 1)\n" in done.stderr

@@ -9,8 +9,7 @@
 The predictions of an image and its mirror image are averaged.
 """
 
-from train import AugmentConfig, Config, ImageData, LogConfig, ModelConfig, OptimizerConfig
-from train.tasks.classification import Classification
+from train import AugmentConfig, Classification, Config, ImageData, LogConfig, ModelConfig, OptimizerConfig
 
 
 def config() -> Config:

@@ -10,8 +10,7 @@ Compiled ahead of time (tests/train/test_recipes.py). Crops are taken from image
 originals.
 """
 
-from train import AugmentConfig, Config, ImageData, LogConfig, ModelConfig, OptimizerConfig
-from train.tasks.classification import Classification
+from train import AugmentConfig, Classification, Config, ImageData, LogConfig, ModelConfig, OptimizerConfig
 
 
 def config() -> Config:
