@@ -145,7 +145,7 @@ def test_wrong_folders_are_refused_with_what_is_needed(tmp_path):
     for label in "ab":
         (tmp_path / label).mkdir()
         (tmp_path / label / "empty.png").touch()
-    with pytest.raises(ZooError, match=r"empty.png' is not an image"):
+    with pytest.raises(ZooError, match=r"empty.png' is not a readable image"):
         ImageData(path=str(tmp_path)).load(SHAPE)
 
 

@@ -40,7 +40,14 @@ def test_help_lists_every_setting(capsys):
         main(["cnn", "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    for flag in ("--workdir", "--steps", "--model.name", "--optimizer.learning-rate", "--task.augment.shift", "--profile"):
+    for flag in (
+        "--workdir",
+        "--steps",
+        "--model.name",
+        "--optimizer.learning-rate",
+        "--task.augment.shift",
+        "--profile",
+    ):
         assert flag in out
 
 
@@ -100,7 +107,7 @@ def test_evaluate_a_named_model_with_weights(run_folder, tmp_path, capsys):
     assert "does not fit SimpleCNN: missing: params/conv2/bias" in capsys.readouterr().err
 
 
-def test_a_recipe_of_ones_own(tmp_path):
+def test_a_recipe_of_a_users_own(tmp_path):
     recipe = tmp_path / "mine.py"
     recipe.write_text(
         "import flax.linen as nn, zoo, train\n"
@@ -115,6 +122,10 @@ def test_a_recipe_of_ones_own(tmp_path):
     )
     done = finish(recipe, "--steps", "10")
     assert "test loss" in done.stdout
+    expected = json.loads((tmp_path / "run" / "result.json").read_text())["test"]["accuracy"]
+    for flags in (["--recipe", recipe], [f"--recipe={recipe}"]):
+        assert f"accuracy {expected:.4f}" in finish("evaluate", tmp_path / "run", *flags).stdout
+    assert "unknown model 'mine'" in finish("evaluate", tmp_path / "run", status=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -164,20 +175,20 @@ def test_a_missing_extra_is_named():
     assert "pip install 'flaxzoo[train]'" in done.stderr
 
 
-def test_predict_refuses_what_is_no_image_before_it_classifies_any(run_folder, tmp_path, capsys):
+def test_predict_refuses_a_file_that_is_no_image_before_it_classifies_any(run_folder, tmp_path, capsys):
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     Image.new("RGB", (30, 20)).save(good)
     bad.write_text("no image")
     assert zoo.__main__.main(["predict", str(run_folder[0]), str(good), str(bad)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert "bad.png' is not an image" in err
+    assert "bad.png' is not a readable image" in err
     assert zoo.__main__.main(["predict", str(run_folder[0]), str(good), "--top", "2"]) == 0
     assert capsys.readouterr().out.count("%") == 2
 
 
 @pytest.mark.parametrize("command", ["zoo list", "train list", "train --help", "benchmarks list"])
-def test_a_reader_that_leaves_ends_it_in_silence(command):
+def test_a_closed_pipe_ends_a_command_without_a_word(command):
     reader, writer = os.pipe()
     os.close(reader)
     words = [sys.executable, "-m", *command.split()]
