@@ -40,15 +40,8 @@ def test_help_lists_every_setting(capsys):
         main(["cnn", "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    for flag in (
-        "--workdir",
-        "--steps",
-        "--model.name",
-        "--optimizer.learning-rate",
-        "--task.augment.shift",
-        "--profile",
-    ):
-        assert flag in out
+    for flag in ("workdir", "steps", "model.name", "optimizer.learning-rate", "task.augment.shift", "profile"):
+        assert f"--{flag}" in out
 
 
 def test_resume_keeps_the_folders_settings_when_flags_are_left_out(run_folder):
