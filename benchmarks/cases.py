@@ -119,7 +119,7 @@ LINES: tuple[Line, ...] = (
     ),
     *(
         line(
-            f"checkpoint of `{name}` with Adam's state, MB/s saved, restored: ours, with digests; torch.save, torch.load",
+            f"checkpoint of `{name}` and Adam's state, MB/s saved, restored: ours with digests; torch.save, torch.load",
             "{0[ours_save_mb_per_s]:,.0f}, {0[ours_restore_mb_per_s]:,.0f}; {0[torch_save_mb_per_s]:,.0f}, "
             "{0[torch_restore_mb_per_s]:,.0f}",
             f"checkpoint {name}",
@@ -131,14 +131,14 @@ LINES: tuple[Line, ...] = (
         "{0[temporary_mb]:,.0f}; {1[temporary_mb]:,.0f} MB",
         *(Case(LONG, {"framework": framework}) for framework in ("flaxzoo", "flax")),
     ),
-    line("sampling, characters/s, batch 1, ours and PyTorch's: LSTM 2x512; 1x128", SPEEDS, "sampling", f"sampling {SMALL}"),
+    line("sampling, characters/s, ours and PyTorch's: LSTM 2x512; 1x128", SPEEDS, "sampling", f"sampling {SMALL}"),
     line(
         "temporary memory of a GPT's step, 4x128, batch 1, at 1,024 and 4,096 tokens: blocked attention; full matrix",
         "{0[temporary_mb]:,.0f}, {1[temporary_mb]:,.0f} MB; {2[temporary_mb]:,.0f}, {3[temporary_mb]:,.0f} MB",
         *(Case("memory", {"attention": a, "length": n}) for a in ("blocked", "xla") for n in ("1024", "4096")),
     ),
     line(
-        "state and peak memory of a GPT's step per device, 8x512, batch 16, 256 tokens: one device; `data=8`; `fsdp` over 2; 4; 8",
+        "state, peak memory of a GPT's step per device, 8x512, batch 16: one device; `data=8`; `fsdp` over 2; 4; 8",
         "; ".join(f"{{{i}[state_mb]:,.0f}}, {{{i}[peak_mb]:,.0f}}" for i in range(5)) + " MB",
         *(
             Case("savings", {"way": way})
@@ -146,7 +146,7 @@ LINES: tuple[Line, ...] = (
         ),
     ),
     line(
-        "peak memory as a share of the plain step's: four micro-batches; scanned layers with `remat=dots`; with `remat=full`",
+        "peak memory over the plain step's: four micro-batches; scanned layers, `remat=dots`; `remat=full`",
         "{0[peak_share]:.2f}; {1[peak_share]:.2f}; {2[peak_share]:.2f}",
         *(
             Case("savings", {"way": way})

@@ -15,7 +15,7 @@ def mark(axis: Any, place: float, value: float, between: tuple[float, float], co
 
 
 def ratios(path: pathlib.Path, found: Sequence[Sequence[Any]], labels: Sequence[str], peers: Sequence[str]) -> None:
-    """Draws rows of (kind, label, peer, ratio, 10th percentile, 90th percentile); the PNG's description holds them as JSON."""
+    """Draws rows of (kind, label, peer, ratio, 10th and 90th percentile); the PNG's description holds them as JSON."""
     import matplotlib
 
     matplotlib.use("Agg")

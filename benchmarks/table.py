@@ -1,7 +1,7 @@
 """The tables of results in the docs, made from the files in benchmarks/results.
 
-A case quotes one row of the file that its benchmark appends to: a row with the case's settings. Of several the newest is
-quoted, but rows with all quoted columns come first, then rows of enough rounds, then rows of a machine without other
+A case quotes one row of the file that its benchmark appends to: a row with the case's settings. Of several the newest
+is quoted, but rows with all quoted columns come first, then rows of enough rounds, then rows of a machine without other
 work, then rows of the run with the most peers. A case without a row is "not measured". The picture shows the same rows.
 """
 
@@ -101,9 +101,10 @@ def measured(kind: str, flags: str) -> dict[str, dict[str, Any]]:
 
 def steps() -> Table:
     """Training steps and forward passes beside their peers."""
-    titles = ["model", "pass", "ours, ms", "rounds", "compile time, s", "peak memory, MB: ours; PyTorch"]
-    titles += [f"ours / {of}" for of in PEERS.values()] + ["ours / others"]
-    lines, used, missing = heading(titles), [], []
+    titles = ["model", "pass", "ours, ms", *(f"ours / {of}" for of in PEERS.values()), "ours / others"]
+    titles += ["peak memory, MB: ours; PyTorch", "compile time, s", "rounds"]
+    lines, missing = heading(titles), []
+    used: list[dict[str, Any]] = []
     for what, flags, also in cases.STEPS:
         for kind in kinds(also):
             found = measured(kind, flags)
@@ -112,10 +113,11 @@ def steps() -> Table:
                 lines.append(line([*cells, MISSING], len(titles)))
                 missing.append(f"{kind} {flags}")
                 continue
-            cells += [part.format(**found[OURS]) for part in ("{ms:,.1f}", "{rounds:.0f}", "{compile_seconds:.1f}")]
-            cells.append("; ".join(f"{row['taken_mb']:,.0f}" for row in (found[OURS], found.get("torch")) if row))
-            cells += [RATIO.format(found[name]) if name in found else "" for name in PEERS]
+            ours = found[OURS]
+            cells += [f"{ours['ms']:,.1f}", *(RATIO.format(found[name]) if name in found else "" for name in PEERS)]
             cells.append("; ".join(f"{name} {RATIO.format(found[name])}" for name in OTHERS if name in found))
+            cells.append("; ".join(f"{row['taken_mb']:,.0f}" for row in (ours, found.get("torch")) if row))
+            cells += [f"{ours['compile_seconds']:.1f}", f"{ours['rounds']:.0f}"]
             lines.append(line(cells, len(titles)))
             used += found.values()
     return Table(lines, used, missing)
@@ -272,5 +274,6 @@ def draw(config: DocsConfig) -> None:
         pathlib.Path(config.picture), drawn(), [plain(what) for what, _, _ in cases.STEPS], [*PEERS, *OTHERS]
     )
     print(config.picture)
-    for command in dict.fromkeys(command for table in (steps(), figures(), tpus(), qualities()) for command in table.missing):
+    tables = steps(), figures(), tpus(), qualities()
+    for command in dict.fromkeys(command for table in tables for command in table.missing):
         print(f"{MISSING}: python -m benchmarks {command}")

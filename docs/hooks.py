@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT))  # `benchmarks` is in the checkout only; MkDocs ha
 
 import tables  # noqa: E402
 
+SHORT = re.compile(r"<code>([^<\n]{1,36})</code>")
 MARK = re.compile(r"^<!-- generated: (.+) -->$", re.MULTILINE)
 
 
@@ -23,3 +24,8 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     """Puts each table where its mark is; a KeyError for an unknown name stops the build."""
     return MARK.sub(lambda mark: tables.TABLES[mark[1]](), markdown)
+
+
+def on_page_content(html, page, config, files):
+    """Marks short inline code, which style.css keeps on one line: `--flag` would break after its dashes."""
+    return SHORT.sub(r'<code class="short">\1</code>', html)

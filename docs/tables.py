@@ -1,4 +1,4 @@
-"""The generated parts of the docs: settings, models, recipes, the API and the results of the benchmarks, in Markdown."""
+"""The generated parts of the docs in Markdown: settings, models, recipes, the API, the results of the benchmarks."""
 
 import ast
 import dataclasses
@@ -34,13 +34,13 @@ def kinds(field: str) -> list[type]:
     """The classes of settings that a field of `train.Config` may hold: those that `train` exports."""
     hint = typing.get_type_hints(train.Config)[field]
     exported = [getattr(train, name) for name in train.__all__]
-    members = typing.get_args(hint) or [c for c in exported if isinstance(c, type) and issubclass(c, hint) and c != hint]
+    members = typing.get_args(hint) or {c for c in exported if isinstance(c, type) and issubclass(c, hint)} - {hint}
     return sorted(members, key=lambda kind: kind.__name__)
 
 
 def _table(kind: type, prefix: str, nested: tuple[str, ...] = ()) -> list[str]:
     """Rows of a dataclass of settings; dataclasses inside it follow under their own prefix, but not those `nested`."""
-    rows = ["| flag | type | default | meaning |", "|---|---|---|---|"]
+    rows = ["| flag | meaning | type | default |", "|---|---|---|---|"]
     return rows + list(_rows(kind, prefix, nested))
 
 
@@ -54,9 +54,8 @@ def _rows(kind: type, prefix: str, nested: tuple[str, ...]) -> Iterator[str]:
         if dataclasses.is_dataclass(hint):
             inner.append((hint, f"{prefix}{_dashed(field.name)}."))
             continue
-        default = _default(field)
-        flag = f"`{prefix}{_dashed(field.name)}`"
-        yield f"| {flag} | {_cell(_type(hint))} | {_cell(default)} | {_cell(comments.get(field.name, ''))} |"
+        cells = comments.get(field.name, ""), _type(hint), _default(field)
+        yield f"| `{prefix}{_dashed(field.name)}` | {' | '.join(map(_cell, cells))} |"
     for hint, longer in inner:
         yield from _rows(hint, longer, ())
 
@@ -99,7 +98,7 @@ def _default(field: dataclasses.Field) -> str:
 
 
 def comments_of(kind: type) -> dict[str, str]:
-    """The comments of a dataclass's fields, at the end of their lines or in the lines above; also those of its bases."""
+    """The comments of a dataclass's fields, also of its bases: at the end of the line, or in the lines above it."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if dataclasses.is_dataclass(base) and "__annotations__" in vars(base):
@@ -139,7 +138,8 @@ def models() -> str:
     """A table of the registered models for each family."""
     parts = []
     for family in FAMILIES:
-        parts += [f"\n## {FAMILIES[family]}\n", "| model | million parameters | GFLOPs | input | paper |", "|---|---|---|---|---|"]
+        titles = ["model", "million parameters", "GFLOPs", "input", "paper"]
+        parts += [f"\n## {FAMILIES[family]}\n", *table.heading(titles)]
         for name in zoo.list_models(family=family):
             info = zoo.model_info(name)
             shape = "x".join(map(str, info.input_shape))
