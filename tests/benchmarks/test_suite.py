@@ -84,8 +84,8 @@ def test_the_newest_row_of_the_same_settings(tmp_path, monkeypatch, capsys):
     assert table.newest(case._replace(where={"steps": "9"}))["ratio"] == 8
     assert table.newest(cases.Case(f"loop --recipe lstm --output {output}")) is None
     append_row(tmp_path / "x.csv", {**row, "ratio": "", "gflops": 2.0})
-    assert table.newest(case)["ratio"] == ""  # the newest
-    assert table.newest(case, ["ratio"])["ratio"] == 0.75  # the newest that has what is quoted
+    assert table.newest(case)["ratio"] == ""
+    assert table.newest(case, ["ratio"])["ratio"] == 0.75  # the newest with the quoted columns
     monkeypatch.setattr(table, "LONGEST", len(case.command))
     steps = ("a step", "simple_cnn --batch-size 77", True)
     lstm = f"loop --recipe lstm --rounds 3 --output {output}"
@@ -137,15 +137,15 @@ def test_a_row_of_a_quiet_machine_and_a_run_with_more_peers_are_quoted(tmp_path)
     found = table.measured("train-step", flags)
     assert {name: found[name]["date"] for name in found} == {"flaxzoo": "d1", "torch": "d1"}
     rows = compare.read(tmp_path / "x.csv")
-    assert [row["date"] for row in rows.values()] == ["d2", "d1", "d3"]  # flax was never measured while it was quiet
+    assert [row["date"] for row in rows.values()] == ["d2", "d1", "d3"]  # flax was never measured on a quiet machine
 
 
-def test_run_goes_through_the_cases(capsys):
+def test_run_lists_the_cases(capsys):
     assert main(["run", "loop", "decodin?", "--dry"]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said.pop(0) == "6 commands"
-    assert said == [f"python -m benchmarks {command}" for name in ("loop", "decoding") for command in cases.of(name)]
-    assert len(said) == 6
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.pop(0) == "6 commands"
+    assert lines == [f"python -m benchmarks {command}" for name in ("loop", "decoding") for command in cases.of(name)]
+    assert len(lines) == 6
 
 
 def test_a_case_that_fails_is_named_at_the_end(monkeypatch, capsys):
@@ -154,7 +154,7 @@ def test_a_case_that_fails_is_named_at_the_end(monkeypatch, capsys):
         campaign.run(campaign.RunConfig(("loop",)))
 
 
-def test_quality_from_seed_to_figure(tmp_path, monkeypatch):
+def test_quality_from_seed_to_result(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = "import dataclasses\nfrom train.recipes.cnn import config as whole\n\n\ndef config():\n"
     recipe += "    return dataclasses.replace(whole(), steps=70, eval_every=10)\n"
@@ -165,7 +165,7 @@ def test_quality_from_seed_to_figure(tmp_path, monkeypatch):
     assert read["recipe"] == "short.py"
     assert read["seed"] == "3"
     assert 0.3 < row["last_accuracy"] < 1
-    assert row["accuracy"] > row["last_accuracy"] - 0.05  # the best on validation, on test
+    assert row["accuracy"] > row["last_accuracy"] - 0.05  # the best weights on validation
     assert row["nominal_minutes"] > 0
 
 
@@ -180,9 +180,9 @@ def results(path, ratios, machine="m"):
 def test_two_files_are_compared_case_by_case(tmp_path, capsys):
     a = results(tmp_path / "a.csv", {("lstm", 8): 1.0, ("lstm", 4): 1.0, ("gru", 4): 2.0})
     b = results(tmp_path / "b.csv", {("gru", 4): 1.0, ("lstm", 8): 1.1, ("rnn", 4): 1.0})
-    assert compare.run(compare.CompareConfig(a, b)) == {"ratio": pytest.approx(0.8)}  # of 0.5 and 1.1
-    said = [" ".join(text.split()) for text in capsys.readouterr().out.splitlines()]
-    assert said == [
+    assert compare.run(compare.CompareConfig(a, b)) == {"ratio": pytest.approx(0.8)}  # the median of 0.5 and 1.1
+    lines = [" ".join(text.split()) for text in capsys.readouterr().out.splitlines()]
+    assert lines == [
         "cell lstm, hidden size 8",
         "ratio 1 1.1 x 1.100 within the spread",
         "cell gru, hidden size 4",
@@ -202,8 +202,8 @@ def test_a_picture_beside_the_file(name, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_file_of_results_has_cases_and_figures():
-    telling = {  # what a person would say tells the cases of a file apart
+def test_every_file_of_results_has_cases_and_results():
+    distinguishing = {  # the columns that distinguish the cases of a file
         "compile": ("num_layers", "scan_layers"), "decoding": ("batch_size",), "loop": ("recipe",),
         "memory": ("attention", "length"), "quality": ("recipe", "framework", "seed"), "savings": ("way",),
         "sampling": ("num_layers", "hidden_size"), "shakespeare": ("framework", "recipe", "steps", "flags"),
@@ -211,9 +211,9 @@ def test_every_file_of_results_has_cases_and_figures():
     }  # fmt: skip
     for path in RESULTS.glob("*.csv"):
         rows = compare.read(path)
-        if path.stem in telling:
+        if path.stem in distinguishing:
             with path.open() as file:
-                every = {tuple(row[name] for name in telling[path.stem]) for row in csv.DictReader(file)}
+                every = {tuple(row[name] for name in distinguishing[path.stem]) for row in csv.DictReader(file)}
             assert len(rows) == len(every), path
         assert compare.labels(rows)
         assert all(compare.measured(row) for row in rows.values())
@@ -239,13 +239,13 @@ def test_mistakes_get_one_line(args, message, capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().err.startswith(message)
 
 
-def test_what_the_peer_does_is_a_figure():
+def test_the_rate_of_the_peer_is_a_result():
     row = next(iter(compare.read(RESULTS / "decoding.csv").values()))
     assert "peer_tokens_per_s" in compare.measured(row)
     assert not {"rounds", "seed", "parameters", "torch"} & {*compare.measured(row)}
 
 
-def test_compilers_are_timed_without_the_cache(monkeypatch):
+def test_compilation_is_timed_without_the_cache(monkeypatch):
     before = jax.config.jax_enable_compilation_cache
     for args, cached in ((["train-step", "simple_cn"], False), (["quality", "simple_cn"], True)):
         jax.config.update("jax_enable_compilation_cache", True)
