@@ -177,7 +177,7 @@ def test_the_peers_learning_rate_is_nanogpts():
         (["sampling", "--seed", "-1"], "error: seed must be at least 0, not -1"),
         (["compile", "--depths", "12", "0"], "error: depths must be at least 1, not 0"),
         (["shakespeare", "--steps", "9", "0"], "error: steps must be at least 1, not 0"),
-        (["shakespeare", "--recipe", "cnn"], "error: cnn must read a text with validation and test splits; digits"),
+        (["shakespeare", "--recipe", "cnn"], "error: cnn must train on a text with validation and test splits; digits"),
         (["memory", "--batch-size", "0"], "error: batch-size must be at least 1, not 0"),
     ],
 )

@@ -107,7 +107,10 @@ def test_other_targets_are_refused():
     [
         (["translating", "--beams", "5", "0"], "error: beams must be at least 1, not 0"),
         (["translating", "--seed", "-1"], "error: seed must be at least 0, not -1"),
-        (["translating", "--recipe", "cnn"], "error: translating times recipes of pairs, such as multi30k-gru; cnn"),
+        (
+            ["translating", "--recipe", "cnn"],
+            "error: translating needs a recipe of pairs, such as multi30k-gru, not cnn",
+        ),
         (["translating", "--run", "nowhere"], "error: 'nowhere' is not a run folder"),
     ],
 )

@@ -27,8 +27,15 @@ FENCED = re.compile(r"^```(\w+)(?: title=\"([\w.]+)\")?\n(.*?)^```$", re.MULTILI
 MAINS = {"train": train_main, "zoo": zoo_main, "benchmarks": benchmarks_main}
 PLACEHOLDERS = {"train": "cnn", "benchmarks": "loop", "zoo": "resnet8"}  # what NAME may stand for
 NEW = (
-    *("--task.augment", "--best", "--patience", "--task.class-weights", "--task.balance-classes", "--task.metrics"),
-    *("--recipe", "train list cnn"),
+    *(
+        "--task.augment",
+        "--best",
+        "--patience",
+        "--task.class-weights",
+        "--task.balance-classes",
+        "--task.extra-metrics",
+    ),
+    *("--recipe", "train list cnn", "mackey-glass", "digit-scenes", "digits-distill"),
 )
 
 
