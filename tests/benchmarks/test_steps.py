@@ -240,7 +240,7 @@ def test_padding_does_not_count():
         (["train-step", "simple_cnn", "--peers", "tourch"], "error: unknown peer 'tourch'; did you mean torch"),
         (
             ["train-step", "efficientnet_b0", "--size", "32", "--args", "dropout_rate=0.1"],
-            "error: steps are timed without dropout, but efficientnet_b0 has it; give --args dropout_rate=0.0 drop_path",
+            "error: steps are timed without dropout, but efficientnet_b0 has it; give --args dropout_rate=0.0",
         ),
         (["forward", "lstm_classifier"], "error: lstm_classifier cannot be timed: it is no image classifier"),
         (["forward", "--batch-size", "0"], "error: batch-size must be at least 1, not 0"),
