@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import io
 import pathlib
+import re
 import tokenize
 import typing
 from collections.abc import Callable, Iterator
@@ -155,9 +156,16 @@ def recipes() -> str:
         if path.stem == "__init__":
             continue
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
-        lines = [f"    {line.strip()}" if line.strip().startswith("python -m") else line for line in text.splitlines()]
-        parts.append(f"\n## {_dashed(path.stem)}\n\n" + "\n".join(lines))
+        parts.append(f"\n## {_dashed(path.stem)}\n\n" + "\n".join(map(_recipe_line, text.splitlines())))
     return "\n".join(parts)
+
+
+def _recipe_line(line: str) -> str:
+    """A line of a recipe's docstring in Markdown: commands as code, `Data: ...` and the like as items of a list."""
+    line = line.strip()
+    if line.startswith("python -m"):
+        return f"    {line}"
+    return re.sub(r"^(Data|Result|Time): ", r"- \1: ", line)
 
 
 def api(module: Any) -> Callable[[], str]:
