@@ -40,7 +40,14 @@ def test_help_lists_every_setting(capsys):
         main(["cnn", "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    for flag in ("--workdir", "--steps", "--model.name", "--optimizer.learning-rate", "--task.augment.shift", "--profile"):
+    for flag in (
+        "--workdir",
+        "--steps",
+        "--model.name",
+        "--optimizer.learning-rate",
+        "--task.augment.shift",
+        "--profile",
+    ):
         assert flag in out
 
 
