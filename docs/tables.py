@@ -35,7 +35,7 @@ def kinds(field: str) -> list[type]:
     """The classes of settings that a field of `train.Config` may hold: those that `train` exports."""
     hint = typing.get_type_hints(train.Config)[field]
     exported = [getattr(train, name) for name in train.__all__]
-    members = typing.get_args(hint) or {c for c in exported if isinstance(c, type) and issubclass(c, hint)} - {hint}
+    members = {c for c in exported if isinstance(c, type) and issubclass(c, hint)} - {hint}
     return sorted(members, key=lambda kind: kind.__name__)
 
 
