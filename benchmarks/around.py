@@ -1,4 +1,4 @@
-"""What a run spends outside of its steps: starting, reading batches, loading weights, saving and restoring."""
+"""Times what a run does outside of its steps: starting, reading batches, loading weights, saving and restoring."""
 
 import dataclasses
 import functools
@@ -43,46 +43,46 @@ print(between - start, time.perf_counter() - between)
 
 @dataclasses.dataclass(frozen=True)
 class StartConfig:
-    """Times imports in fresh processes, and a run of a recipe without and with the cache of compiled programs."""
+    """Times imports in fresh processes, and a run of a recipe without and with the compilation cache."""
 
     recipe: str = "cnn"  # a recipe: python -m train list
-    steps: int = 60  # of its run, at least as many as warm its rate up
-    rounds: int = 5  # processes that import, and pairs of runs
+    steps: int = 60  # of the run; enough to reach a steady rate
+    rounds: int = 5  # importing processes, and pairs of runs
     output: str = str(RESULTS / "start.csv")  # the CSV to append to
 
 
 @dataclasses.dataclass(frozen=True)
 class PipelineConfig:
-    """Times the batches of a recipe's training data, beside PyTorch's DataLoader over the same arrays."""
+    """Times the training batches of a recipe beside PyTorch's DataLoader over the same arrays."""
 
     recipe: Positional[str] = "cifar10"  # a recipe: python -m train list
-    workers: tuple[int, ...] = (0, 2)  # processes of the DataLoader, of which the fastest is timed
-    rounds: int = 10  # turns of each
+    workers: tuple[int, ...] = (0, 2)  # numbers of DataLoader processes; the fastest is timed
+    rounds: int = 10  # rounds
     output: str = str(RESULTS / "pipeline.csv")  # the CSV to append to
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightsConfig:
-    """Times loading a model's weights from a file, checked whole, beside PyTorch's module and the file alone."""
+    """Times loading and checking a model's weights, beside loading into PyTorch's module and reading the file only."""
 
     model: Positional[str] = "resnet50"  # a registered model: python -m zoo list
     args: Arguments = dataclasses.field(default_factory=dict)  # fields of the model
-    rounds: int = 10  # turns of each
+    rounds: int = 10  # rounds
     output: str = str(RESULTS / "weights.csv")  # the CSV to append to
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """Times saving and restoring a model with Adam's state, digests included, beside torch.save and torch.load."""
+    """Times saving and restoring a model and Adam's state, with digests, beside torch.save and torch.load."""
 
     model: Positional[str] = "resnet50"  # a registered model: python -m zoo list
     args: Arguments = dataclasses.field(default_factory=dict)  # fields of the model
-    rounds: int = 5  # turns of each
+    rounds: int = 5  # rounds
     output: str = str(RESULTS / "checkpoint.csv")  # the CSV to append to
 
 
 def finish(config: Any, row: dict[str, Any], works: dict[str, Callable[[], Any]], amount: float, unit: str) -> Any:
-    """Times `works` in turn, of which each call does `amount`; adds their rates, prints and appends the row."""
+    """Times `works` in turn, each call of which processes `amount`; adds the rates, prints and appends the row."""
     contest = in_turn(works, config.rounds)
     for name in works:
         fast, median, slow = (amount / seconds for seconds in contest.percentiles(name))
@@ -95,7 +95,7 @@ def finish(config: Any, row: dict[str, Any], works: dict[str, Callable[[], Any]]
 
 
 def run_start(config: StartConfig) -> dict[str, Any]:
-    """Measures, prints and appends one row; returns it. Seconds are medians, those of runs of whole processes."""
+    """Measures, prints and appends one row; returns it. Seconds are medians; those of runs are of whole processes."""
     at_least("rounds", config.rounds, 1)
     load_recipe(config.recipe)
     imports = np.array([_python("-c", IMPORTS)[0].split() for _ in range(config.rounds)], float)
@@ -115,15 +115,15 @@ def run_start(config: StartConfig) -> dict[str, Any]:
     row |= {"rounds": config.rounds, **circumstances()}
     print(
         f"import jax, flax {row['import_jax_flax_seconds']:.2f} s, zoo {row['import_zoo_seconds']:.3f} s more; "
-        f"{config.recipe} {row['first_seconds']:.1f} s ({row['first_compile_seconds']:.1f} in the first step), from "
-        f"the cache {row['second_seconds']:.1f} s ({row['second_compile_seconds']:.1f})"
+        f"{config.recipe} {row['first_seconds']:.1f} s ({row['first_compile_seconds']:.1f} in the first step), with "
+        f"the compilation cache {row['second_seconds']:.1f} s ({row['second_compile_seconds']:.1f})"
     )
     append_row(pathlib.Path(config.output), row)
     return row
 
 
 def _python(*args: str, cache: str = "") -> tuple[str, float]:
-    """What a process prints, and its seconds; ZooError where it fails."""
+    """The output of a Python process and its seconds; ZooError if it fails."""
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
     start = time.perf_counter()
     done = subprocess.run([sys.executable, *args], env=environment, capture_output=True, text=True, check=False)
@@ -134,7 +134,7 @@ def _python(*args: str, cache: str = "") -> tuple[str, float]:
 
 
 def run_pipeline(config: PipelineConfig) -> dict[str, Any]:
-    """Measures, prints and appends one row; returns it. Ours are as wide as their texts, the peer's as the widest."""
+    """Measures, prints and appends one row; returns it. Our texts are padded per batch, the peer's per set."""
     settings = load_recipe(config.recipe).config()
     start = time.perf_counter()
     dataset = settings.data.load(zoo.model_info(settings.model.name).input_shape)
@@ -152,7 +152,7 @@ def run_pipeline(config: PipelineConfig) -> dict[str, Any]:
 
 
 def _loader(config: PipelineConfig, split: ArraySplit, batch_size: int) -> dict[str, Callable[[], Any]]:
-    """PyTorch's, by its fastest number of processes; {} without torch, ZooError where its batches are not as ours."""
+    """PyTorch's DataLoader with its fastest number of processes; {} without torch, ZooError if its batches differ."""
     torch = torch_or_none()
     if torch is None:
         return {}
@@ -176,7 +176,7 @@ def _loader(config: PipelineConfig, split: ArraySplit, batch_size: int) -> dict[
 
 
 def drawn(name: str, args: dict[str, Any]) -> tuple[Any, Any, tuple[int, ...]]:
-    """A model, variables as large as its own, drawn on the host, and the shape of an example."""
+    """A model, random variables of its shapes drawn on the host, and the shape of an example."""
     model, info = zoo.create_model(name, **args), zoo.model_info(name)
     rng = np.random.default_rng(0)
     shapes = abstract_variables(model, *info.example())
@@ -188,8 +188,7 @@ def size_mb(tree: Any) -> float:
 
 
 def run_weights(config: WeightsConfig) -> dict[str, Any]:
-    """Measures, prints and appends one row; returns it. The file is in the layout of torchvision, torch or transformers
-    and lies in the system's cache."""
+    """Measures, prints and appends one row; returns it. The file is in the operating system's cache."""
     from safetensors.numpy import load_file
 
     model, variables, shape = drawn(config.model, config.args)
@@ -203,7 +202,7 @@ def run_weights(config: WeightsConfig) -> dict[str, Any]:
 
 
 def _torch_module(config: WeightsConfig, place: str) -> dict[str, Callable[[], Any]]:
-    """Safetensors into PyTorch's module, or transformers', of the same model; {} where there is none."""
+    """Loads safetensors into PyTorch's or transformers' module of the same model; {} without one."""
     if torch_or_none() is None:
         return {}
     from safetensors.torch import load_model, save_model
@@ -225,7 +224,7 @@ def _torch_module(config: WeightsConfig, place: str) -> dict[str, Callable[[], A
 
 
 def run_checkpoint(config: CheckpointConfig) -> dict[str, Any]:
-    """Measures, prints and appends one row; returns it. A save is over when all is on disk."""
+    """Measures, prints and appends one row; returns it. A save ends when everything is on disk."""
     _, variables, _ = drawn(config.model, config.args)
     state = init_state(variables, make_optimizer(OptimizerConfig("adam", 1e-3, schedule="constant"), 1), ema=False)
     state = jax.tree.map(np.asarray, state)
@@ -248,7 +247,7 @@ def run_checkpoint(config: CheckpointConfig) -> dict[str, Any]:
 
 
 def _torch_files(state: Any, path: str) -> dict[str, Callable[[], Any]]:
-    """PyTorch's, without digests; {} without torch."""
+    """torch.save and torch.load of the same arrays, without digests; {} without torch."""
     torch = torch_or_none()
     if torch is None:
         return {}

@@ -1,6 +1,6 @@
-"""The cases that `python -m benchmarks run` measures and README quotes: STEPS, LINES and TPUS.
+"""The cases that `python -m benchmarks run` measures and the docs quote: STEPS, LINES, TPUS and QUALITY.
 
-A case is what follows `python -m benchmarks`.
+A case is a command without `python -m benchmarks`.
 """
 
 import shlex
@@ -20,7 +20,7 @@ ATTENTIVE = (
     "embedding_size=256 hidden_size=512 attention_size=256 maxout_size=256 vocab_size=5004 source_vocab_size=5004"
 )
 PIECES = "hidden_size=256 num_layers=3 num_heads=8 mlp_size=512 norm_first=True dropout_rate=0.0 vocab_size=5004"
-# What is timed; the flags of `train-step` and, where it is timed too, of `forward`.
+# The label, the flags of `train-step`, and whether `forward` is timed with the same flags.
 STEPS: tuple[tuple[str, str, bool], ...] = (
     ("`simple_cnn`, batch 64", "simple_cnn", True),
     ("`resnet18`, CIFAR's stem, batch 64", "resnet18 --args stem=cifar num_classes=10 --size 32", True),
@@ -41,14 +41,14 @@ STEPS: tuple[tuple[str, str, bool], ...] = (
         True,
     ),
     (
-        "`multi30k-transformer`'s, without dropout, batch 64, length 24",
+        "`multi30k-transformer`'s model without dropout, batch 64, length 24",
         f"transformer_base --args {PIECES} --size 24",
         True,
     ),
 )
 OVERHEAD = "{0[overhead]:.3f} ({0[overhead_p10]:.3f} to {0[overhead_p90]:.3f})"
 RATIO = "{0[ratio]:.2f} ({0[ratio_p10]:.2f} to {0[ratio_p90]:.2f})"
-SPEEDS = "{0[ours_tokens_per_s]:,.0f} against {0[torch_tokens_per_s]:,.0f}; {1[ours_tokens_per_s]:,.0f} against "
+SPEEDS = "{0[ours_tokens_per_s]:,.0f} and {0[torch_tokens_per_s]:,.0f}; {1[ours_tokens_per_s]:,.0f} and "
 SPEEDS += "{1[torch_tokens_per_s]:,.0f}"
 PODS = tuple(
     f"tpu --topology {pod} --recipe gpt2-medium imagenet-resnet50 --no-peer --no-largest"
@@ -57,14 +57,14 @@ PODS = tuple(
 
 
 class Case(NamedTuple):
-    """A command, and what tells its row from the others that it appends."""
+    """A command, and the columns that distinguish its row from others that the command appends."""
 
     command: str
     where: Mapping[str, str] = MappingProxyType({})
 
 
 class Line(NamedTuple):
-    """What was measured; the figures, a format string of the cases' rows; the cases."""
+    """A line of a table: what was measured, the result as a format string over the rows of the cases, the cases."""
 
     what: str
     figures: str
@@ -76,16 +76,16 @@ def line(what: str, figures: str, *cases: str | Case) -> Line:
 
 
 LINES: tuple[Line, ...] = (
-    line("the loop's seconds over the bare step's: digits", OVERHEAD, "loop --recipe cnn"),
+    line("training loop, seconds over those of the compiled step alone: `cnn`", OVERHEAD, "loop --recipe cnn"),
     *(
-        line(f"the same: `{recipe}`", OVERHEAD, f"loop --recipe {recipe} --steps {steps} --rounds 6")
+        line(f"training loop: `{recipe}`", OVERHEAD, f"loop --recipe {recipe} --steps {steps} --rounds 6")
         for recipe, steps in (("cifar10", 100), ("lstm", 50), ("transformer", 100))
-        # not seq2seq, whose batches are of several widths
+        # not seq2seq, whose batches have several widths
     ),
-    line("seconds that `import zoo` adds to `import jax, flax`", "{0[import_zoo_seconds]:.2f}", "start"),
+    line("`import zoo`, seconds beyond `import jax, flax`", "{0[import_zoo_seconds]:.2f}", "start"),
     *(
         line(
-            f"`{recipe}` in {steps} steps, seconds in all, in the first step: from a cold start; from the cache",
+            f"`{recipe}`, {steps} steps: seconds in total, in the first step; cold start; with the compilation cache",
             "{0[first_seconds]:.1f}, {0[first_compile_seconds]:.1f}; {0[second_seconds]:.1f}, "
             "{0[second_compile_seconds]:.1f}",
             command,
@@ -100,18 +100,18 @@ LINES: tuple[Line, ...] = (
     ),
     *(
         line(
-            f"batches/s of {what}, of which a step takes one; PyTorch's DataLoader{but}",
-            "{0[ours_batches_per_s]:,.0f} against {0[torch_batches_per_s]:,.0f}",
+            f"batches of {what} per second; PyTorch's DataLoader{but}",
+            "{0[ours_batches_per_s]:,.0f}; {0[torch_batches_per_s]:,.0f}",
             f"pipeline {recipe}",
         )
         for what, recipe, but in (
-            ("images", "cifar10", ""), ("pairs", "seq2seq", ", which cuts none to its longest text as ours does")
+            ("images", "cifar10", ""), ("pairs", "seq2seq", ", which pads every batch to the longest text of all")
         )
     ),
-    line("batches/s of text", "{0[ours_batches_per_s]:,.0f}", "pipeline lstm"),
+    line("batches of text per second", "{0[ours_batches_per_s]:,.0f}", "pipeline lstm"),
     *(
         line(
-            f"MB/s of `{name}`'s weights loaded and checked; into PyTorch's module; of the file read alone",
+            f"loading `{name}`'s weights, MB/s: ours, checked; into PyTorch's module; reading the file only",
             "{0[ours_mb_per_s]:,.0f}; {0[torch_mb_per_s]:,.0f}; {0[read_mb_per_s]:,.0f}",
             f"weights {name}",
         )
@@ -119,7 +119,7 @@ LINES: tuple[Line, ...] = (
     ),
     *(
         line(
-            f"MB/s of `{name}` and Adam's state saved, restored, digests and all; by torch.save, torch.load",
+            f"checkpoint of `{name}` and Adam's state, MB/s saved, restored: ours with digests; torch.save, torch.load",
             "{0[ours_save_mb_per_s]:,.0f}, {0[ours_restore_mb_per_s]:,.0f}; {0[torch_save_mb_per_s]:,.0f}, "
             "{0[torch_restore_mb_per_s]:,.0f}",
             f"checkpoint {name}",
@@ -127,18 +127,18 @@ LINES: tuple[Line, ...] = (
         for name in ("resnet50", "lstm_lm", "seq2seq_gru_attention", "nanogpt")
     ),
     line(
-        "temporaries of `lstm_lm` 2x512 at length 1,024, beside flax's",
-        "{0[temporary_mb]:,.0f} MB against {1[temporary_mb]:,.0f} MB",
+        "temporary memory of a step, `lstm_lm` 2x512 at length 1,024: ours; Flax's layers",
+        "{0[temporary_mb]:,.0f}; {1[temporary_mb]:,.0f} MB",
         *(Case(LONG, {"framework": framework}) for framework in ("flaxzoo", "flax")),
     ),
-    line("characters/s, batch 1, beside PyTorch's: 2x512; 1x128", SPEEDS, "sampling", f"sampling {SMALL}"),
+    line("sampling, characters/s, ours and PyTorch's: LSTM 2x512; 1x128", SPEEDS, "sampling", f"sampling {SMALL}"),
     line(
-        "temporaries of a step, 4x128, batch 1, from 1,024 to 4,096 tokens: in blocks; the whole matrix",
-        "{0[temporary_mb]:,.0f} to {1[temporary_mb]:,.0f} MB; {2[temporary_mb]:,.0f} to {3[temporary_mb]:,.0f} MB",
+        "temporary memory of a GPT's step, 4x128, batch 1, at 1,024 and 4,096 tokens: blocked attention; full matrix",
+        "{0[temporary_mb]:,.0f}, {1[temporary_mb]:,.0f} MB; {2[temporary_mb]:,.0f}, {3[temporary_mb]:,.0f} MB",
         *(Case("memory", {"attention": a, "length": n}) for a in ("blocked", "xla") for n in ("1024", "4096")),
     ),
     line(
-        "state and peak of a step a device, 8x512, batch 16, 256 tokens: on one; `data=8`; `fsdp` over 2; 4; 8",
+        "state, peak memory of a GPT's step per device, 8x512, batch 16: one device; `data=8`; `fsdp` over 2; 4; 8",
         "; ".join(f"{{{i}[state_mb]:,.0f}}, {{{i}[peak_mb]:,.0f}}" for i in range(5)) + " MB",
         *(
             Case("savings", {"way": way})
@@ -146,7 +146,7 @@ LINES: tuple[Line, ...] = (
         ),
     ),
     line(
-        "that peak's share of the plain step's: four micro-batches; scanned, `remat=dots`; scanned, `remat=full`",
+        "peak memory over the plain step's: four micro-batches; scanned layers, `remat=dots`; `remat=full`",
         "{0[peak_share]:.2f}; {1[peak_share]:.2f}; {2[peak_share]:.2f}",
         *(
             Case("savings", {"way": way})
@@ -154,7 +154,7 @@ LINES: tuple[Line, ...] = (
         ),
     ),
     line(
-        "seconds to trace and to compile a step: 12 layers, 48; scanned",
+        "seconds to trace + compile a GPT's step of 12, 48 layers: looped; scanned",
         "; ".join(
             ", ".join(f"{{{i}[trace_seconds]:.1f}} + {{{i}[compile_seconds]:.1f}}" for i in (j, j + 1)) for j in (0, 2)
         ),
@@ -164,47 +164,47 @@ LINES: tuple[Line, ...] = (
         ),
     ),
     line(
-        "tokens/s of `smollm2_135m`, greedy, beside `transformers`: batch 1; 16",
-        "; ".join(f"{{{i}[ours_tokens_per_s]:.0f}} against {{{i}[peer_tokens_per_s]:.0f}}" for i in range(2)),
+        "greedy decoding of `smollm2_135m`, tokens/s, ours and transformers': batch 1; 16",
+        "; ".join(f"{{{i}[ours_tokens_per_s]:.0f}} and {{{i}[peer_tokens_per_s]:.0f}}" for i in range(2)),
         "decoding", "decoding --batch-size 16",
     ),
     line(
-        "the same in bfloat16, ours",
+        "the same in bfloat16, ours only",
         "{0[bfloat16_tokens_per_s]:.0f}; {1[bfloat16_tokens_per_s]:.0f}",
         "decoding", "decoding --batch-size 16",
     ),
     *(
         line(
-            f"sentences/s of `{recipe}`, random ones of 8 to 24 tokens, 32 said, beside PyTorch's: greedy; beam 5",
+            f"decoding of `{recipe}`, sentences/s, ours and PyTorch's, 8 to 24 random tokens to 32: greedy; beam 5",
             "; ".join(
-                f"{{{i}[ours_sentences_per_s]:.0f}} against {{{i}[torch_sentences_per_s]:.0f}}" for i in range(2)
+                f"{{{i}[ours_sentences_per_s]:.0f}} and {{{i}[torch_sentences_per_s]:.0f}}" for i in range(2)
             ),
             *(Case(f"translating --recipe {recipe}", {"beams": beams}) for beams in ("1", "5")),
         )
         for recipe in ("multi30k-gru", "multi30k-transformer")
     ),
     line(
-        "nanoGPT's recipe for a CPU, 2,000 steps: PyTorch's loss, seconds",
+        "nanoGPT's recipe for a CPU in PyTorch, 2,000 steps: loss, seconds",
         "{0[loss]:.3f}, {0[seconds]:.1f}",
         Case(SHAKESPEARE, {**NANOGPT, "steps": "2000"}),
     ),
     line(
-        "`shakespeare-gpt`, the same model and text, in about that time",
+        "`shakespeare-gpt`, the same model and text in about that time: loss, seconds",
         "{0[loss]:.3f}, {0[seconds]:.1f}",
         Case(SHAKESPEARE, {"steps": "720"}),
     ),
     line(
-        "`shakespeare-gpt` in 260 steps; its seconds over PyTorch's, without import and compiling",
+        "`shakespeare-gpt`, 260 steps: loss, seconds; seconds over PyTorch's in total, of the steps alone",
         "{0[loss]:.3f}, {0[seconds]:.1f}; {0[seconds_of_peer]:.2f}, {0[train_seconds_of_peer]:.2f}",
         Case(SHAKESPEARE, {"steps": "260"}),
     ),
     line(
-        "all free: Llama's blocks, 4x128, in 1,210 steps; in 2,250",
+        "Llama's blocks on the same text, 4x128: loss, seconds after 1,210 steps; after 2,250",
         "{0[loss]:.3f}, {0[seconds]:.0f}; {1[loss]:.3f}, {1[seconds]:.0f} ({1[nominal_minutes]:.1f} nominal minutes)",
         Case(FREE, {"steps": "1210"}), Case(FREE, {"steps": "2250"}),
     ),
 )  # fmt: skip
-# A recipe compiled for chips that are not there, and its case.
+# Recipes compiled for TPUs, and their cases.
 TPUS: tuple[tuple[str, Case], ...] = (
     *(
         (r, Case("tpu", {"recipe": r, "mesh": "data=8"}))
@@ -213,9 +213,34 @@ TPUS: tuple[tuple[str, Case], ...] = (
     *((r, Case(c, {"recipe": r})) for r in ("gpt2-medium", "imagenet-resnet50") for c in PODS),
 )
 
+COSTLY = ("gpt2-medium", "imagenet-resnet50")  # recipes whose chip-hours the docs quote
+# The result of a recipe as a format string over the means of its rows in quality.csv; shares are percentages.
+QUALITY: dict[str, str] = {
+    "cnn": "{accuracy:.1f} %",
+    "digits-finetune": "{accuracy:.1f} %",
+    "mnist": "{accuracy:.2f} %",
+    "mnist-lenet": "{accuracy:.2f} %",
+    "cifar10": "{accuracy:.1f} %; last weights {last_accuracy:.1f} %",
+    "cifar10-airbench": "{accuracy:.1f} %",
+    "cifar10-resnet20": "{accuracy:.1f} %",
+    "vit": "{accuracy:.1f} %; validation {validation_accuracy:.1f} %",
+    "lstm": "validation {validation_loss:.3f} nats, {validation_bits_per_character:.2f} bits per character",
+    "transformer": "validation {validation_loss:.3f} nats, {validation_bits_per_character:.2f} bits per character",
+    "shakespeare-gpt": "{loss:.3f} nats; validation {validation_loss:.3f}",
+    "shakespeare-lstm": "{loss:.3f} nats; validation {validation_loss:.3f}",
+    "masked-lm": "validation {validation_loss:.3f} nats",
+    "lstm-classify": "{accuracy:.1f} %",
+    "lstm-sentiment": "{accuracy:.1f} %; validation {validation_accuracy:.1f} %",
+    "bert-sst2": "{accuracy:.1f} %; validation {validation_accuracy:.1f} %",
+    "seq2seq": "{exact_match:.2f} % exact",
+    "multi30k-gru": "{bleu:.1f} BLEU",
+    "multi30k-transformer": "{bleu:.1f} BLEU",
+    "cmudict-transformer": "{wrong:.1f} % of words wrong, {error_rate:.1f} % of phones",
+}
+
 
 def of(name: str) -> list[str]:
-    """The commands of a benchmark's cases, each once."""
+    """The commands of a benchmark's cases, without duplicates."""
     found = [f"{kind} {flags}" for _, flags, also in STEPS for kind in kinds(also)]
     found += [case.command for entry in LINES for case in entry.cases]
     found += [case.command for _, case in TPUS]

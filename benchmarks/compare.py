@@ -1,4 +1,4 @@
-"""Two files of results side by side, and a picture of one."""
+"""Compares two files of results, and draws one."""
 
 import csv
 import dataclasses
@@ -8,16 +8,16 @@ import statistics
 
 from tyro.conf import Positional
 
-from benchmarks import suite
 from benchmarks.pictures import mark
+from benchmarks.suite import HOW, benchmarks
 from benchmarks.timer import PACKAGES, quiet
 from zoo.errors import ZooError
 
-# what tells the rows of one command apart, beside the settings of the benchmarks
-TELLING = ("framework", "attention", "num_layers", "scan_layers", "way", "length")
-HOW = {*suite.HOW, "output"} - {"seed"}  # a recipe's figures are of its seed
+# columns that distinguish the rows of one command, besides the settings of the benchmarks
+DISTINGUISHING = ("framework", "attention", "num_layers", "scan_layers", "way", "length")
+NOT_IDENTIFYING = {*HOW, "output"} - {"seed"}  # a recipe's results belong to its seed
 UNMEASURED = ("parameters", "flops", "training_flops", "rounds", "busy_others", "hugetlb", "commit", "python", "libtpu")
-QUOTIENTS = ("ratio", "speedup", "overhead")  # columns whose 1 means as fast
+QUOTIENTS = ("ratio", "speedup", "overhead")  # columns in which 1 means equally fast
 Row = dict[str, str]
 
 
@@ -37,7 +37,7 @@ class PlotConfig:
 
 
 def run(config: CompareConfig) -> dict[str, float]:
-    """Prints every case's figures and their ratios, second over first; returns the medians over cases by column."""
+    """Prints the values of every case and their ratios, second over first; returns the median ratio of each column."""
     first, second = (read(pathlib.Path(path)) for path in (config.first, config.second))
     shared = [key for key in first if key in second]
     if not shared:
@@ -65,7 +65,7 @@ def run(config: CompareConfig) -> dict[str, float]:
 
 
 def apart(a: Row, b: Row, column: str) -> str:
-    """Whether the spreads of both, if there are any, leave a gap."""
+    """A remark where the spreads of both overlap; '' where they do not, or a spread is missing."""
     first, second = spread(a, column), spread(b, column)
     if first is None or second is None:
         return ""
@@ -73,28 +73,30 @@ def apart(a: Row, b: Row, column: str) -> str:
 
 
 def read(path: pathlib.Path) -> dict[tuple, Row]:
-    """The newest row of each case, by what identifies it, first of those that were measured while others left the
-    machine alone; ZooError for what is no file of results."""
+    """The newest row of each case, by its identifying columns; rows of a machine without other work come first.
+
+    ZooError if the file is not a file of results.
+    """
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error):
         rows = []
     if not rows or "command" not in rows[0]:
-        raise ZooError(f"{str(path)!r} is no file of results: it has no rows with a column 'command'")
+        raise ZooError(f"{str(path)!r} is not a file of results: it has no rows with a column 'command'")
     names = [name for name in rows[0] if name in identifying()]
-    return {tuple((name, row[name]) for name in names): row for row in sorted(rows, key=quiet)}  # those at the end
+    return {tuple((name, row[name]) for name in names): row for row in sorted(rows, key=quiet)}  # the last one stays
 
 
 @functools.cache
 def identifying() -> frozenset[str]:
-    """The columns that say what was measured, not how it came out."""
-    fields = {field.name for _, (config, _) in suite.benchmarks().items() for field in dataclasses.fields(config)}
-    return frozenset({*fields, *TELLING} - HOW)
+    """The columns that say what was measured, in contrast to results and circumstances."""
+    fields = {field.name for _, (config, _) in benchmarks().items() for field in dataclasses.fields(config)}
+    return frozenset({*fields, *DISTINGUISHING} - NOT_IDENTIFYING)
 
 
 def measured(row: Row) -> list[str]:
-    """The columns of figures, without their percentiles."""
+    """The columns of results, without their percentiles."""
     return [
         name
         for name in row
@@ -107,7 +109,7 @@ def measured(row: Row) -> list[str]:
 
 
 def spread(row: Row, column: str) -> tuple[float, float] | None:
-    """The 10th and the 90th percentile of a column, which lie beside it under names like ours_p10_ms, ratio_p10."""
+    """The 10th and the 90th percentile of a column, from columns such as ours_p10_ms or ratio_p10; None if missing."""
     stem, _, unit = column.partition("_")
     forms = [f"{column}_{{}}", f"{stem}_{{}}_{unit}"] + ([f"{stem}_{{}}"] if unit.endswith("_per_s") else [])
     for form in forms:
@@ -118,7 +120,7 @@ def spread(row: Row, column: str) -> tuple[float, float] | None:
 
 
 def number(text: str) -> float | None:
-    """The figure; None for what is none, nan among it."""
+    """The number in a cell; None for anything else, and for nan."""
     try:
         return float(text) if float(text) == float(text) else None
     except ValueError:
@@ -126,7 +128,7 @@ def number(text: str) -> float | None:
 
 
 def labels(rows: dict[tuple, Row]) -> dict[tuple, str]:
-    """A name for each case, of the settings in which the cases differ."""
+    """A name for each case, from the settings in which the cases differ."""
     varied = {name for name, _ in next(iter(rows)) if len({row[name] for row in rows.values()}) > 1}
     return {
         key: ", ".join(f"{name} {value}".replace("_", " ") for name, value in key if name in varied and value)
@@ -136,7 +138,7 @@ def labels(rows: dict[tuple, Row]) -> dict[tuple, str]:
 
 
 def plot(config: PlotConfig) -> pathlib.Path:
-    """Draws ratios and speed-ups, or where there are none every figure with a spread; returns the PNG."""
+    """Draws ratios and speed-ups, or without any every result with a spread; returns the path of the PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -147,7 +149,7 @@ def plot(config: PlotConfig) -> pathlib.Path:
     spreads = list(dict.fromkeys(name for row in rows.values() for name in measured(row) if spread(row, name)))
     columns = [name for name in spreads if name.startswith(QUOTIENTS)] or spreads
     if not columns:
-        raise ZooError(f"{config.file!r} has no figures with percentiles to draw")
+        raise ZooError(f"{config.file!r} has no results with percentiles to draw")
     rows = {key: row for key, row in rows.items() if any(number(row[name]) is not None for name in columns)}
     names = labels(rows)
     keys = list(rows)[::-1]  # the first on top

@@ -1,4 +1,4 @@
-"""What the compiler makes of a GPT's training step, without running it: its seconds by depth, its memory by context."""
+"""Compiles a GPT's training step without running it: compile time by depth, memory by context."""
 
 import dataclasses
 import pathlib
@@ -14,39 +14,39 @@ from train.settings import at_least
 
 @dataclasses.dataclass(frozen=True)
 class CompileConfig:
-    """Times tracing and compiling a GPT's training step by depth, layers looped and scanned."""
+    """Times tracing and compiling of a GPT's training step by depth, with layers looped and scanned."""
 
-    depths: tuple[int, ...] = (12, 48)  # numbers of blocks
+    depths: tuple[int, ...] = (12, 48)  # numbers of layers
     hidden_size: int = 64  # width
     num_heads: int = 4  # heads of attention
     batch_size: int = 12  # rows
-    length: int = 64  # tokens a row
-    vocab_size: int = 65  # symbols
+    length: int = 64  # tokens per row
+    vocab_size: int = 65  # vocabulary
     seed: int = 0  # of weights and tokens
     output: str = str(RESULTS / "compile.csv")  # the CSV to append to
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryConfig:
-    """Counts the temporary memory of a GPT's training step by context, attention whole and in blocks."""
+    """Measures the temporary memory of a GPT's training step by context, with full and with blocked attention."""
 
-    lengths: tuple[int, ...] = (1024, 4096)  # tokens a row
+    lengths: tuple[int, ...] = (1024, 4096)  # tokens per row
     hidden_size: int = 128  # width
-    num_layers: int = 4  # blocks
+    num_layers: int = 4  # layers
     num_heads: int = 4  # heads of attention
     batch_size: int = 1  # rows
-    vocab_size: int = 65  # symbols
+    vocab_size: int = 65  # vocabulary
     seed: int = 0  # of weights and tokens
     output: str = str(RESULTS / "memory.csv")  # the CSV to append to
 
 
 def run(config: CompileConfig) -> list[dict[str, Any]]:
-    """Compiles, prints and appends a row for each depth and each way to compile it; returns them.
+    """Compiles, prints and appends a row for each depth, looped and scanned; returns them.
 
-    Seconds are those of the first time in this process, the cache of compiled programs left alone.
+    Seconds are those of the first compilation in this process, without the compilation cache.
     """
     _check(config, config.depths, "depths")
-    _compiled(config, config.length, num_layers=1)  # the compiler's own start
+    _compiled(config, config.length, num_layers=1)  # the compiler's own start-up
     rows = []
     for depth in config.depths:
         for scan in (False, True):
@@ -65,8 +65,10 @@ def run(config: CompileConfig) -> list[dict[str, Any]]:
 
 
 def run_memory(config: MemoryConfig) -> list[dict[str, Any]]:
-    """Compiles, prints and appends a row for each length and implementation; returns them. `growth` is by how much
-    the memory of the shortest length has grown."""
+    """Compiles, prints and appends a row for each length and implementation of attention; returns them.
+
+    `growth` is the memory over that of the shortest length.
+    """
     _check(config, config.lengths, "lengths")
     rows: list[dict[str, Any]] = []
     rate = matmul_gflops()
@@ -82,7 +84,7 @@ def run_memory(config: MemoryConfig) -> list[dict[str, Any]]:
         longest = max(config.lengths) / min(config.lengths)
         print(
             f"GPT {config.num_layers}x{config.hidden_size} batch {config.batch_size}, attention {attention}: {shown}; "
-            f"{rows[-1]['growth']:.1f} times for {longest:.3g} times the length"
+            f"{rows[-1]['growth']:.1f} times the memory for {longest:.3g} times the length"
         )
     return rows
 
@@ -99,7 +101,7 @@ def _sizes(config: Any) -> dict[str, int]:
 
 
 def _compiled(config: Any, length: int, **fields: Any) -> tuple[float, float, int]:
-    """Seconds of tracing and of compiling, and the temporary bytes, of a step of a model with `fields`."""
+    """Seconds of tracing, seconds of compiling and temporary bytes of the step of a model with `fields`."""
     sizes = {name: getattr(config, name) for name in ("vocab_size", "hidden_size", "num_heads")}
     args = {"max_length": length, **sizes, **fields}
     problem = make_problem("nanogpt", args, config.batch_size, length, config.seed)

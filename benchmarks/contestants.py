@@ -1,4 +1,4 @@
-"""What is timed: a compiled step or forward pass of ours or of a peer, after its first call."""
+"""A contestant: a compiled step or forward pass of ours or of a peer, ready to be timed."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,21 +11,21 @@ from benchmarks.timer import first_call
 
 
 class Update(NamedTuple):
-    """A plain optimizer at a constant rate."""
+    """An optimizer at a constant learning rate."""
 
     optimizer: str  # adam or sgd
     learning_rate: float
 
 
 class Contestant(NamedTuple):
-    """What is timed: a call that ends with the loss of a step, or with the logits."""
+    """A callable that returns the loss of a step, or the logits of a forward pass, and what is known of it."""
 
     work: Callable[[], Any]
-    losses: tuple[float, ...]  # of the first two calls: at step 0, and after one update
+    losses: tuple[float, ...]  # of the first two calls: at step 0 and after one update
     parameters: int
-    compile_seconds: float | None  # of tracing and compiling; None where nothing is compiled
-    temporary_bytes: int | None = None  # of the compiled program; None where the compiler does not say
-    layout: str = ""  # of images in memory
+    compile_seconds: float | None  # tracing and compiling; None if nothing is compiled
+    temporary_bytes: int | None = None  # of the compiled program; None if unknown
+    layout: str = ""  # memory layout of images, NCHW or NHWC
 
 
 def contestant(
@@ -35,7 +35,7 @@ def contestant(
     between: Callable[[], None] = lambda: None,
     **fields: Any,
 ) -> Contestant:
-    """`work` after two calls. Seconds to compile, where `fields` do not say, are those that the first took more."""
+    """A contestant after two calls of `work`; the compile time is by default the extra seconds of the first call."""
     first, slow = first_call(work)
     between()
     second, fast = first_call(work)
@@ -44,13 +44,13 @@ def contestant(
 
 
 def mean_loss(result: Any, targets: np.ndarray) -> float:
-    """A loss as it is; of logits [..., V] the cross-entropy of those `targets` [...] that are not -1."""
+    """A loss unchanged; for logits [..., V] the mean cross-entropy of the `targets` [...] that are not -1."""
     if isinstance(result, float):
         return result
     if hasattr(result, "cpu"):  # PyTorch's
         result = result.float().cpu()
-    logits, told = np.asarray(result, np.float64), targets >= 0
-    logits, right = logits[told], targets[told]
+    logits, counted = np.asarray(result, np.float64), targets >= 0
+    logits, right = logits[counted], targets[counted]
     most = logits.max(-1)
     return float(np.mean(np.log(np.exp(logits - most[:, None]).sum(-1)) + most - logits[np.arange(len(right)), right]))
 
@@ -64,9 +64,11 @@ def of_jax(
     read: Callable[[Any], float] | None = None,
     again: Callable[[Any], Any] = lambda state: state,
 ) -> Contestant:
-    """Of a jitted step (state, *args) -> (state, what `read` finds the loss in), or without `read` of a forward pass
-    (state, *args) -> logits. It is compiled here, once, ahead of its first call; its second begins from what `again`
-    makes of the first's state."""
+    """The contestant of a jitted program, which is compiled here, ahead of its first call.
+
+    A step is (state, *args) -> (state, result), and `read` gives the loss of its result. Without `read` the program is
+    a forward pass (state, *args) -> logits. Before the second call the state passes through `again`.
+    """
     compiled, seconds = first_call(lambda: program.lower(state, *args).compile())
     temporary = compiled.memory_analysis().temp_size_in_bytes or None
 

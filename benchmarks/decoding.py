@@ -1,7 +1,7 @@
-"""A decoder's greedy decoding beside that of Hugging Face's transformers, in turn, from the same weights.
+"""Times a decoder's greedy decoding beside Hugging Face's transformers, in turn, from the same random weights.
 
-Ours is one dispatch a call: the whole loop is compiled. Theirs is `generate` with whichever of its caches, dynamic or
-static, is the faster here. The first tokens of both must agree; weights are random.
+Ours is one dispatch per call: the whole loop is compiled. Theirs is `generate` with its faster cache, dynamic or
+static. The first tokens of both must agree.
 """
 
 import dataclasses
@@ -30,37 +30,40 @@ from zoo.decode import Sampling, sample
 from zoo.errors import ZooError
 from zoo.registry import count_parameters
 
-CHECKED = 8  # tokens of each row that both must say; where two are about as probable, rounding may part them later
+CHECKED = 8  # tokens of each row that must agree; later ones may differ by rounding, where two are about equally likely
 CACHES = ("dynamic", "static")
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodingConfig:
-    """Times greedy decoding beside transformers', in float32, and ours in bfloat16."""
+    """Times greedy decoding beside transformers in float32, and ours in bfloat16."""
 
     model: str = "smollm2_135m"  # a registered decoder
     args: Arguments = dataclasses.field(default_factory=dict)  # fields of the model
     batch_size: int = 1  # rows
-    prompt: int = 16  # tokens that are there
-    length: int = 64  # tokens to say
-    peer: bool = True  # transformers beside ours
-    rounds: int = 5  # turns of each
+    prompt: int = 16  # tokens of the prompt
+    length: int = 64  # tokens to generate
+    peer: bool = True  # time transformers too
+    rounds: int = 5  # rounds
     seed: int = 0  # of weights and prompts
     output: str = str(RESULTS / "decoding.csv")  # the CSV to append to
 
 
 def run(config: DecodingConfig) -> dict[str, Any]:
-    """Measures, prints and appends one row; returns it. Tokens a second are of all rows together, prompts included in
-    the time; ZooError where the peer says other tokens."""
+    """Measures, prints and appends one row; returns it.
+
+    Tokens per second are those of all rows together; the time includes the prompts. ZooError if the peer generates
+    other tokens.
+    """
     for name in ("batch_size", "prompt", "length", "rounds"):
         at_least(name.replace("_", "-"), getattr(config, name), 1)
     at_least("seed", config.seed, 0)
     model, variables, prompts = prepared(config)
     ours = our_decoding(config, model, variables, prompts)
-    said, first = first_call(ours)
+    generated, first = first_call(ours)
     works: dict[str, Callable[[], Any]] = {"ours": ours}
     if config.peer:
-        works |= peer_decoding(config, model, variables, prompts, said)
+        works |= peer_decoding(config, model, variables, prompts, generated)
     halves = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables)
     small = zoo.create_model(config.model, **{**config.args, "dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16})
     works["bfloat16"] = our_decoding(config, small, halves, prompts)
@@ -94,7 +97,7 @@ def run(config: DecodingConfig) -> dict[str, Any]:
 
 
 def prepared(config: DecodingConfig) -> tuple[Any, Any, np.ndarray]:
-    """The model, its random variables, prompts int32 [B, prompt]."""
+    """The model, random variables, and random prompts int32 [B, prompt]."""
     model: Any = zoo.create_model(config.model, **config.args)
     variables = jax.jit(model.init)(jax.random.key(config.seed), np.zeros((1, 2), np.int32))
     shape = config.batch_size, config.prompt
@@ -102,15 +105,15 @@ def prepared(config: DecodingConfig) -> tuple[Any, Any, np.ndarray]:
 
 
 def our_decoding(config: DecodingConfig, model: Any, variables: Any, prompts: np.ndarray) -> Callable[[], np.ndarray]:
-    """A call that says `length` tokens of each row, int32 [B, length]."""
+    """A callable that generates `length` tokens for each row, int32 [B, length]."""
     greedy = Sampling(temperature=0.0)
     return lambda: np.concatenate(list(sample(model, variables, prompts, config.length, greedy)), axis=1)
 
 
 def peer_decoding(
-    config: DecodingConfig, model: Any, variables: Any, prompts: np.ndarray, said: np.ndarray
+    config: DecodingConfig, model: Any, variables: Any, prompts: np.ndarray, generated: np.ndarray
 ) -> dict[str, Callable[[], Any]]:
-    """The faster of transformers' ways, by name; {} without it, or where it has no such model."""
+    """transformers with its faster cache, by name; {} if it is not installed or has no such model."""
     torch = torch_or_none()
     if torch is None:
         return {}
@@ -135,7 +138,7 @@ def peer_decoding(
 
     works = {f"transformers, {cache} cache": work(cache) for cache in CACHES}
     for theirs in works.values():
-        if not np.array_equal(first := theirs()[:, :CHECKED], said[:, :CHECKED]):
-            raise ZooError(f"transformers says {first[0].tolist()} first, ours {said[0, :CHECKED].tolist()}")
+        if not np.array_equal(first := theirs()[:, :CHECKED], generated[:, :CHECKED]):
+            raise ZooError(f"transformers generates {first[0].tolist()} first, ours {generated[0, :CHECKED].tolist()}")
     best = fastest(works)
     return {best: works[best]}

@@ -1,6 +1,7 @@
-"""Models of flax.linen's own layers, as flax's examples use them, that compute what ours do with the same weights.
+"""Models written with flax.linen's own layers, as Flax's examples use them; with our weights they compute the same.
 
-Modules and parameters have our names, a path's parts joined by `_`; but recurrent ones have those of flax's cells.
+Modules and parameters have our names, with the parts of a path joined by `_`. Recurrent ones have the names of Flax's
+cells.
 """
 
 import functools
@@ -39,7 +40,7 @@ class CNN(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Residual blocks, of which bottlenecks stride in their 3x3 convolution."""
+    """Residual blocks; bottlenecks have their stride in the 3x3 convolution."""
 
     stage_sizes: tuple[int, ...]
     block: str
@@ -81,7 +82,7 @@ class ResNet(nn.Module):
 
 
 class GPT(nn.Module):
-    """GPT-2, also over documents that share a row; positions are counted in the row."""
+    """GPT-2, also for packed documents; positions are counted per row."""
 
     vocab_size: int
     hidden_size: int
@@ -115,7 +116,7 @@ class GPT(nn.Module):
 
 
 class EncoderDecoder(nn.Module):
-    """Vaswani's Transformer, normalised before or after each layer, with one embedding or one a side."""
+    """The Transformer of Vaswani et al. 2017, pre-norm or post-norm, with a shared embedding or one per side."""
 
     vocab_size: int
     source_vocab_size: int | None
@@ -164,7 +165,7 @@ class EncoderDecoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """One step of a GRU that looks at the source: the state [B, H] after a word, and the context that went with it."""
+    """One step of a GRU with attention to the source: the state [B, H] after a word, and its context."""
 
     hidden_size: int
     attention_size: int
@@ -184,7 +185,7 @@ class Decoder(nn.Module):
 
 
 class GRUAttention(nn.Module):
-    """A bidirectional GRU that reads the source, the decoder over it, and the maxout layer of Bahdanau et al. 2015."""
+    """A bidirectional GRU encoder, the decoder with attention, and the maxout layer of Bahdanau et al. 2015."""
 
     vocab_size: int
     source_vocab_size: int
@@ -248,7 +249,7 @@ class LinenLM(nn.Module):
         return nn.Dense(self.vocab_size, dtype=self.dtype, name="head")(x)
 
 
-# The class of ours: the model of flax's layers, which has the fields of the same names, and what ours must be for it.
+# By our class: the model of Flax's layers, with fields of the same names, and the values that our fields must have.
 MODELS: dict[str, tuple[type[nn.Module], dict[str, tuple]]] = {
     "SimpleCNN": (CNN, {}),
     "ResNet": (ResNet, {}),
@@ -273,7 +274,7 @@ MODELS: dict[str, tuple[type[nn.Module], dict[str, tuple]]] = {
 
 
 def flax_model(model: Any) -> nn.Module | None:
-    """The model of flax's layers that computes what `model` of ours does, or None."""
+    """The model of Flax's layers that computes the same as our `model`, or None."""
     kind, needed = MODELS.get(type(model).__name__, (None, {}))
     if kind is GRUAttention and model.source_vocab_size is None:
         return None
@@ -284,7 +285,7 @@ def flax_model(model: Any) -> nn.Module | None:
 
 
 def carried(problem: Problem, module: nn.Module) -> dict[str, Any]:
-    """Our variables under the names and in the shapes of `module`, whose arrays are ours cut or joined along axes."""
+    """Our variables with the names and shapes of `module`."""
     params = problem.variables["params"]
     if isinstance(module, GRUAttention):
         return {"params": attentive_params(params)}
@@ -307,7 +308,7 @@ def _joined(path: Any) -> str:
 
 
 def attentive_params(params: Any) -> dict[str, Any]:
-    """Our weights as `GRUAttention` has them: the attention's query and vector are its layers."""
+    """Our weights with the names and shapes of `GRUAttention`."""
     encoder, alignment = params["encoder"], params["alignment"]
     decoder = {"cell": linen_cell("gru", params["decoder"]["layer0"])}
     decoder |= {"query": {"kernel": alignment["query_kernel"]}, "vector": {"kernel": alignment["vector"][:, None]}}
@@ -317,7 +318,7 @@ def attentive_params(params: Any) -> dict[str, Any]:
 
 
 def linen_cell(cell: Cell, layer: Any) -> dict[str, Any]:
-    """A recurrent layer's weights as flax.linen's cell has them, gate by gate."""
+    """The weights of a recurrent layer with the names of flax.linen's cell, gate by gate."""
     gates = {"lstm": "ifgo", "gru": "rzn", "rnn": "i"}[cell]
     kernels, recurrents, biases = (
         jnp.split(layer[name], len(gates), axis=-1) for name in ("kernel", "recurrent_kernel", "bias")
@@ -328,7 +329,7 @@ def linen_cell(cell: Cell, layer: Any) -> dict[str, Any]:
             found |= {f"i{gate}": {"kernel": kernel}, f"h{gate}": {"kernel": recurrent_kernel, "bias": bias}}
         elif cell == "gru":
             both = {f"i{gate}": {"kernel": kernel, "bias": bias}, f"h{gate}": {"kernel": recurrent_kernel}}
-            if gate == "n":  # the candidate's bias is behind the reset gate, and it has one more
+            if gate == "n":  # the candidate has two biases, one of them inside the reset gate's product
                 both["hn"]["bias"], both["in"]["bias"] = bias, layer["candidate_bias"]
             found |= both
         else:

@@ -1,13 +1,11 @@
-"""What the text of a compiled program says: the bytes it moves and what its devices send one another, every round of a
-loop counted.
+"""Estimates from the text of a compiled program how many bytes it moves and sends between devices.
 
-XLA's own cost analysis counts a loop's body once. Here a loop counts as often as it runs: by the trip count noted
-beside it, else by its condition, which compares a counter with a constant.
+XLA's own cost analysis counts the body of a loop once. Here it counts as often as the loop runs, by the trip count in
+the text, or by the loop's condition, which compares a counter with a constant.
 
-Bytes are those of main memory alone, an estimate of what a chip must move: each operation outside a fusion reads its
-operands and writes its results once; of an operand that is sliced the slices count, of one that is updated in place the
-update; what lies in on-chip memory (a layout that ends in `S(1)`) does not. A tile's padding does not count, nor does
-what a kernel reads more than once.
+Bytes are those of main memory. Each operation outside a fusion reads its operands and writes its results once. Of a
+sliced operand the slices count, of an operand updated in place the update. Arrays in on-chip memory (a layout that ends
+in `S(1)`), the padding of tiles, and repeated reads of a kernel do not count.
 """
 
 import collections
@@ -50,38 +48,38 @@ SLICES = ("dynamic-slice", "slice", "gather")
 
 
 class Instruction(NamedTuple):
-    """One line: its result's shape as written, what it does to which others, and its attributes."""
+    """One line of the text: name, shape, operation, operands and attributes."""
 
     name: str
     shape: str
     opcode: str
     operands: list[str]
-    arguments: str  # as written, such as the value of a constant
+    arguments: str  # as in the text, such as the value of a constant
     attributes: str
     root: bool
 
 
 class Size(NamedTuple):
     bytes: int
-    main: bool  # whether it lies in main memory
+    main: bool  # whether it is in main memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Of one device and one run of the program."""
+    """The traffic of one device in one run of the program."""
 
     bytes: float = 0.0  # read from and written to main memory
-    collectives: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # how many of a kind
-    payload: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # bytes of their results
-    sent: float = 0.0  # bytes that a device sends in them, by the ring's count: an all-reduce 2 (n - 1) / n of its own
-    unknown_loops: int = 0  # loops that were counted once, since their length is not written
+    collectives: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # number by kind
+    payload: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # result bytes by kind
+    sent: float = 0.0  # bytes sent by a device; an all-reduce in a ring sends 2 (n - 1) / n of its own
+    unknown_loops: int = 0  # loops counted once, because the text has no trip count
 
     def __add__(self, other: "Traffic") -> "Traffic":
         both = ((getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
         return Traffic(*(a + b for a, b in both))
 
     def times(self, rounds: int) -> "Traffic":
-        """The same, so many times; unknown loops are places in the program, which stay as many."""
+        """The traffic of `rounds` runs; unknown loops are places in the program, so their number stays."""
         how_many, payload = (
             collections.Counter({kind: rounds * n for kind, n in counter.items()})
             for counter in (self.collectives, self.payload)
@@ -90,13 +88,13 @@ class Traffic:
 
 
 def traffic(text: str) -> Traffic:
-    """What one device moves and sends in a run of the compiled program of `text` (`compiled.as_text()`)."""
+    """The traffic of one device in one run of a compiled program, from its text (`compiled.as_text()`)."""
     program = Program(text)
     return program.cost(program.entry)
 
 
 class Program:
-    """The computations of a program's text, each its instructions by name."""
+    """The computations of a program, each as its instructions by name."""
 
     def __init__(self, text: str):
         self.computations: dict[str, dict[str, Instruction]] = {}
@@ -115,9 +113,9 @@ class Program:
         self.cost = functools.cache(self._cost)
 
     def _cost(self, name: str, fused: bool = False) -> Traffic:
-        """Of one run of a computation; inside a fusion nothing moves, but devices may send.
+        """The traffic of one run of a computation. Inside a fusion no bytes move, but devices may send.
 
-        What fusions send while they compute is written in each of them, and counts in the first.
+        A collective that runs during several fusions is written in each of them; the first one counts.
         """
         total, lines = Traffic(), self.computations[name]
         goes_on = "async_collective_fusion" in name or any(
@@ -143,13 +141,13 @@ class Program:
         return total
 
     def called(self, line: Instruction) -> list[str]:
-        """The computations that a line runs (a loop's condition aside)."""
+        """The computations that a line runs, without the condition of a loop."""
         return [name for found in CALLED.findall(line.attributes) for name in re.findall(r"%([\w.\-]+)", found)]
 
     def sending(self, computation: str, line: Instruction, kind: str) -> Traffic:
         lines, n = self.computations[computation], group_size(line.attributes)
         payload = sum(size.bytes for name in line.operands for size in sizes(lines[name].shape))
-        if "all-reduce-scatter" in computation:  # a fusion of an all-reduce and the slice that is kept
+        if "all-reduce-scatter" in computation:  # a fusion of an all-reduce and a slice
             kind = "reduce-scatter"
         if kind == "all-gather":
             payload *= n
@@ -158,16 +156,14 @@ class Program:
         return Traffic(0.0, *counts, payload * share)
 
     def moved(self, computation: str, line: Instruction) -> float:
-        """Bytes of main memory that an operation outside a fusion reads and writes."""
+        """Bytes of main memory read and written by an operation outside a fusion."""
         opcode = line.opcode.removesuffix("-start")
         nothing = line.opcode in FREE or line.opcode.endswith(("-done", "-update")) or line.opcode == "custom-call"
         if nothing and not (line.opcode == "custom-call" and line.operands):
             return 0
         lines, results = self.computations[computation], sizes(line.shape)
         operands = [sizes(lines[name].shape) for name in line.operands]
-        if line.opcode.endswith(
-            "-start"
-        ):  # results are (result, operand, ...) of a copy, (operands, results, ...) else
+        if line.opcode.endswith("-start"):  # results: (result, operand, ...) of a copy, else (operands, results, ...)
             count = sum(map(len, operands))
             results = results[:1] if opcode == "copy" else results[count : 2 * count] or results
         if opcode in SLICES:
@@ -185,7 +181,7 @@ class Program:
         return _in_main(results) + sum(map(_in_main, operands))
 
     def read(self, computation: str, index: int) -> int:
-        """Bytes of its parameter `index` that a fused computation reads."""
+        """Bytes that a fused computation reads of its parameter `index`."""
         lines = self.computations[computation]
         parameters = (line for line in lines.values() if line.opcode == "parameter" and line.arguments == str(index))
         parameter = next(parameters)
@@ -230,7 +226,7 @@ class Program:
             yield from (size.bytes for size in sizes(line.shape))
 
     def rounds(self, computation: str, loop: Instruction) -> int | None:
-        """How often a loop's body runs, or None where the text does not say."""
+        """The trip count of a loop, or None if unknown."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(known[1])
         lines = self.computations[computation]
@@ -256,7 +252,7 @@ class Program:
         return -(-(limit - (start or 0)) // step)
 
     def constant(self, lines: dict[str, Instruction], name: str, carried: Any = ()) -> int | None:
-        """The whole number that a line is, through copies and a loop's tuple; None for any other."""
+        """The integer value of a line, through copies and a loop's tuple; None if it is no constant."""
         line = lines[name]
         if line.opcode == "constant" and line.arguments.lstrip("-").isdecimal():
             return int(line.arguments)
@@ -269,7 +265,7 @@ class Program:
 
 
 def sizes(shape: str) -> list[Size]:
-    """Of each array in a shape as written, tuples taken apart."""
+    """The sizes of the arrays in a shape, tuples flattened."""
     found = []
     for kind, bits, dims, layout in ARRAY.findall(shape):
         width = int(bits or {"pred": 8}.get(kind, 0))
@@ -279,7 +275,7 @@ def sizes(shape: str) -> list[Size]:
 
 
 def group_size(attributes: str) -> int:
-    """How many devices take part in a collective with one another."""
+    """The number of devices in each group of a collective."""
     for pattern, size in GROUPS:
         if match := pattern.search(attributes):
             return size(match)
@@ -292,7 +288,7 @@ def _in_main(found: list[Size]) -> int:
 
 
 def _closed(text: str) -> tuple[str, str]:
-    """Text up to the parenthesis that closes it, and what follows."""
+    """The text before the matching closing parenthesis, and the text after it."""
     depth = 1
     for place, character in enumerate(text):
         depth += {"(": 1, ")": -1}.get(character, 0)

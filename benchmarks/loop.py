@@ -1,4 +1,4 @@
-"""What the training loop costs over its compiled step: batches, transfers, metrics and log lines."""
+"""Times the training loop against its compiled step alone: batches, transfers, metrics and log lines."""
 
 import contextlib
 import dataclasses
@@ -21,16 +21,16 @@ from train.timing import Phases
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """Times a recipe's loop, logging on, against its bare step on one batch that is already on the device."""
+    """Times a recipe's loop, with logging, against its step alone on one batch that is already on the device."""
 
     recipe: str = "cnn"  # a recipe: python -m train list
-    steps: int = 300  # steps a block, without evaluation; rounded up to end with one of the recipe's log lines
-    rounds: int = 10  # turns of each
+    steps: int = 300  # per block, without evaluation; rounded up to end with a log line
+    rounds: int = 10  # rounds
     output: str = str(RESULTS / "loop.csv")  # the CSV to append to
 
 
 def run(config: LoopConfig) -> dict[str, Any]:
-    """Measures, prints and appends one row; returns it. The overhead is the loop's seconds over the bare step's."""
+    """Measures, prints and appends one row; returns it. `overhead` is the loop's seconds over the step's."""
     at_least("steps", config.steps, 1)
     never = 10**9
     with tempfile.TemporaryDirectory() as workdir:
@@ -62,8 +62,8 @@ def run(config: LoopConfig) -> dict[str, Any]:
     row |= {"overhead": median, "overhead_p10": low, "overhead_p90": high, **contest.machine()}
     row |= {"rounds": config.rounds, "seed": settings.seed, **circumstances()}
     print(
-        f"{config.recipe}: the loop does {row['loop_examples_per_s']:,.0f} examples/s, the bare step "
-        f"{row['bare_examples_per_s']:,.0f}; it takes {median:.3f} times as long ({low:.3f} to {high:.3f}); "
+        f"{config.recipe}: loop {row['loop_examples_per_s']:,.0f} examples/s, step alone "
+        f"{row['bare_examples_per_s']:,.0f}; the loop's time is {median:.3f} of the step's ({low:.3f} to {high:.3f}); "
         f"{contest.remark()}"
     )
     append_row(pathlib.Path(config.output), row)

@@ -1,6 +1,6 @@
-"""PyTorch modules of the registered architectures: torchvision's own, and those that it lacks under names like its own.
+"""PyTorch modules of the CNNs: torchvision's, and for models that it lacks our own with torchvision's style of names.
 
-They are what parity is tested against and what is timed beside ours. Images are [B, C, H, W].
+Parity is tested against them, and they are timed beside ours. Images are [B, C, H, W].
 """
 
 from collections.abc import Callable
@@ -207,16 +207,16 @@ class AirBench(nn.Module):
 
 
 def torchvision_models() -> Any:
-    """torchvision.models, also where its compiled operators, which classifiers do not use, do not load."""
+    """The module torchvision.models, even if its compiled operators, which classifiers do not use, cannot be loaded."""
     import importlib
 
     try:
         return importlib.import_module("torchvision.models")
-    except RuntimeError:  # its build for CUDA beside a torch for CPU: give the names that it looks up on import
+    except RuntimeError:  # torchvision for CUDA with torch for CPU: define the operators that it looks up on import
         library = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        torchvision_models.library = library  # type: ignore[attr-defined]  # it lives as long as its operators
+        torchvision_models.library = library  # type: ignore[attr-defined]  # operators live as long as the library
         return importlib.import_module("torchvision.models")
 
 
@@ -317,7 +317,7 @@ def torch_model(name: str, input_shape: tuple[int, ...] | None = None, **fields:
     info = zoo.model_info(name)
     peer = PEERS.get(info.module_class.__name__)
     if peer is None:
-        raise zoo.ZooError(f"{name} has no PyTorch peer; there are peers of {', '.join(PEERS)}")
+        raise zoo.ZooError(f"{name} has no PyTorch peer; there are peers for {', '.join(PEERS)}")
     ours = ("dtype", "param_dtype", "axis_name")
     chosen = {key: value for key, value in {**info.fields, **fields}.items() if key not in ours}
     return peer(input_shape=input_shape or info.input_shape, **chosen)

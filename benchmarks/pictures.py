@@ -1,4 +1,4 @@
-"""What the pictures of results share, and the one of README."""
+"""The picture of ratios in README and docs, and the mark that all pictures of results use."""
 
 import json
 import pathlib
@@ -9,13 +9,13 @@ KINDS = {"train-step": "a training step", "forward": "a forward pass"}
 
 
 def mark(axis: Any, place: float, value: float, between: tuple[float, float], color: str, width: float) -> None:
-    """A figure as a point, on a bar from its 10th to its 90th percentile."""
+    """Draws a value as a point on a bar from its 10th to its 90th percentile."""
     axis.plot(between, (place, place), color=color, linewidth=width, alpha=0.35, solid_capstyle="butt")
     axis.plot(value, place, "o", color=color, markersize=width)
 
 
 def ratios(path: pathlib.Path, found: Sequence[Sequence[Any]], labels: Sequence[str], peers: Sequence[str]) -> None:
-    """Draws rows of kind, label, peer, ratio, 10th and 90th percentile; the PNG has them in its description too."""
+    """Draws rows of (kind, label, peer, ratio, 10th and 90th percentile); the PNG's description holds them as JSON."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""What a step or a forward pass is timed on: a model of any family, random weights, and a random batch of its kind."""
+"""What is timed: a model of any family with random weights, and a random batch for it."""
 
 from typing import Any, NamedTuple
 
@@ -18,27 +18,29 @@ from zoo.inputs.text import TextInputs
 
 
 class Problem(NamedTuple):
-    """A model with its variables, and a batch as the training loop has it."""
+    """A model with its variables, and a batch as in the training loop."""
 
     name: str
-    args: dict[str, Any]  # the fields that are not the registered model's
+    args: dict[str, Any]  # fields that differ from the registered model's
     model: Any
     variables: Any
     inputs: Inputs
     task: Any
     batch: dict[str, np.ndarray]
-    targets: np.ndarray  # what the logits [..., V] are to tell, int32 [...]; -1 where nothing
+    targets: np.ndarray  # targets of the logits [..., V], int32 [...]; -1 where not counted
 
     @property
     def dtype(self) -> str:
-        """What the model computes in."""
+        """The name of the dtype that the model computes in."""
         return np.dtype(self.model.dtype).name
 
 
 def make_problem(name: str, args: dict[str, Any], batch_size: int, size: int | None, seed: int) -> Problem:
-    """`size` is the side of an image in pixels or the tokens of a row, by default the model's own.
+    """A problem of a registered model with the fields `args`.
 
-    Sources and targets of an encoder-decoder have a third of them to all. ZooError for a model of another kind.
+    `size` is the side of an image in pixels or the tokens per row, by default the model's own. Sources and targets of
+    an encoder-decoder have from a third of `size` to `size` tokens. ZooError for a model that is no image classifier,
+    language model or encoder-decoder.
     """
     at_least("batch-size", batch_size, 1)
     at_least("size", 1 if size is None else size, 1)
@@ -64,12 +66,12 @@ def make_problem(name: str, args: dict[str, Any], batch_size: int, size: int | N
         sizes = {"source": model.source_vocab_size or model.vocab_size, "target": model.vocab_size}
         for side, symbols in sizes.items():
             lengths = rng.integers(-(-length // 3), length + 1, batch_size, np.int32)
-            told = np.arange(length) < lengths[:, None]
-            batch[side] = np.where(told, rng.integers(SPECIAL, symbols, told.shape, np.int32), 0)
+            present = np.arange(length) < lengths[:, None]
+            batch[side] = np.where(present, rng.integers(SPECIAL, symbols, present.shape, np.int32), 0)
             batch["source_length" if side == "source" else "length"] = lengths
         batch["weight"] = np.ones(batch_size, np.float32)
         source, target = (_characters(symbols - SPECIAL, length) for symbols in sizes.values())
-        targets = np.where(told, batch["target"], -1)
+        targets = np.where(present, batch["target"], -1)
         return Problem(
             name, args, model, variables, PairInputs(source, target), Translation(label_smoothing=0.0), batch, targets
         )
@@ -79,7 +81,7 @@ def make_problem(name: str, args: dict[str, Any], batch_size: int, size: int | N
         batch |= {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weight": ones, "characters": ones}
         texts = _characters(model.vocab_size, length)
         return Problem(name, args, model, variables, texts, LanguageModel(), batch, tokens[:, 1:])
-    raise ZooError(f"{name} is no classifier of images, language model or encoder-decoder, whose steps are timed")
+    raise ZooError(f"{name} cannot be timed: it is no image classifier, language model or encoder-decoder")
 
 
 def _initial(model: Any, example: np.ndarray, seed: int) -> Any:

@@ -1,4 +1,4 @@
-"""A recipe from seed to figure, its wall time beside the machine's speed; and the same recipe in PyTorch."""
+"""Trains a recipe from seed to result, with wall time and the machine's speed; also the same recipe in PyTorch."""
 
 import dataclasses
 import pathlib
@@ -25,27 +25,27 @@ from train.timing import Phases
 from zoo.errors import ZooError
 from zoo.weights import torchvision
 
-KINDS = ("loss", "accuracy", "bits_per_character")  # of metrics
-DECODED = ("exact_match", "error_rate", "bleu", "chrf")  # of what the exported weights say
+KINDS = ("loss", "accuracy", "bits_per_character")  # metrics with columns
+DECODED = ("exact_match", "error_rate", "bleu", "chrf")  # metrics of the decoded texts
 
 
 @dataclasses.dataclass(frozen=True)
 class QualityConfig:
-    """Trains a recipe and appends its figures to a CSV; with --peer, the same recipe in PyTorch after it.
+    """Trains a recipe and appends its results to a CSV; with --peer also the same recipe in PyTorch.
 
     By convention a recipe of less than ten minutes is trained with seeds 0, 1 and 2, a longer one with seed 0.
     """
 
     recipe: Positional[str]  # a recipe: python -m train list
     seed: int = 0  # of weights, data order, augmentation and dropout
-    peer: bool = False  # train the PyTorch peer too, from the same weights on the same batches
+    peer: bool = False  # also train in PyTorch, from the same weights on the same batches
     output: str = str(RESULTS / "quality.csv")  # the CSV to append to
 
 
 def run(config: QualityConfig) -> list[dict[str, Any]]:
-    """Trains, prints and appends a row for ours and one for the peer; returns them."""
+    """Trains, prints and appends a row for ours and with `peer` one for PyTorch; returns them."""
     if config.peer:
-        import torch  # noqa: F401 - its absence is to be known before the minutes that ours takes
+        import torch  # noqa: F401 - fail before the minutes of our own training
 
     recipe = load_recipe(config.recipe)
     use_compilation_cache()
@@ -81,17 +81,16 @@ def run(config: QualityConfig) -> list[dict[str, Any]]:
     for row in rows:
         append_row(pathlib.Path(config.output), row)
         shown = {name: row[name] for name in row if name.endswith((*KINDS, *DECODED)) and isinstance(row[name], float)}
-        figures = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in shown.items())
+        shown_metrics = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in shown.items())
         print(
-            f"{row['framework']} {row['recipe']} seed {row['seed']} on {row['data']}: {figures}; "
+            f"{row['framework']} {row['recipe']} seed {row['seed']} on {row['data']}: {shown_metrics}; "
             f"{row['seconds']:.0f} s, {row['nominal_minutes']:.2f} nominal minutes"
         )
     return rows
 
 
 def step_flops(trainer: Trainer, steps: int) -> float:
-    """FLOPs of a training step, the mean of the first `steps`: those of texts differ by the length of their batch."""
-
+    """FLOPs of a training step, the mean of the first `steps`: batches of texts differ in length."""
     counted, total = {}, 0
     for step in range(steps):
         batch = trainer.layout.put_batch(trainer.batches(step))
@@ -112,8 +111,7 @@ def _row(
     seconds: float,
     rates: list[float],
 ) -> dict[str, Any]:
-    """A row: metrics of the weights that the recipe exports (the best on validation), on validation and test data; and
-    of the last weights on test data."""
+    """A row: metrics of the exported weights on validation and test data, and of the last weights on test data."""
     row: dict[str, Any] = {
         "recipe": config.recipe,
         "framework": framework,
@@ -131,9 +129,9 @@ def _row(
 
 
 def train_peer(settings: Config, dataset: Dataset, variables: Any, rates: list[float]) -> dict[str, float]:
-    """The last weights' metrics on test after the recipe in PyTorch: same weights, batches, normalisation, optimizer.
+    """Test metrics after the recipe in PyTorch, from the same weights, with the same batches, inputs and optimizer.
 
-    ZooError for a recipe that uses more than a constant Adam without augmentation.
+    ZooError for a recipe with another optimizer than Adam at a constant rate, or with augmentation.
     """
     import torch
 
@@ -145,7 +143,7 @@ def train_peer(settings: Config, dataset: Dataset, variables: Any, rates: list[f
         plain, learning_rate=optimizer_settings.learning_rate, decay_steps=optimizer_settings.decay_steps
     )
     if optimizer_settings != plain or settings.task != Classification() or dataset.test is None:
-        raise ZooError("the PyTorch peer trains recipes with Adam at a constant rate, without augmentation")
+        raise ZooError("--peer trains only recipes with Adam at a constant rate and without augmentation")
     torch.manual_seed(settings.seed)
     inputs: Any = dataset.inputs
     peer = torch_model(settings.model.name, inputs.shape, num_classes=len(inputs.labels), **settings.model.args)

@@ -1,4 +1,4 @@
-"""A recurrent language model's sampling, token by token, beside a PyTorch loop of the same model, in turn."""
+"""Times sampling from a recurrent language model, token by token, beside a PyTorch loop of the same model."""
 
 import dataclasses
 import functools
@@ -25,21 +25,21 @@ from zoo.decode import sample
 from zoo.errors import ZooError
 from zoo.ops.recurrence import Cell
 
-CHECKED = 32  # tokens whose logits must be the same
-TOLERANCE = 1e-3  # of the largest: a GPU multiplies float32 in less
+CHECKED = 32  # tokens whose logits must agree
+TOLERANCE = 1e-3  # relative to the largest logit; a GPU multiplies float32 with less precision
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """Times sampling, batch 1 and one token after the other, beside a PyTorch loop of the same model."""
+    """Times sampling at batch 1, token by token, beside a PyTorch loop of the same model."""
 
     cell: Cell = "lstm"  # lstm, gru or rnn
     num_layers: int = 2  # layers
     hidden_size: int = 512  # width of layers and embedding
-    vocab_size: int = 65  # symbols
-    length: int = 500  # tokens a call
-    rounds: int = 10  # turns of each
-    seed: int = 0  # of weights and draws
+    vocab_size: int = 65  # vocabulary
+    length: int = 500  # tokens per call
+    rounds: int = 10  # rounds
+    seed: int = 0  # of weights and sampling
     output: str = str(RESULTS / "sampling.csv")  # the CSV to append to
 
 
@@ -77,7 +77,7 @@ def run(config: SamplingConfig) -> dict[str, Any]:
 
 
 def peer_sampling(config: SamplingConfig, model: Any, variables: Any) -> dict[str, Callable[[], Any]]:
-    """PyTorch's loops, by its layers and by its cells; {} without it, ZooError where their logits are not ours."""
+    """PyTorch loops, one over its layers and one over its cells; {} without torch, ZooError if the logits differ."""
     torch = torch_or_none()
     if torch is None:
         return {}
@@ -87,7 +87,7 @@ def peer_sampling(config: SamplingConfig, model: Any, variables: Any) -> dict[st
     peer = torch_model(model, variables).eval().to(device)
     generator = torch.Generator(device).manual_seed(config.seed)
     tokens = np.random.default_rng(config.seed).integers(0, config.vocab_size, (1, CHECKED))
-    told, ways = model.apply(variables, tokens), {"layers": peer.step, "cells": Cells(peer).step}
+    logits_of_ours, ways = model.apply(variables, tokens), {"layers": peer.step, "cells": Cells(peer).step}
 
     @torch.inference_mode()
     def sampled(step: Callable) -> None:
@@ -103,12 +103,12 @@ def peer_sampling(config: SamplingConfig, model: Any, variables: Any) -> dict[st
             for token in torch.from_numpy(tokens).to(device).T[:, :, None]:
                 logits, state = step(token, state)
                 found.append(logits.cpu().numpy())
-        check_logits(told, np.concatenate(found, 1))
+        check_logits(logits_of_ours, np.concatenate(found, 1))
     return {name: functools.partial(sampled, step) for name, step in ways.items()}
 
 
 def check_logits(ours: Any, theirs: np.ndarray) -> None:
-    """ZooError unless they are the same, to TOLERANCE of the largest."""
+    """ZooError unless the logits agree to TOLERANCE of the largest."""
     ours = np.asarray(ours)
     if not np.abs(ours - theirs).max() <= TOLERANCE * np.abs(ours).max():
-        raise ZooError(f"not the same arithmetic: logits differ from PyTorch's by {np.abs(ours - theirs).max():.3g}")
+        raise ZooError(f"not the same computation: logits differ from PyTorch's by {np.abs(ours - theirs).max():.3g}")

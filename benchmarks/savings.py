@@ -1,7 +1,7 @@
-"""What saves memory, and how much: a GPT's training step compiled, without running it, once for each way to save.
+"""Measures how much memory each way of saving it saves: a GPT's training step is compiled, not run, once for each.
 
-Bytes are a device's, by the compiler's own account. A CPU's compiler computes half precision in float32, and sums
-fsdp's gradients whole before it cuts them, so both save less here than on a GPU or TPU.
+Bytes are per device, from the compiler. The CPU compiler computes half precision in float32, and sums the gradients of
+fsdp before it splits them, so both save less here than on a GPU or TPU.
 """
 
 import contextlib
@@ -33,19 +33,19 @@ DEVICES = 8
 
 @dataclasses.dataclass(frozen=True)
 class SavingsConfig:
-    """Counts the bytes and FLOPs of a GPT's training step, plain and by each way to save: precision, remat, fsdp ..."""
+    """Measures memory and FLOPs of a GPT's training step, plain and with each way of saving: dtype, remat, fsdp ..."""
 
     hidden_size: int = 512  # width
-    num_layers: int = 8  # blocks
+    num_layers: int = 8  # layers
     num_heads: int = 8  # heads of attention
     batch_size: int = 16  # rows, over all devices
-    length: int = 256  # tokens a row
-    vocab_size: int = 4096  # symbols
+    length: int = 256  # tokens per row
+    vocab_size: int = 4096  # vocabulary
     output: str = str(RESULTS / "savings.csv")  # the CSV to append to
 
 
 class Way(NamedTuple):
-    """A way to save: fields of the model, settings of the optimizer, a mesh, and whether the state is donated."""
+    """A way of saving memory: model fields, optimizer settings, a mesh, and whether the state is donated."""
 
     model: dict[str, Any] = {}  # noqa: RUF012 - never changed
     optimizer: dict[str, Any] = {}  # noqa: RUF012
@@ -72,7 +72,7 @@ WAYS: dict[str, Way] = {
 
 
 def run(config: SavingsConfig) -> list[dict[str, Any]]:
-    """Compiles, prints and appends a row for each way; returns them. `peak_share` is the plain step's part."""
+    """Compiles, prints and appends a row for each way; returns them. `peak_share`: peak over the plain one."""
     for name in ("hidden_size", "num_layers", "num_heads", "batch_size", "length", "vocab_size"):
         at_least(name.replace("_", "-"), getattr(config, name), 1)
     with_devices(DEVICES)
@@ -83,8 +83,8 @@ def run(config: SavingsConfig) -> list[dict[str, Any]]:
         row["peak_share"] = row["peak_mb"] / (rows[0]["peak_mb"] if rows else row["peak_mb"])
         print(
             f"{name:<32} state {row['state_mb']:6.1f} MB, temporaries {row['temporary_mb']:6.1f}, peak "
-            f"{row['peak_mb']:6.1f} MB a device ({row['peak_share']:.2f}); {row['step_gflop']:.1f} GFLOP; compiled in "
-            f"{row['compile_seconds']:.1f} s",
+            f"{row['peak_mb']:6.1f} MB per device ({row['peak_share']:.2f}); {row['step_gflop']:.1f} GFLOP; "
+            f"compiled in {row['compile_seconds']:.1f} s",
             flush=True,
         )
         rows.append({**row, **circumstances()})
@@ -93,15 +93,15 @@ def run(config: SavingsConfig) -> list[dict[str, Any]]:
 
 
 def with_devices(n: int) -> None:
-    """Makes this process's CPU several devices; ZooError where JAX has begun with fewer."""
-    with contextlib.suppress(RuntimeError):  # it has begun
+    """Gives this process `n` virtual CPU devices; ZooError if JAX has started with fewer."""
+    with contextlib.suppress(RuntimeError):  # JAX has started
         jax.config.update("jax_num_cpu_devices", n)
     if jax.device_count() < n:
-        raise ZooError(f"savings compiles for {n} devices; there are {jax.device_count()}: run it by itself, on a CPU")
+        raise ZooError(f"savings needs {n} devices, JAX has {jax.device_count()}: run it in its own process on a CPU")
 
 
 def measured(config: SavingsConfig, way: Way) -> dict[str, Any]:
-    """Megabytes a device, the FLOPs of all, and seconds to compile, of a step from shapes alone."""
+    """Megabytes per device, total FLOPs and compile time of a step, from shapes alone."""
     sizes = {name: getattr(config, name) for name in ("vocab_size", "hidden_size", "num_layers", "num_heads")}
     model = zoo.create_model("nanogpt", max_length=config.length, **{**sizes, **way.model})
     inputs = TextInputs("char", "".join(map(chr, range(config.vocab_size))), config.length)

@@ -1,9 +1,8 @@
-"""A GPT of Shakespeare's plays: nanoGPT's recipe for a CPU in PyTorch, then ours, planned to end at given steps.
+"""Trains a GPT on Shakespeare's plays: nanoGPT's recipe for a CPU in PyTorch, then ours with given numbers of steps.
 
-Each run is a process of its own, with nothing compiled before, so that its seconds are a user's: imports, data,
-compiling, steps, evaluation, and of ours checkpoints, export and pictures. All are measured alike, and by the same
-text: the loss over all consecutive windows, each read by itself, of the last tenth of the plays, which is validation
-and test of the data set together. Ours learns from the rest, as the peer does.
+Each run is its own process without a compilation cache, so its seconds are those of a user: imports, data, compilation,
+steps, evaluation, and for ours checkpoints, export and pictures. The loss of all is that over the consecutive windows,
+each read by itself, of the last tenth of the plays (validation and test of the data set); all train on the rest.
 """
 
 import dataclasses
@@ -37,20 +36,22 @@ PEER_STEPS = 2000  # of nanoGPT's recipe
 
 @dataclasses.dataclass(frozen=True)
 class ShakespeareConfig:
-    """Trains a GPT of Shakespeare's plays in fresh processes, PyTorch's and then ours, and says what each reached."""
+    """Trains a GPT on Shakespeare's plays in fresh processes, in PyTorch and then ours; compares loss and time."""
 
-    recipe: str = "shakespeare-gpt"  # of ours: python -m train list
-    steps: tuple[int, ...] = (720, 260)  # ours: a run planned for each; choose what ends with the peer, and at its loss
-    flags: str = ""  # more of `python -m train RECIPE`, e.g. "--batch-size 64"
-    peer: bool = True  # nanoGPT's recipe in PyTorch first
-    peer_steps: int = PEER_STEPS  # of that
+    recipe: str = "shakespeare-gpt"  # our recipe: python -m train list
+    steps: tuple[int, ...] = (720, 260)  # one run of ours for each; choose them to match the peer's time, and its loss
+    flags: str = ""  # further flags of `python -m train RECIPE`, e.g. "--batch-size 64"
+    peer: bool = True  # run nanoGPT's recipe in PyTorch first
+    peer_steps: int = PEER_STEPS  # steps of the peer
     seed: int = 0  # of weights and batches
     output: str = str(RESULTS / "shakespeare.csv")  # the CSV to append to
 
 
 def run(config: ShakespeareConfig) -> list[dict[str, Any]]:
-    """Trains, prints and appends a row for each run; returns them. `of_peer` are the seconds as a share of the peer's,
-    all of them and those of the steps alone."""
+    """Trains, prints and appends a row for each run; returns them.
+
+    `seconds_of_peer` and `train_seconds_of_peer` are seconds over the peer's, in total and of the steps alone.
+    """
     at_least("the number of steps", len(config.steps), 1)
     at_least("steps", min((*config.steps, config.peer_steps)), 1)
     settings = load_recipe(config.recipe).config()
@@ -58,20 +59,20 @@ def run(config: ShakespeareConfig) -> list[dict[str, Any]]:
     splits = dataset.train, dataset.validation, dataset.test
     streams = [split.tokens for split in splits if isinstance(split, Stream)]
     if len(streams) < 3:
-        raise ZooError(f"{config.recipe} must read a text with validation and test splits; {dataset.name} is none")
-    learnt, held_out = streams[0], np.concatenate(streams[1:])
+        raise ZooError(f"{config.recipe} must train on a text with validation and test splits; {dataset.name} has none")
+    training, held_out = streams[0], np.concatenate(streams[1:])
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
         peer = config.peer and importlib.util.find_spec("torch") is not None
         if config.peer and not peer:
-            print("torch is not installed: it is left out (pip install '.[benchmarks]')")
+            print("torch is left out: it is not installed (pip install '.[benchmarks]')")
         if peer:
-            np.savez(f"{place}/tokens.npz", train=learnt, validation=held_out)
+            np.savez(f"{place}/tokens.npz", train=training, validation=held_out)
             command = ["-m", "benchmarks.shakespeare_torch", f"{place}/tokens.npz"]
             output, measured = _timed([*command, str(config.peer_steps), str(config.seed)], place)
-            told = json.loads(output.splitlines()[-1])
+            result = json.loads(output.splitlines()[-1])
             row = {"framework": "torch", "recipe": "nanoGPT's for a CPU", "steps": config.peer_steps}
-            rows.append({**row, "loss": told["loss"], "train_seconds": told["seconds"], **measured})
+            rows.append({**row, "loss": result["loss"], "train_seconds": result["seconds"], **measured})
         for steps in config.steps:
             rows.append(_ours(config, steps, held_out, place))
     for row in rows:
@@ -81,18 +82,18 @@ def run(config: ShakespeareConfig) -> list[dict[str, Any]]:
 
 
 def _ours(config: ShakespeareConfig, steps: int, held_out: np.ndarray, place: str) -> dict[str, Any]:
-    """The row of a run of ours; FLOPs are those of its training steps, the optimizer's included."""
+    """The row of a run of ours; FLOPs are those of all training steps, with the optimizer's."""
     workdir = f"{place}/run-{steps}"
     flags = ["--steps", str(steps), "--eval-every", str(steps), "--seed", str(config.seed), "--workdir", workdir]
     _, measured = _timed(["-m", "train", config.recipe, *flags, *config.flags.split()], place)
-    told = json.loads(pathlib.Path(workdir, "result.json").read_text())["seconds"]
+    seconds = json.loads(pathlib.Path(workdir, "result.json").read_text())["seconds"]
     row: dict[str, Any] = {"framework": "flaxzoo", "recipe": config.recipe, "steps": steps}
-    row |= {"loss": loss_of(zoo.load(workdir), held_out), "train_seconds": told["train"], **measured}
+    row |= {"loss": loss_of(zoo.load(workdir), held_out), "train_seconds": seconds["train"], **measured}
     return {**row, "training_flops": steps * flops_of_step(workdir, place)}
 
 
 def _timed(command: list[str], place: str) -> tuple[str, dict[str, float]]:
-    """What a Python process prints, its seconds, and the matrix-product rates about it; ZooError where it fails."""
+    """The output of a Python process, its seconds, and matrix-product rates before and after; ZooError if it fails."""
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(dir=place)}
     before, start = matmul_gflops(), time.perf_counter()
     done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
@@ -103,7 +104,7 @@ def _timed(command: list[str], place: str) -> tuple[str, dict[str, float]]:
 
 
 def loss_of(run: zoo.Run, tokens: np.ndarray) -> float:
-    """Nats a token over the whole consecutive windows of the model's context."""
+    """Nats per token over the consecutive full windows of the model's context."""
     model, variables, inputs = run
     apply: Any = model.apply
     width = inputs.shape[0]
@@ -112,8 +113,8 @@ def loss_of(run: zoo.Run, tokens: np.ndarray) -> float:
 
     @jax.jit
     def total(windows: jax.Array, targets: jax.Array) -> jax.Array:
-        told = jax.nn.log_softmax(apply(variables, windows))
-        return -jax.numpy.take_along_axis(told, targets[..., None], axis=-1).sum()
+        log_probabilities = jax.nn.log_softmax(apply(variables, windows))
+        return -jax.numpy.take_along_axis(log_probabilities, targets[..., None], axis=-1).sum()
 
     pieces = [slice(i, i + 128) for i in range(0, count, 128)]
     return float(sum(total(windows[piece], targets[piece]) for piece in pieces)) / (count * width)
@@ -129,7 +130,7 @@ def flops_of_step(workdir: str, place: str) -> float:
 
 
 def _finish(config: ShakespeareConfig, row: dict[str, Any], peer: dict[str, Any] | None) -> None:
-    """Adds what compares, and prints the row."""
+    """Adds the comparisons and circumstances to a row, and prints it."""
     minutes = nominal_minutes(row["seconds"], (row["gflops_before"], row["gflops_after"]))
     row |= {"training_flops": row.pop("training_flops", ""), "nominal_minutes": minutes, "flags": config.flags}
     for name in ("seconds", "train_seconds"):

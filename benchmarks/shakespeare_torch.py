@@ -1,7 +1,7 @@
-"""nanoGPT's recipe for a CPU, in PyTorch alone: python -m benchmarks.shakespeare_torch TOKENS.npz STEPS SEED
+"""nanoGPT's recipe for a CPU in PyTorch, without JAX: python -m benchmarks.shakespeare_torch TOKENS.npz STEPS SEED
 
-AdamW at 1e-3, after a warm-up of 100 steps by a cosine to 1e-4; batches of 12 windows of 64 at random places. Prints
-JSON: `loss` over all consecutive windows of the validation tokens, `seconds` of the steps alone.
+AdamW at 1e-3 after 100 steps of warm-up, with cosine decay to 1e-4; batches of 12 random windows of 64 tokens. Prints
+JSON: `loss` over all consecutive windows of the validation tokens, and `seconds` of the steps alone.
 """
 
 import json
@@ -25,7 +25,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def train(tokens: torch.Tensor, vocab_size: int, steps: int, seed: int) -> torch.nn.Module:
-    """The model after the recipe."""
+    """The trained model."""
     torch.manual_seed(seed)
     model = TorchGPT(vocab_size, CONTEXT, 128, 4, 4)
     decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
@@ -47,22 +47,22 @@ def train(tokens: torch.Tensor, vocab_size: int, steps: int, seed: int) -> torch
 
 @torch.no_grad()
 def loss_of(model: torch.nn.Module, tokens: torch.Tensor) -> float:
-    """Nats a token over the whole consecutive windows."""
+    """Nats per token over the consecutive full windows."""
     count = (len(tokens) - 1) // CONTEXT
     inputs, targets = (tokens[i : i + count * CONTEXT].view(count, CONTEXT) for i in (0, 1))
     total = 0.0
-    for rows, told in zip(inputs.split(256), targets.split(256), strict=True):
+    for rows, expected in zip(inputs.split(256), targets.split(256), strict=True):
         logits = model(rows).flatten(0, 1)
-        total += float(torch.nn.functional.cross_entropy(logits, told.flatten(), reduction="sum"))
+        total += float(torch.nn.functional.cross_entropy(logits, expected.flatten(), reduction="sum"))
     return total / (count * CONTEXT)
 
 
 def main(path: str, steps: int, seed: int) -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with np.load(path) as arrays:
-        learnt, validation = (torch.from_numpy(arrays[name].astype(np.int64)) for name in ("train", "validation"))
+        training, validation = (torch.from_numpy(arrays[name].astype(np.int64)) for name in ("train", "validation"))
     start = time.perf_counter()
-    model = train(learnt, int(learnt.max()) + 1, steps, seed)
+    model = train(training, int(training.max()) + 1, steps, seed)
     seconds = time.perf_counter() - start
     print(json.dumps({"loss": loss_of(model, validation), "seconds": seconds}))
 

@@ -1,8 +1,8 @@
-"""The peers of a training step and of a forward pass: for a problem, each makes its contestants from our weights.
+"""The peers of a training step and of a forward pass; each makes contestants for a problem from our weights.
 
-One is a function (problem, update) -> contestants, one for each memory layout; without an update they are forward
-passes. ModuleNotFoundError where the peer is not installed, ZooError where it has no such model. Where ours computes in
-bfloat16, from parameters in float32, PyTorch does by autocast and flax's layers by their `dtype`; Keras does not.
+A peer is a function (problem, update) -> contestants, one for each memory layout; without an update they are forward
+passes. ModuleNotFoundError if the peer is not installed, ZooError if it has no such model. For bfloat16 with float32
+parameters PyTorch uses autocast and Flax's layers their `dtype`; Keras is left out.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from zoo.weights import torchvision
 
 
 class TorchPeer(NamedTuple):
-    """A module with our weights, how it is applied, and to what."""
+    """A module with our weights, its forward function, and the arguments."""
 
     module: Any
     forward: Callable[..., Any]
@@ -43,7 +43,7 @@ def eager(problem: Problem, update: Update | None) -> Iterator[Contestant]:
 
 
 def compiled(problem: Problem, update: Update | None) -> Iterator[Contestant]:
-    """ZooError where torch.compile finds no compiler."""
+    """ZooError if torch.compile finds no compiler."""
     import torch
 
     for peer in torch_peers(problem):
@@ -62,7 +62,7 @@ def transformers(problem: Problem, update: Update | None) -> Iterator[Contestant
 def _torch(
     peer: TorchPeer, problem: Problem, update: Update | None, compiling: Callable[[Any], Any] | None = None
 ) -> Contestant:
-    """A peer's contestant, of which `compiling`, if any, makes the forward pass and the loss."""
+    """The contestant of a peer; `compiling`, if given, transforms its forward pass and its loss."""
     import torch
 
     device = torch_device()
@@ -99,8 +99,11 @@ def _torch(
 
 
 def torch_parameters(module: Any) -> int:
-    """The parameters that are trained, as many as of ours: where PyTorch's recurrent layers have two biases, ours have
-    one, their sum, but for a GRU's candidate. The second of an LSTM's is frozen at its zeros."""
+    """The number of trained parameters, counted as in ours.
+
+    PyTorch's recurrent layers have two biases where ours have one, except for the candidate of a GRU. The second bias
+    of LSTM and RNN layers is frozen at zero here.
+    """
     import torch
 
     twice = 0
@@ -115,7 +118,7 @@ def torch_parameters(module: Any) -> int:
 
 
 def torch_peers(problem: Problem) -> Iterator[TorchPeer]:
-    """PyTorch's module of a model, in each memory layout."""
+    """The PyTorch module of a problem's model, in each memory layout."""
     import torch
 
     if isinstance(problem.inputs, ImageInputs):
@@ -155,14 +158,16 @@ def _of_images(problem: Problem) -> Iterator[TorchPeer]:
 
 
 def torch_gpt(model: Any, variables: Any) -> Any:
-    """nanoGPT's module of a decoder without biases; ZooError for another decoder."""
+    """nanoGPT's module with the weights of a decoder without biases; ZooError for other decoders."""
     import torch
 
     from benchmarks.torch_gpt import TorchGPT
 
     kind = getattr(model, "positions", ""), getattr(model, "activation", ""), getattr(model, "use_bias", True)
     if kind != ("learned", "gelu", False):
-        raise ZooError(f"it has nanogpt alone of decoders, and no {type(model).__name__} with these fields")
+        raise ZooError(
+            f"the only decoder with a PyTorch peer is nanogpt; {type(model).__name__} with these fields has none"
+        )
     params = jax.tree.map(np.array, variables["params"])
     state = {"embedding.weight": params["embedding"], "positions.weight": params["positions"]}
     state["norm.weight"] = params["norm"]["scale"]
@@ -180,9 +185,9 @@ def torch_gpt(model: Any, variables: Any) -> Any:
 
 
 def transformers_peers(problem: Problem) -> Iterator[TorchPeer]:
-    """Hugging Face's module of a decoder."""
+    """Hugging Face's module of a decoder's model."""
     if not isinstance(problem.task, LanguageModel):
-        raise ZooError("its language models alone are timed")
+        raise ZooError("only its language models are timed")
     module = transformers_model(problem.model, problem.variables)
     import torch
 
@@ -193,7 +198,7 @@ def transformers_peers(problem: Problem) -> Iterator[TorchPeer]:
 
 
 def transformers_model(model: Any, variables: Any) -> Any:
-    """Hugging Face's causal language model with our weights, float32; ZooError where they have none such."""
+    """Hugging Face's causal language model with our weights in float32; ZooError if it has no such model."""
     with tempfile.TemporaryDirectory() as folder:
         zoo.save_pretrained(model, variables, folder)
         import torch
@@ -208,10 +213,10 @@ def transformers_model(model: Any, variables: Any) -> Any:
 
 
 def flax(problem: Problem, update: Update | None) -> Iterator[Contestant]:
-    """The model of flax's own layers, with Optax."""
+    """The model written with Flax's own layers, with Optax."""
     module: Any = flax_model(problem.model)
     if module is None:
-        raise ZooError(f"its own layers make no {problem.name} with these fields")
+        raise ZooError(f"there is no {problem.name} of Flax's own layers with these fields")
     variables = carried(problem, module)
     params, rest = variables.pop("params"), variables
     batch, targets = jax.device_put(problem.batch), jnp.asarray(problem.targets)
@@ -230,10 +235,10 @@ def flax(problem: Problem, update: Update | None) -> Iterator[Contestant]:
     def step(state: Any, batch: Any, targets: Any) -> Any:
         def loss_of(params: Any) -> Any:
             logits, changed = apply(params, rest, batch, train=True, mutable=list(rest))
-            told = targets >= 0
-            labels, logits = jnp.where(told, targets, 0), logits.astype(jnp.float32)
+            counted = targets >= 0
+            labels, logits = jnp.where(counted, targets, 0), logits.astype(jnp.float32)
             losses: Any = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return (losses * told).sum() / told.sum(), changed
+            return (losses * counted).sum() / counted.sum(), changed
 
         params, rest, opt_state = state
         (loss, rest), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
@@ -245,11 +250,11 @@ def flax(problem: Problem, update: Update | None) -> Iterator[Contestant]:
 
 
 def keras(problem: Problem, update: Update | None) -> Iterator[Contestant]:
-    """Keras on JAX, by the stateless step of its guide to custom loops; one model, `simple_cnn`."""
+    """Keras on JAX, with the stateless step of its guide to custom loops; only `simple_cnn`."""
     if problem.name != "simple_cnn":
-        raise ZooError(f"of Keras simple_cnn alone is timed, not {problem.name}")
+        raise ZooError(f"the only Keras peer is simple_cnn; {problem.name} has none")
     if problem.dtype != "float32":
-        raise ZooError(f"of Keras float32 alone is timed, not {problem.dtype}")
+        raise ZooError(f"Keras is timed only in float32, not {problem.dtype}")
     os.environ["KERAS_BACKEND"] = "jax"
     import keras
 
@@ -261,7 +266,7 @@ def keras(problem: Problem, update: Update | None) -> Iterator[Contestant]:
         forward = jax.jit(lambda state, image: model.stateless_call(*state, image, training=False)[0])
         yield of_jax(forward, (trainable, rest), (image,), problem, parameters)
         return
-    adam = functools.partial(keras.optimizers.Adam, epsilon=1e-8)  # as the others have it
+    adam = functools.partial(keras.optimizers.Adam, epsilon=1e-8)  # as in the other frameworks
     optimizer = {"adam": adam, "sgd": keras.optimizers.SGD}[update.optimizer](update.learning_rate)
     optimizer.build(model.trainable_variables)
     loss_function = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -281,7 +286,7 @@ def keras(problem: Problem, update: Update | None) -> Iterator[Contestant]:
 
 
 def keras_model(keras: Any, problem: Problem) -> Any:
-    """`simple_cnn` of Keras's layers, bytes to logits, with our weights."""
+    """`simple_cnn` with Keras's layers and our weights, from uint8 images to logits."""
     model, layers = problem.model, keras.layers
     inputs: Any = problem.inputs
     scales, shifts = [1 / (255 * s) for s in inputs.std], np.divide(inputs.mean, inputs.std)

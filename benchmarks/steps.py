@@ -1,11 +1,10 @@
-"""A training step, and a forward pass, of a model of any family beside its peers, in turn: one row for each of them.
+"""Times a training step or a forward pass of any model beside its peers, in turn: one row each.
 
-All begin from the same weights and have the same batch on the device: bytes or tokens. A step is forward, backward and
-the update; ours is the step of the training loop. A forward pass is evaluation's, to the logits. Of each peer the
-parameters must be as many as ours, and the losses at step 0 and after one update the same. The ratio is our seconds
-over the peer's, round by round; of a peer with several memory layouts the fastest is timed. Seconds to compile are
-those of tracing and compiling ahead of time; of torch.compile, which does so when first called, those that this call
-takes more than the next.
+All start from the same weights, with the same batch (uint8 images or tokens) on the device. A step is forward, backward
+and update; ours is the step of the training loop. A forward pass is that of evaluation, up to the logits. A peer must
+have as many parameters as ours, and the same losses at step 0 and after one update. The ratio is our seconds over the
+peer's, round by round. Of a peer with several memory layouts the fastest is timed. Compile time is that of tracing and
+compiling ahead of time; for torch.compile it is the extra time of the first call.
 """
 
 import dataclasses
@@ -32,36 +31,38 @@ from zoo.errors import ZooError, unknown
 from zoo.registry import count_parameters
 
 OURS = "flaxzoo"
-TOLERANCES = {"at step 0": 1e-4, "after an update": 1e-3}  # of the loss at step 0: Adam magnifies what rounding leaves
+TOLERANCES = {"at step 0": 1e-4, "after an update": 1e-3}  # of the loss at step 0; Adam magnifies rounding
 HALF_TOLERANCE = 1e-2
 
 
 @dataclasses.dataclass(frozen=True)
 class ForwardConfig:
-    """Times a forward pass of any model beside PyTorch's, eager and compiled, transformers', flax's and Keras's."""
+    """Times a forward pass of any model beside PyTorch, eager and compiled, transformers, Flax's layers and Keras."""
 
     model: Positional[str] = "simple_cnn"  # a registered model: python -m zoo list
     args: Arguments = dataclasses.field(default_factory=dict)  # fields of the model, e.g. stem=cifar dtype=bfloat16
     batch_size: int = 64  # examples
-    size: int | None = None  # side of an image in pixels, or tokens a row; default: the model's
-    peers: tuple[str, ...] = tuple(PEERS)  # which are timed beside ours, where they are installed and have such a model
-    rounds: int = 10  # turns of each
+    size: int | None = None  # side of an image in pixels, or tokens per row; default: the model's
+    peers: tuple[str, ...] = tuple(PEERS)  # timed beside ours, if installed and able to build the model
+    rounds: int = 10  # rounds
     seed: int = 0  # of weights and data
     output: str = str(RESULTS / "forward.csv")  # the CSV to append to
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainStepConfig(ForwardConfig):
-    """Times a training step of any model beside PyTorch's, eager and compiled, transformers', flax's and Keras's."""
+    """Times a training step of any model beside PyTorch, eager and compiled, transformers, Flax's layers and Keras."""
 
-    optimizer: Literal["adam", "sgd"] = "adam"  # plain, at a constant rate
-    learning_rate: float = 1e-3  # that rate
+    optimizer: Literal["adam", "sgd"] = "adam"  # at a constant learning rate
+    learning_rate: float = 1e-3  # constant
     output: str = str(RESULTS / "step.csv")  # the CSV to append to
 
 
 def run(config: ForwardConfig) -> list[dict[str, Any]]:
-    """Measures, prints and appends a row for ours and each peer; returns them. ZooError where a peer does not compute
-    the same, and for a value out of range."""
+    """Measures, prints and appends a row for ours and each peer; returns them.
+
+    ZooError if a peer computes something else, and for a value out of range.
+    """
     at_least("rounds", config.rounds, 1)
     for name in config.peers:
         if name not in PEERS:
@@ -96,7 +97,7 @@ def run(config: ForwardConfig) -> list[dict[str, Any]]:
     rows = []
     for name, one in contestants.items():
         own = row | {"framework": name, "layout": one.layout, "parameters": one.parameters}
-        own["flops"] = flops if name == OURS else ""  # counted of ours alone
+        own["flops"] = flops if name == OURS else ""  # counted for ours only
         p10, median, p90 = (1e3 * seconds for seconds in contest.percentiles(name))
         own |= {"ms": median, "ms_p10": p10, "ms_p90": p90}
         low, ratio, high = contest.ratio(OURS, name) if name != OURS else ("", "", "")
@@ -112,14 +113,14 @@ def run(config: ForwardConfig) -> list[dict[str, Any]]:
 
 
 def our_contestant(problem: Problem, update: Update | None, seed: int) -> tuple[Contestant, int]:
-    """Ours and its FLOPs, which are those of the model and its gradient: nothing else multiplies matrices."""
+    """Our contestant, and the FLOPs of the model and its gradient."""
     parameters = count_parameters(problem.variables)
     if update is not None:
         step, pure, state, batch = prepared(problem, update, seed)
         flops, rows = zoo.count_flops(pure, state, batch), len(problem.batch["row"])
 
         def again(state: Any) -> Any:
-            """The state at the start of a text, where peers begin every step; what is timed goes on in it."""
+            """The state with a fresh carry, from which the peers start every step."""
             return dataclasses.replace(state, extra=Extra(problem.task.carry(problem.model, rows)))
 
         def read(sums: Any) -> float:
@@ -137,7 +138,7 @@ def our_contestant(problem: Problem, update: Update | None, seed: int) -> tuple[
 
 
 def prepared(problem: Problem, update: Update, seed: int) -> tuple[Any, Any, Any, Any]:
-    """The loop's step, compiled when first called and as it is, and its state and batch on the device."""
+    """The step of the loop, jitted and as a pure function, with its state and batch on the device."""
     rows, optimizer_config = len(problem.batch["row"]), OptimizerConfig(*update, schedule="constant")
     optimizer, layout = make_optimizer(optimizer_config, 1), make_layout("jit", rows, 1)
     extra = Extra(problem.task.carry(problem.model, rows))
@@ -147,41 +148,45 @@ def prepared(problem: Problem, update: Update, seed: int) -> tuple[Any, Any, Any
 
 
 def check_draws_nothing(problem: Problem) -> None:
-    """ZooError for a model whose step draws random numbers, which no two frameworks draw alike."""
+    """ZooError for a model with dropout, whose random numbers differ between frameworks."""
     rates = {name: 0.0 for name in type(problem.model).__dataclass_fields__ if name.endswith("_rate")}
     drawn = [f"{name}=0.0" for name in rates if getattr(problem.model, name)]
     if drawn:
-        raise ZooError(f"steps are timed without dropout, and {problem.name} has some: --args {' '.join(drawn)}")
+        raise ZooError(f"steps are timed without dropout, but {problem.name} has it; give --args {' '.join(drawn)}")
 
 
 def check_dtypes(problem: Problem) -> None:
-    """ZooError where peers do not compute with what ours does."""
+    """ZooError for dtypes in which no peer computes."""
     parameters = np.dtype(problem.model.param_dtype).name
     if parameters != "float32" or problem.dtype not in ("float32", "bfloat16"):
-        raise ZooError(f"with parameters in {parameters}, computing in {problem.dtype}, ours alone is timed")
+        raise ZooError(
+            f"peers need float32 parameters and float32 or bfloat16 computation, not {parameters} and {problem.dtype}"
+        )
 
 
 def check_same(ours: Contestant, peer: Contestant, name: str, dtype: str = "float32") -> None:
-    """ZooError unless both have as many parameters and about the same losses: within TOLERANCES of that at step 0, as
-    an update can take it near zero; within HALF_TOLERANCE in bfloat16, and on accelerators, which multiply float32 in
-    less by default."""
+    """ZooError unless both have the same number of parameters and about the same losses.
+
+    Losses agree within TOLERANCES relative to that at step 0, as an update can bring it near zero; in bfloat16, and on
+    accelerators, which multiply float32 with less precision by default, within HALF_TOLERANCE.
+    """
     if ours.parameters != peer.parameters:
         raise ZooError(f"not the same model: ours has {ours.parameters:,} parameters, {name}'s {peer.parameters:,}")
     exact = dtype == "float32" and jax.default_backend() == "cpu"
     for when, tolerance, mine, other in zip(TOLERANCES, TOLERANCES.values(), ours.losses, peer.losses, strict=True):
         if not abs(mine - other) <= (tolerance if exact else HALF_TOLERANCE) * abs(peer.losses[0]):
-            raise ZooError(f"not the same arithmetic: the loss {when} is {mine:.6f}, {name}'s {other:.6f}")
+            raise ZooError(f"not the same computation: the loss {when} is {mine:.6f}, {name}'s {other:.6f}")
 
 
 def described(row: dict[str, Any]) -> str:
-    """A row for a person."""
-    said = f"    {row['framework'] + ' ' + row['layout']:<22} {row['ms']:9.2f} ms"
+    """A row as text."""
+    text = f"    {row['framework'] + ' ' + row['layout']:<22} {row['ms']:9.2f} ms"
     if row["flops"]:
-        said += f", {row['flops'] / row['ms'] / 1e6:4.0f} GFLOP/s"
+        text += f", {row['flops'] / row['ms'] / 1e6:4.0f} GFLOP/s"
     if row["compile_seconds"] is not None:
-        said += f", compiled in {row['compile_seconds']:.1f} s"
+        text += f", compiled in {row['compile_seconds']:.1f} s"
     if row["taken_mb"] is not None:
-        said += f", {row['taken_mb']:,.0f} MB more in a call"
+        text += f", {row['taken_mb']:,.0f} MB peak memory"
     if row["ratio"] != "":
-        said += f"; ratio {row['ratio']:.3f} ({row['ratio_p10']:.3f} to {row['ratio_p90']:.3f})"
-    return said
+        text += f"; ratio {row['ratio']:.3f} ({row['ratio_p10']:.3f} to {row['ratio_p90']:.3f})"
+    return text

@@ -1,4 +1,4 @@
-"""Timing in turn, A B B A, on a machine whose speed swings: medians, ratios pair by pair, and how fast it was."""
+"""Times contestants in turn (A B B A) on machines whose speed varies: medians, and ratios round by round."""
 
 import contextlib
 import csv
@@ -25,53 +25,53 @@ import numpy as np
 from zoo.errors import ZooError
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "keras")  # whose versions a row has
-PROCESS = pathlib.Path("/proc/self")  # Linux's account of this process, its memory among it
+PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "keras")  # their versions are columns of every row
+PROCESS = pathlib.Path("/proc/self")  # Linux's files about this process
 ROLLUP, STATUS = PROCESS / "smaps_rollup", PROCESS / "status"
-QUIET = 0.1  # cores that others may keep busy; PyTorch suffers from more by far more than XLA
-TRIAL = 3  # rounds that choose the fastest of several ways
-SWING = 1.2  # of the machine's speed within a measurement, above which it is worth a word
+QUIET = 0.1  # cores that other processes may use; PyTorch slows down far more than XLA if they use more
+TRIAL = 3  # rounds in which the fastest of several ways is chosen
+SWING = 1.2  # ratio of the machine's speeds within a measurement above which the remark mentions it
 NOMINAL_GFLOPS = 150.0  # the matrix-product rate at which a nominal minute is a wall minute
 
 
 @dataclasses.dataclass(frozen=True)
 class Contest:
-    """Seconds a call of each contestant, one number a round, and how the machine did meanwhile."""
+    """Seconds per call of each contestant, one number per round, and the state of the machine meanwhile."""
 
     seconds: dict[str, list[float]]
     gflops: tuple[float, float, float]  # float32 matrix product before, halfway, after
-    busy_others: float  # cores that other processes kept busy, on average; nan where the system does not say
+    busy_others: float  # cores used by other processes, on average; nan where unknown
 
     def percentiles(self, name: str) -> tuple[float, float, float]:
-        """10th percentile, median and 90th percentile of the seconds a call."""
+        """10th percentile, median and 90th percentile of the seconds per call."""
         return percentiles_of(self.seconds[name])
 
     def ratio(self, name: str, other: str) -> tuple[float, float, float]:
-        """The same of the ratio name / other, round by round."""
+        """10th percentile, median and 90th percentile of the ratio name / other, by round."""
         return percentiles_of(np.divide(self.seconds[name], self.seconds[other]))
 
     def machine(self) -> dict[str, Any]:
-        """Columns of a row of results: how fast the machine was, and how much of it others took."""
+        """Columns of a row of results: the speed of the machine, and the cores used by other processes."""
         before, halfway, after = self.gflops
         rates = {"gflops_before": before, "gflops_halfway": halfway, "gflops_after": after}
         return {**rates, "busy_others": self.busy_others}
 
     def remark(self) -> str:
-        """The same for a person, with a word where the machine was not quiet."""
-        said = f"{self.gflops[0]:.0f}, {self.gflops[1]:.0f}, {self.gflops[2]:.0f} GFLOP/s of matrix product"
+        """The state of the machine as text, with a warning if it was busy or its speed varied."""
+        remark = f"{self.gflops[0]:.0f}, {self.gflops[1]:.0f}, {self.gflops[2]:.0f} GFLOP/s of matrix product"
         if self.busy_others > QUIET:
-            said += f"; others kept {self.busy_others:.1f} cores busy, so do not trust it"
+            remark += f"; other processes used {self.busy_others:.1f} cores: do not trust this measurement"
         elif max(self.gflops) > SWING * min(self.gflops):
-            said += "; the machine's speed swung by more than a fifth, so trust the ratios alone"
-        return said
+            remark += "; the machine's speed varied by more than a fifth: trust only the ratios"
+        return remark
 
 
 def in_turn(contestants: Mapping[str, Callable[[], Any]], rounds: int, least: float = 0.2) -> Contest:
-    """Times callables in turn, each round all of them, a block of calls each; every other round in reverse.
+    """Times callables in turn: in every round one block of calls each, every other round in reverse order.
 
-    A callable does its work to the end (it blocks until the result is there). Not counted are the calls that find how
-    many make a block of at least `least` seconds, and the first of each block, which finds memory as the others left
-    it: who trains has the machine to one framework. ZooError for fewer than one round.
+    A callable must block until its result is ready. A block lasts at least `least` seconds. The calls that find the
+    size of a block are not counted, and neither is the first call of each block, which finds memory as the other
+    contestants left it. ZooError for fewer than one round.
     """
     if rounds < 1:
         raise ZooError(f"rounds must be at least 1, not {rounds}")
@@ -90,7 +90,7 @@ def in_turn(contestants: Mapping[str, Callable[[], Any]], rounds: int, least: fl
 
 
 def fastest(works: Mapping[str, Callable[[], Any]]) -> str:
-    """The name of the one whose median over a few rounds is the least."""
+    """The name of the callable with the smallest median over a few rounds."""
     if len(works) == 1:
         return next(iter(works))
     trial = in_turn(works, TRIAL)
@@ -98,7 +98,7 @@ def fastest(works: Mapping[str, Callable[[], Any]]) -> str:
 
 
 def _calls(work: Callable[[], Any], least: float) -> int:
-    """Calls in a block: doubled until the block lasts `least` seconds, after one call to warm up."""
+    """Calls per block: doubled until a block lasts `least` seconds, after one warm-up call."""
     work()
     calls = 1
     while _block(work, calls) < least:
@@ -114,7 +114,7 @@ def _block(work: Callable[[], Any], calls: int) -> float:
 
 
 def matmul_gflops(n: int = 1024, seconds: float = 0.3) -> float:
-    """The machine's rate at a float32 n x n matrix product: the best of the products done in `seconds`."""
+    """GFLOP/s of a float32 n x n matrix product: the fastest of those that fit into `seconds`."""
     a = jax.numpy.ones((n, n), jax.numpy.float32)
     product = _product()
     product(a).block_until_ready()
@@ -132,18 +132,18 @@ def _product() -> Callable[[jax.Array], jax.Array]:
 
 
 def nominal_minutes(seconds: float, rates: Sequence[float]) -> float:
-    """Minutes that `seconds` would be on a machine of NOMINAL_GFLOPS, by the median of this one's rates meanwhile."""
+    """`seconds` in minutes of a machine of NOMINAL_GFLOPS, by the median of this machine's `rates`."""
     return seconds / 60 * statistics.median(rates) / NOMINAL_GFLOPS
 
 
 def taken_mb(work: Callable[[], Any]) -> float | None:
-    """The most memory that a call of `work` takes beyond what is held before it; None where the system does not say."""
+    """Peak memory of a call of `work` beyond what is held before it, in MB; None where unknown."""
     reset = PROCESS / "clear_refs"
     if jax.default_backend() != "cpu" or not reset.exists():
         return None
-    with contextlib.suppress(AttributeError):  # glibc's: what was freed goes back to the system
+    with contextlib.suppress(AttributeError):  # glibc: return freed memory to the system
         ctypes.CDLL(None).malloc_trim(0)
-    reset.write_text("5")  # the most so far is what is held now
+    reset.write_text("5")  # reset the peak to what is held now
     before = _status_mb("VmRSS")
     work()
     return _status_mb("VmHWM") - before
@@ -154,7 +154,7 @@ def _status_mb(name: str) -> float:
 
 
 def large_pages_mb(work: Callable[[], Any]) -> float | None:
-    """The most memory that lay in large pages during a call of `work`; None where the system does not say."""
+    """Peak memory in large pages during a call of `work`, in MB; None where unknown."""
     found, over = [0.0], threading.Event()
 
     def watch() -> None:
@@ -176,13 +176,13 @@ def large_pages_mb(work: Callable[[], Any]) -> float | None:
 
 
 def first_call(work: Callable[[], Any]) -> tuple[Any, float]:
-    """A first call's result and its seconds: what compiling costs, with one run."""
+    """The result and the seconds of a first call, compilation included."""
     start = time.perf_counter()
     return work(), time.perf_counter() - start
 
 
 def circumstances() -> dict[str, str]:
-    """Date, machine, versions, commit and command, for a row of results."""
+    """Columns of a row of results: date, machine, versions, commit and command."""
     row = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
         "machine": f"{_processor()}, {cores()} cores, {platform.system()}, {jax.devices()[0].device_kind}",
@@ -203,7 +203,7 @@ def circumstances() -> dict[str, str]:
 
 
 def _without_output(args: list[str]) -> list[str]:
-    """Where a row goes is not how it is measured."""
+    """The arguments without --output, which says nothing about the measurement."""
     if "--output" not in args:
         return [arg for arg in args if not arg.startswith("--output=")]
     place = args.index("--output")
@@ -211,12 +211,12 @@ def _without_output(args: list[str]) -> list[str]:
 
 
 def quiet(row: Mapping[str, Any]) -> bool:
-    """Whether others left the machine alone while a row was measured, as far as it says."""
+    """Whether the machine was free of other work while a row was measured; True for rows without the column."""
     return float(row.get("busy_others") or 0) <= QUIET
 
 
 def append_row(path: pathlib.Path, row: Mapping[str, Any]) -> None:
-    """Appends a row to a CSV, with its header where the file is new; ZooError where the file has another header."""
+    """Appends a row to a CSV, with a header if the file is new; ZooError if the file has another header."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists() or not path.stat().st_size
     if not new:
@@ -232,11 +232,11 @@ def append_row(path: pathlib.Path, row: Mapping[str, Any]) -> None:
 
 
 def cell(value: Any) -> str:
-    """A value as a row has it; fields of a model as `name=value`."""
+    """A value as text in a row; fields of a model as `name=value`."""
     if isinstance(value, Mapping):
         return " ".join(f"{key}={item}" for key, item in value.items())
     if isinstance(value, float):
-        return f"{value:.4g}" if value == value else ""  # nan: there is none
+        return f"{value:.4g}" if value == value else ""  # nan: no value
     return "" if value is None else str(value)
 
 
@@ -254,13 +254,13 @@ def _processor() -> str:
 
 
 def peak_bytes(memory: Any) -> int:
-    """Of a compiled program's memory a device: arguments, temporaries, and outputs that take no argument's place."""
+    """Peak bytes of a compiled program per device: arguments, temporaries, and outputs that reuse no argument."""
     kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return memory.argument_size_in_bytes + memory.temp_size_in_bytes + kept
 
 
 def torch_or_none() -> Any:
-    """PyTorch, ready to be timed; None, and a line that says so, where it is not installed or not on JAX's device."""
+    """The module torch; None, with a printed line, if it is not installed or cannot use JAX's device."""
     try:
         import torch
 
@@ -274,8 +274,11 @@ def torch_or_none() -> Any:
 
 
 def torch_device() -> str:
-    """Where PyTorch runs beside JAX, "cpu" or "cuda"; with a thread for each core of this process, and on a GPU with
-    TF32 for products of float32, as JAX has it by default. ZooError where JAX has an accelerator and PyTorch none."""
+    """PyTorch's device, "cpu" or "cuda", the same as JAX's.
+
+    PyTorch gets one thread per core of this process, and on a GPU TF32 for float32 products, which is JAX's default.
+    ZooError if JAX has an accelerator that PyTorch cannot use.
+    """
     import torch
 
     torch.set_num_threads(cores())
@@ -289,7 +292,7 @@ def torch_device() -> str:
 
 
 def synchronized(result: Any) -> Any:
-    """What PyTorch computes, when it is there: on a GPU a call returns before its work is done."""
+    """`result` when it is ready: on a GPU a call returns before its work is done."""
     if result.is_cuda:
         import torch
 
@@ -298,12 +301,12 @@ def synchronized(result: Any) -> Any:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _seconds_of_others() -> float:
-    """Core-seconds since some moment that were neither idle nor this process's; nan without /proc/stat."""
+    """Core-seconds used by other processes since boot, up to a constant; nan without /proc/stat."""
     try:
         line = pathlib.Path("/proc/stat").read_text().split("\n")[0]
         user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, line.split()[1:9])
@@ -315,6 +318,6 @@ def _seconds_of_others() -> float:
 def _git(*args: str) -> str:
     try:
         done = subprocess.run(["git", *args], capture_output=True, text=True, cwd=RESULTS.parent, check=False)
-    except OSError:  # no git here
+    except OSError:  # no git
         return ""
     return done.stdout.strip()

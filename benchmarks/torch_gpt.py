@@ -1,4 +1,4 @@
-"""nanoGPT's arithmetic in PyTorch: the peer of our GPTs, imported without JAX, so that its start is its own."""
+"""nanoGPT's model in PyTorch, the peer of our GPTs. It imports no JAX, so that its start-up time is its own."""
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ class TorchBlock(nn.Module):
 
 
 class TorchGPT(nn.Module):
-    """Tokens [B, T] to logits [B, T, vocabulary]; weights begin as nanoGPT's."""
+    """Tokens [B, T] to logits [B, T, vocabulary]; weights are initialised as nanoGPT's."""
 
     def __init__(self, vocab_size: int, length: int, width: int, depth: int, heads: int):
         super().__init__()

@@ -25,13 +25,13 @@ class TorchLM(nn.Module):
         return self.step(tokens, None)[0]
 
     def step(self, tokens: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        """Logits and the state after them."""
+        """Logits [B, T, vocabulary], and the state after the tokens."""
         outputs, state = self.layers(self.embedding(tokens), state)
         return self.head(outputs), state
 
 
 class Cells:
-    """The same model's steps by PyTorch's cells, one call a layer: on a CPU its layers are slow at length 1."""
+    """Steps of the same model with PyTorch's cells, one call per layer: its layers are slow on a CPU at length 1."""
 
     def __init__(self, peer: TorchLM):
         kinds: dict[type, Callable] = {nn.LSTM: nn.LSTMCell, nn.GRU: nn.GRUCell, nn.RNN: nn.RNNCell}
@@ -44,7 +44,7 @@ class Cells:
             self.cells.append(cell.to(weights["weight_ih"].device))
 
     def step(self, tokens: torch.Tensor, states: Any) -> tuple[torch.Tensor, Any]:
-        """As TorchLM's, of tokens [B, 1]."""
+        """Like `TorchLM.step`, for tokens [B, 1]."""
         x, after = self.peer.embedding(tokens[:, 0]), []
         for cell, state in zip(self.cells, states or [None] * len(self.cells), strict=True):
             after.append(cell(x, state))
@@ -53,7 +53,7 @@ class Cells:
 
 
 def torch_model(model: Any, variables: Any) -> TorchLM:
-    """The peer of a `RecurrentLM`; ZooError where there is none."""
+    """The peer of a `RecurrentLM` with its weights; ZooError if there is none."""
     if type(model).__name__ != "RecurrentLM" or model.tied:
         raise ZooError(f"{type(model).__name__} has no PyTorch peer with these fields; lstm_lm has one")
     peer = TorchLM(model)

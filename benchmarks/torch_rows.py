@@ -1,10 +1,10 @@
-"""Examples in memory for PyTorch's DataLoader, a batch by one gather; imported without JAX, for its processes."""
+"""Examples in memory for PyTorch's DataLoader, one gather per batch. Imports no JAX, for the DataLoader's processes."""
 
 import torch
 
 
 class Rows:
-    """A data set of arrays, of which row i of each is example i."""
+    """A data set of arrays; row i of each is example i."""
 
     def __init__(self, arrays: dict[str, torch.Tensor]):
         self.arrays = arrays
@@ -17,5 +17,5 @@ class Rows:
 
 
 def as_it_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What makes a batch of a batch."""
+    """The collate function for examples that are a batch already."""
     return batch

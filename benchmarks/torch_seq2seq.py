@@ -1,4 +1,4 @@
-"""PyTorch modules of `seq2seq_gru_attention` and `transformer_base`, with our weights, and how they decode.
+"""PyTorch modules of `seq2seq_gru_attention` and `transformer_base` with our weights, greedy and beam-search decoding.
 
 A model has `forward(tokens, source, lengths)`, all logits at once by teacher forcing; `read(source, lengths)`, the list
 of what it keeps of a source and the list of its state; and `step(tokens, state, memory)`, the logits after one token
@@ -49,7 +49,7 @@ class GRUAttention(nn.Module):
         return [values, self.alignment.key(values), padding], [torch.tanh(self.begin(last[-1]))]
 
     def advance(self, word: torch.Tensor, state: torch.Tensor, memory: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The state and the context [N, ...] after an embedded word."""
+        """The state and the context, both [N, ...], after an embedded word."""
         values, keys, padding = memory
         hidden = torch.tanh((state @ self.alignment.query_kernel)[:, None] + keys)
         weights = (hidden @ self.alignment.vector).masked_fill(padding, -torch.inf).softmax(-1)
@@ -90,8 +90,10 @@ class Layer(nn.Module):
         return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
     def forward(self, x: torch.Tensor, padding: Any, cache: Any = None, memory: Any = None) -> tuple[Any, Any]:
-        """x and its keys and values. An encoder's layer, without `memory`, sees what is not padding; a decoder's
-        without `cache` what precedes."""
+        """The output of the layer, and its keys and values.
+
+        Self-attention of an encoder (no `memory`) masks padding, that of a decoder without `cache` is causal.
+        """
 
         def attend(x: torch.Tensor) -> torch.Tensor:
             nonlocal cache
@@ -175,7 +177,7 @@ class Transformer(nn.Module):
 
 
 def torch_model(model: Any, variables: Any) -> nn.Module:
-    """The peer of one of our modules, with its weights; ZooError where there is none."""
+    """The peer of one of our models with its weights; ZooError if there is none."""
     kind = {"Seq2SeqGRUAttention": GRUAttention, "EncoderDecoder": Transformer}.get(type(model).__name__)
     if kind is None or getattr(model, "activation", "relu") != "relu" or not getattr(model, "tied", True):
         raise ZooError(f"{type(model).__name__} has no PyTorch peer with these fields; seq2seq_gru_attention has one")
@@ -195,26 +197,28 @@ def torch_model(model: Any, variables: Any) -> nn.Module:
 
 @torch.inference_mode()
 def greedy(peer: Any, source: torch.Tensor, lengths: torch.Tensor, first: int, end: int, most: int) -> torch.Tensor:
-    """The most probable token after the other, [N, most], `end` after the last."""
+    """Greedy decoding: tokens [N, most], padded with `end`."""
     memory, state = peer.read(source, lengths)
-    said = source.new_full((len(source), most), end)
+    generated = source.new_full((len(source), most), end)
     token, done = source.new_full((len(source),), first), torch.zeros_like(lengths, dtype=torch.bool)
     for n in range(most):
         logits, state = peer.step(token, state, memory)
         token = logits.argmax(-1).masked_fill(done, end)
-        said[:, n] = token
+        generated[:, n] = token
         done |= token == end
         if done.all():
             break
-    return said
+    return generated
 
 
 @torch.inference_mode()
 def beam_search(
     peer: Any, source: torch.Tensor, lengths: torch.Tensor, first: int, end: int, most: int, beams: int, penalty: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best target of each row, [N, most], `end` after the last, and its score [N]; ranked and stopped as
-    `zoo.decode.beam` says."""
+    """The best target of each row, [N, most], padded with `end`, and its score [N].
+
+    Ranking and stopping are those of `zoo.decode.beam`.
+    """
     rows, places = len(source), torch.arange(2 * beams, device=source.device)
     memory, state = ([leaf.repeat_interleave(beams, 0) for leaf in leaves] for leaves in peer.read(source, lengths))
     scores = torch.full((rows, beams), -torch.inf, device=source.device)

@@ -1,10 +1,10 @@
-"""Recipes' training steps compiled for TPUs that are not there, and what the compiled programs say.
+"""Compiles the training steps of recipes for TPUs, without a TPU: memory, and a lower bound of the time.
 
-The step is the trainer's: its shapes, its mesh, its donated state; the compiler is the one that TPUs have (libtpu,
-which needs none). What its programs say of memory is so. Of time there is a bound that no run goes below, the roofline:
-the longest of what arithmetic, memory and interconnect need by a chip's published rates. FLOPs are those of the jaxpr,
-of which a chip has its share; bytes moved are an estimate from the compiled text (see benchmarks.hlo); an all-reduce
-sends twice its bytes, less a device's share, over all links of a chip at once, though a small slice lacks some of them.
+The step is the trainer's, with its shapes, mesh and donated state; the compiler is the TPU's own (libtpu, which needs
+no TPU). Its statement of memory is exact. The time is the roofline, a lower bound: the longest of what computation,
+memory and interconnect need at published rates. FLOPs are those of the jaxpr, divided by the chips. Bytes moved
+are estimated from the compiled text (see benchmarks.hlo). An all-reduce is assumed to use all links of a chip at once,
+although a small slice lacks some of them.
 """
 
 import contextlib
@@ -45,10 +45,10 @@ from zoo.registry import abstract_variables, count_parameters
 
 
 class Chip(NamedTuple):
-    """A chip's published rates a second, and its memory."""
+    """A chip's published rates per second, and its memory."""
 
-    flops: float  # of bfloat16, which float32 products are made of by default too
-    bytes: float  # of its memory
+    flops: float  # in bfloat16, by default also for float32 products
+    bytes: float  # to and from its memory
     sent: float  # bytes over all of its links, one way
     memory: float  # bytes
 
@@ -58,46 +58,46 @@ CHIPS = {  # cloud.google.com/tpu/docs/v5e, v5p and v6e
     "v5p": Chip(459e12, 2765e9, 600e9, 95e9),
     "v6e": Chip(918e12, 1638e9, 400e9, 32e9),
 }
-# What a recipe's data would tell: classes, symbols, tokens of a batch's sources and targets.
+# What would follow from a recipe's data: classes, vocabulary, tokens of sources and targets in a batch.
 SIZES: dict[str, dict[str, int]] = {
     "imagenet-resnet50": {"classes": 1000},
     "lstm": {"symbols": 96},
     "multi30k-gru": {"symbols": 5000, "source": 32, "target": 32},
     "gpt2-medium": {"symbols": 50_304},
 }
-CHECKS = 3  # compiles that look for the largest batch, after the two that draw the line
-STEP_BACK = 0.95  # of a batch that a line said and that did not fit
+CHECKS = 3  # compilations that search for the largest batch, after the first two
+STEP_BACK = 0.95  # factor on a predicted batch that did not fit
 
 
 @dataclasses.dataclass(frozen=True)
 class TpuConfig:
-    """Compiles recipes' steps for a TPU, without one: memory, FLOPs, collectives, the roofline, the largest batch."""
+    """Compiles the steps of recipes for a TPU, without one: memory, FLOPs, collectives, roofline, largest batch."""
 
-    topology: str = "v5e:2x4"  # chip and slice, such as v5e:4x4 or v5p:2x2x2
-    mesh: str | None = None  # sizes of the mesh's axes, such as data=4,fsdp=4; default: data has all chips
-    recipe: tuple[str, ...] = tuple(SIZES)  # which; one of each family
-    peer: bool = True  # the model of flax's own layers too
-    largest: bool = True  # look for the largest batch that fits the chips' memory
+    topology: str = "v5e:2x4"  # chip and slice, e.g. v5e:4x4 or v5p:2x2x2
+    mesh: str | None = None  # axes of the mesh, e.g. data=4,fsdp=4; default: data over all chips
+    recipe: tuple[str, ...] = tuple(SIZES)  # recipes; by default one of each family
+    peer: bool = True  # also the model of Flax's own layers
+    largest: bool = True  # search for the largest batch that fits the memory
     output: str = str(RESULTS / "tpu.csv")  # the CSV to append to
 
 
 class Compiled(NamedTuple):
-    """A step for a batch size, as one chip has it. Bytes are `inf` where it did not fit, and the rest is empty."""
+    """A compiled step, per chip. If it did not fit, bytes are `inf` and the rest is empty."""
 
     batch_size: int
     arguments: float = float("inf")
     temporaries: float = float("inf")
-    peak: float = float("inf")  # arguments, temporaries and what is neither: outputs that take no argument's place
+    peak: float = float("inf")  # arguments, temporaries, and outputs that reuse no argument
     flops: float = 0.0
     traffic: Traffic = Traffic()
-    core_seconds: float = 0.0  # of tracing and compiling, of all threads: other work on the machine does not count
+    core_seconds: float = 0.0  # CPU time of tracing and compiling, all threads
 
 
 def run(config: TpuConfig) -> list[dict[str, Any]]:
     """Compiles, prints and appends a row for each recipe and model; returns them. ZooError without libtpu."""
     for name in config.recipe:
         if name not in SIZES:
-            raise unknown("recipe that is compiled for TPUs", name, SIZES)
+            raise unknown("recipe for TPUs", name, SIZES)
     chip, devices = chips(config.topology)
     axes = {axis: size for axis, size in mesh_sizes(config.mesh, len(devices)).items() if size > 1}
     mesh = ",".join(f"{axis}={size}" for axis, size in axes.items())
@@ -125,7 +125,7 @@ def run(config: TpuConfig) -> list[dict[str, Any]]:
 
 
 def chips(topology: str) -> tuple[Chip, list[Any]]:
-    """A chip's rates and the devices of a slice that is described, not there."""
+    """The rates of a chip and the described devices of a slice."""
     if importlib.util.find_spec("libtpu") is None:
         raise ZooError("compiling for TPUs needs libtpu, not a TPU: pip install '.[tpu]'")
     from jax.experimental import topologies
@@ -133,10 +133,10 @@ def chips(topology: str) -> tuple[Chip, list[Any]]:
     kind = topology.split(":")[0]
     if kind not in CHIPS:
         raise unknown("chip", kind, CHIPS)
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it asks the network what machine this is
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # otherwise it queries the network
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several processes may compile
     os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
-    jax.config.update("jax_platforms", "cpu")  # a TPU that is there is left alone
+    jax.config.update("jax_platforms", "cpu")  # leave a real TPU alone
     try:
         return CHIPS[kind], list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     except (jax.errors.JaxRuntimeError, ValueError) as error:
@@ -144,7 +144,7 @@ def chips(topology: str) -> tuple[Chip, list[Any]]:
 
 
 def stand_in(settings: Config, **sizes: int) -> tuple[Any, dict[str, np.ndarray]]:
-    """Inputs and a batch of one that have the sizes of a recipe's data."""
+    """Inputs and a batch of one with the sizes of a recipe's data."""
     ones = {"row": np.zeros(1, np.int32), "weight": np.ones(1, np.float32)}
     symbols = "".join(map(chr, range(sizes.get("symbols", 0))))
     if isinstance(settings.data, ImageData):
@@ -153,7 +153,7 @@ def stand_in(settings: Config, **sizes: int) -> tuple[Any, dict[str, np.ndarray]
         return inputs, {"image": np.zeros((1, *shape), np.uint8), "label": np.zeros(1, np.int32), **ones}
     if isinstance(settings.data, PairData):
         source = TextInputs("char", symbols, sizes["source"])
-        target = TextInputs("char", symbols[::-1], sizes["target"])  # a vocabulary of its own
+        target = TextInputs("char", symbols[::-1], sizes["target"])  # a separate vocabulary
         batch = {side: np.zeros((1, sizes[side]), np.int32) for side in ("source", "target")}
         lengths = {name: np.ones(1, np.int32) for name in ("source_length", "length")}
         return PairInputs(source, target), {**batch, **lengths, **ones}
@@ -166,7 +166,7 @@ def stand_in(settings: Config, **sizes: int) -> tuple[Any, dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A recipe's training step of a model, to be compiled for devices."""
+    """The training step of a recipe and a model, to be compiled for devices."""
 
     settings: Config
     model: Any
@@ -176,19 +176,19 @@ class Step:
 
     @property
     def least(self) -> int:
-        """What a batch size must be a multiple of."""
+        """The number of which every batch size must be a multiple."""
         sizes = mesh_sizes(self.settings.mesh, len(self.devices))
         return sizes[DATA] * sizes[FSDP] * self.settings.optimizer.accumulate
 
     def compile(self, batch_size: int) -> Compiled:
-        """The step for a batch of `batch_size`, as the trainer compiles it."""
+        """The step for `batch_size` examples, compiled as by the trainer."""
         settings = dataclasses.replace(self.settings, batch_size=batch_size)
         start = time.process_time()
         with as_if_on(self.devices):
             step, state, batch = self.abstract(settings)
             flops = zoo.count_flops(step, state, batch)
             lowered = step.trace(state, batch).lower(lowering_platforms=("tpu",))
-        # libtpu's as_text() fails on gathers that a v5p's SparseCores do; what the compiler writes by the way is whole.
+        # libtpu's as_text() fails on gathers on a v5p's SparseCores; the dumped text is complete.
         with tempfile.TemporaryDirectory() as folder:
             try:
                 program = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
@@ -202,7 +202,7 @@ class Step:
         return Compiled(batch_size, *sizes, flops / len(self.devices), traffic(text), seconds)
 
     def abstract(self, settings: Config) -> tuple[Any, Any, Any]:
-        """The step, and the shapes of its state and batch where its layout puts them."""
+        """The step, and the shapes of its state and batch with their shardings."""
         optimizer = make_optimizer(settings.optimizer, settings.steps)
         micro, rules = settings.optimizer.accumulate, rules_of(self.model)
         layout = make_layout("mesh", settings.batch_size, micro, settings.mesh, rules)
@@ -228,7 +228,7 @@ def _placed(tree: Any, sharding: Any) -> Any:
 
 
 def as_if_on(devices: list[Any]) -> contextlib.AbstractContextManager[Any]:
-    """What asks JAX where it runs is told these devices: the layout, and each op that has a path for a platform."""
+    """Inside, JAX reports these devices, to the layout and to ops with code for a platform."""
     answers: dict[str, Any] = {
         "devices": lambda *_: devices,
         "device_count": lambda *_: len(devices),
@@ -238,7 +238,7 @@ def as_if_on(devices: list[Any]) -> contextlib.AbstractContextManager[Any]:
 
 
 def measured(step: Step, chip: Chip, search: bool) -> dict[str, Any]:
-    """The columns of a step at its recipe's batch size, and of its largest batch."""
+    """The columns of a step at the recipe's batch size, and its largest batch."""
     done = step.compile(step.settings.batch_size)
     times = {"compute": done.flops / chip.flops}
     times |= {"memory": done.traffic.bytes / chip.bytes, "interconnect": done.traffic.sent / chip.sent}
@@ -257,10 +257,10 @@ def measured(step: Step, chip: Chip, search: bool) -> dict[str, Any]:
 
 
 def largest(compile_at: Callable[[int], Compiled], first: Compiled, least: int, memory: float) -> Compiled | None:
-    """The compiled step of the largest batch that was found to fit, a multiple of `least`; None where none does.
+    """The compiled step of the largest batch found to fit, a multiple of `least`; None if none fits.
 
-    A line through the first batch, halved until it fits, and one of about half the memory says which; that one is
-    compiled too, and where the line was wrong, those that better lines say.
+    A line through the peak memory of the first batch, halved until it fits, and of one of about half the memory
+    predicts the largest. That batch is compiled too, and after a wrong prediction those of improved lines.
     """
 
     def whole(batch_size: float) -> int:
@@ -288,8 +288,8 @@ def largest(compile_at: Callable[[int], Compiled], first: Compiled, least: int, 
 
 
 def described(row: dict[str, Any]) -> str:
-    """A row for a person."""
-    peak = f"{row['peak_mb']:,.0f} MB a chip" + ("" if row["fits"] else ", more than it has")
+    """A row as text."""
+    peak = f"{row['peak_mb']:,.0f} MB per chip" + ("" if row["fits"] else ", too much")
     largest = f", {row['largest_batch']:,} the largest that fits" if row["largest_batch"] else ""
     return (
         f"{row['recipe']} {row['framework']} on {row['topology']} {row['mesh']}, batch {row['batch_size']:,}: {peak} "

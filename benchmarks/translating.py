@@ -1,8 +1,8 @@
-"""Sources to targets, greedily and by beam search, beside a PyTorch loop of the same model, in turn.
+"""Times greedy decoding and beam search of an encoder-decoder beside a PyTorch loop of the same model, in turn.
 
-Both sides decode the same sources, in batches of the same rows, from the same weights. Their targets must be equal, but
-for those whose scores are, to 1e-4: of two about as probable, rounding chooses. Ours is one dispatch a batch. Random
-weights hardly ever end a target, so that all are of `length` tokens; those of a run end theirs as they learnt to.
+Both sides decode the same sources in the same batches with the same weights. Their targets must be equal, except where
+the scores agree to 1e-4: rounding decides between targets of about equal score. Ours is one dispatch per batch. With
+random weights a target hardly ever ends before `length` tokens; with the weights of a run it ends as trained.
 """
 
 import dataclasses
@@ -25,31 +25,31 @@ from zoo.inputs.text import padded, width_for
 from zoo.registry import count_parameters
 from zoo.run import read_config
 
-TIE = 1e-4  # difference of log probabilities, absolute and relative, of targets that are about as probable
-PENALTY = 0.6  # of length
+TIE = 1e-4  # absolute and relative difference of log probabilities below which two targets are about equal
+PENALTY = 0.6  # length penalty
 Batch = tuple[np.ndarray, np.ndarray]  # sources int32 [B, S] and their lengths [B]
-Said = tuple[np.ndarray, np.ndarray]  # tokens int [N, length], `end` after the last, and scores [N]
+Decoded = tuple[np.ndarray, np.ndarray]  # tokens int [N, length], padded with `end`, and scores [N]
 
 
 @dataclasses.dataclass(frozen=True)
 class TranslatingConfig:
-    """Times sentences a second of an encoder-decoder, greedy and by beam search, beside a PyTorch loop's."""
+    """Times decoding of an encoder-decoder, greedy and by beam search, beside a PyTorch loop."""
 
-    recipe: str = "multi30k-gru"  # a recipe of pairs, whose model it is, with random weights
-    run: str = ""  # a run folder instead of it: its weights, and the test sources of its data
-    beams: tuple[int, ...] = (1, 5)  # sizes of beams, 1 is greedy; a row each
-    sentences: int = 256  # how many of them
+    recipe: str = "multi30k-gru"  # a recipe of pairs; its model with random weights is timed
+    run: str = ""  # a run folder instead, with its weights and the test sources of its data
+    beams: tuple[int, ...] = (1, 5)  # beam sizes, 1 is greedy; one row each
+    sentences: int = 256  # number of sentences
     batch_size: int = 64  # sentences at a time
-    source_length: int = 24  # the most tokens of a random source; the fewest are a third of that
-    length: int = 32  # the most tokens of a target
-    peer: bool = True  # PyTorch beside ours
-    rounds: int = 5  # turns of each
+    source_length: int = 24  # most tokens of a random source; the least are a third of it
+    length: int = 32  # most tokens of a target
+    peer: bool = True  # time PyTorch too
+    rounds: int = 5  # rounds
     seed: int = 0  # of weights and sources
     output: str = str(RESULTS / "translating.csv")  # the CSV to append to
 
 
 def run(config: TranslatingConfig) -> list[dict[str, Any]]:
-    """Measures, prints and appends a row for each size of beam; returns them. ZooError where the peer says others."""
+    """Measures, prints and appends a row for each beam size; returns them. ZooError if the peer's targets differ."""
     for name in ("sentences", "batch_size", "source_length", "length", "rounds"):
         at_least(name.replace("_", "-"), getattr(config, name), 1)
     at_least("seed", config.seed, 0)
@@ -59,16 +59,19 @@ def run(config: TranslatingConfig) -> list[dict[str, Any]]:
     rows = []
     for beams in config.beams:
         ours = our_decoding(config, model, variables, batches, beams)
-        said, first = first_call(ours)
+        decoded, first = first_call(ours)
         works, equal = {"ours": ours}, float("nan")
         theirs = peer_decoding(config, model, variables, batches, beams)
         if theirs is not None:
-            equal = check_targets(said, theirs(), beams)
+            equal = check_targets(decoded, theirs(), beams)
             works["torch"] = theirs
         contest = in_turn(works, config.rounds)
         row: dict[str, Any] = {"recipe": config.recipe, "run": config.run, "beams": beams}
         row |= {name: getattr(config, name) for name in ("sentences", "batch_size", "source_length", "length")}
-        row |= {"parameters": count_parameters(variables), "tokens": float((said[0] != PairInputs.end).sum(1).mean())}
+        row |= {
+            "parameters": count_parameters(variables),
+            "tokens": float((decoded[0] != PairInputs.end).sum(1).mean()),
+        }
         for name in ("ours", "torch"):
             fast, median, slow = contest.percentiles(name) if name in works else (np.nan,) * 3
             row[f"{name}_sentences_per_s"] = config.sentences / median
@@ -88,23 +91,23 @@ def run(config: TranslatingConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def check_targets(ours: Said, theirs: Said, beams: int) -> float:
-    """The share of targets that are the same; ZooError where another is not as probable. Greedy ones have no score in
-    PyTorch, and must be the same."""
+def check_targets(ours: Decoded, theirs: Decoded, beams: int) -> float:
+    """The share of equal targets; ZooError if others differ in score.
+
+    Greedy targets have no score in PyTorch and must be equal.
+    """
     same = (ours[0] == theirs[0]).all(axis=1)
     tied = np.isclose(ours[1], theirs[1], rtol=TIE, atol=TIE)
     if not (same | tied).all():
-        raise ZooError(
-            f"of the targets by {beams} beams {(~same & ~tied).sum()} of {len(same)} are not those of PyTorch"
-        )
+        raise ZooError(f"{(~same & ~tied).sum()} of {len(same)} targets of beam size {beams} differ from PyTorch's")
     return float(same.mean())
 
 
 def _of_recipe(config: TranslatingConfig) -> tuple[Any, Any, list[Batch]]:
-    """A recipe's model with vocabularies as large as it may learn, random variables and sources."""
+    """A recipe's model with its largest vocabularies, random variables and random sources."""
     settings = load_recipe(config.recipe).config()
     if not isinstance(settings.data, PairData):
-        raise ZooError(f"translating times recipes of pairs, such as multi30k-gru; {config.recipe} is none")
+        raise ZooError(f"translating needs a recipe of pairs, such as multi30k-gru, not {config.recipe}")
     sizes = {"vocab_size": settings.data.vocab_size + SPECIAL}
     if not settings.data.shared_vocabulary:
         sizes["source_vocab_size"] = sizes["vocab_size"]
@@ -121,7 +124,7 @@ def _of_run(config: TranslatingConfig) -> tuple[Any, Any, list[Batch]]:
     found = zoo.load(config.run)
     settings = read_settings(read_config(pathlib.Path(config.run))["config"])
     if not isinstance(found.inputs, PairInputs) or not isinstance(settings.data, PairData):
-        raise ZooError(f"{config.run!r} is a run of {found.inputs.kind}s, not of pairs")
+        raise ZooError(f"{config.run!r} must be a run on pairs, not on {found.inputs.kind}s")
     test: Any = settings.data.load((), found.inputs).test
     if test is None:
         raise ZooError(f"the data of {config.run!r} have no test split")
@@ -130,18 +133,18 @@ def _of_run(config: TranslatingConfig) -> tuple[Any, Any, list[Batch]]:
 
 
 def _batches(config: TranslatingConfig, sources: list[np.ndarray]) -> list[Batch]:
-    """Sources of about one length together, as `zoo.translate` has them."""
+    """Batches of sources of about the same length, as in `zoo.translate`."""
     sources, size = sorted(sources, key=len), config.batch_size
     parts = [sources[i : i + size] for i in range(0, len(sources), size)]
     return [(padded(part, width_for(len(part[-1]))), np.array([*map(len, part)], np.int32)) for part in parts]
 
 
 def our_decoding(config: TranslatingConfig, model: Any, variables: Any, batches: list[Batch], beams: int) -> Any:
-    """A call that decodes all batches."""
+    """A callable that decodes all batches."""
     options: dict[str, Any] = {"first": PairInputs.first, "end": PairInputs.end, "max_length": config.length}
     options |= {"beam_size": beams, "length_penalty": PENALTY}
 
-    def work() -> Said:
+    def work() -> Decoded:
         found = [decode_sources(model, variables, *batch, **options) for batch in batches]
         tokens, scores = zip(*((np.asarray(beams.tokens), np.asarray(beams.scores)) for beams in found), strict=True)
         return np.concatenate(tokens)[:, 0], np.concatenate(scores)[:, 0]
@@ -150,7 +153,7 @@ def our_decoding(config: TranslatingConfig, model: Any, variables: Any, batches:
 
 
 def peer_decoding(config: TranslatingConfig, model: Any, variables: Any, batches: list[Batch], beams: int) -> Any:
-    """The same in PyTorch; None without it."""
+    """The same in PyTorch; None without torch."""
     torch = torch_or_none() if config.peer else None
     if torch is None:
         return None
@@ -158,17 +161,17 @@ def peer_decoding(config: TranslatingConfig, model: Any, variables: Any, batches
 
     device = torch_device()
     peer = torch_model(model, variables).eval().to(device)
-    batches = [(source[:, : lengths.max()], lengths) for source, lengths in batches]  # it compiles for no width
+    batches = [(source[:, : lengths.max()], lengths) for source, lengths in batches]  # PyTorch needs no fixed widths
     arrays: list[Any] = [[torch.from_numpy(array.astype(np.int64)).to(device) for array in batch] for batch in batches]
     options: dict[str, Any] = {"first": PairInputs.first, "end": PairInputs.end, "most": config.length}
 
-    def work() -> Said:
+    def work() -> Decoded:
         if beams == 1:
             tokens = torch.cat([greedy(peer, *batch, **options) for batch in arrays]).cpu().numpy()
             return tokens, np.full(len(tokens), np.nan)
         more = {**options, "beams": beams, "penalty": PENALTY}
         found = [beam_search(peer, *batch, **more) for batch in arrays]
-        said, scores = (torch.cat(leaves).cpu().numpy() for leaves in zip(*found, strict=True))
-        return said, scores
+        tokens, scores = (torch.cat(leaves).cpu().numpy() for leaves in zip(*found, strict=True))
+        return tokens, scores
 
     return work

@@ -178,7 +178,8 @@ def forecast(folder: str, table: str) -> None:
     if not isinstance(inputs, SeriesInputs):
         raise ZooError(f"{folder!r} forecasts no series: it takes {inputs.kind}s")
     args, kwargs = inputs.arguments(inputs.batch([table]))
-    rows = inputs.decode(model.apply(variables, *args, **kwargs)[0, -inputs.horizon :])
+    predictions: Any = model.apply(variables, *args, **kwargs)
+    rows = inputs.decode(predictions[0, -inputs.horizon :])
     if len(rows) < inputs.horizon:
         raise ZooError(f"{table!r} has {len(rows)} rows; a forecast needs at least {inputs.horizon}")
     print(",".join(inputs.targets))

@@ -1,4 +1,4 @@
-"""What a run spends outside of its steps, each measured once on something small."""
+"""The benchmarks of what a run does outside of its steps, each on something small."""
 
 import csv
 import importlib.util
@@ -14,7 +14,7 @@ from zoo import ZooError
 TINY = {"num_classes": 3, "hidden_size": 8}
 
 
-def test_weights_beside_the_file_alone(tmp_path):
+def test_weights_beside_reading_the_file(tmp_path):
     config = around.WeightsConfig("simple_cnn", TINY, rounds=2, output=str(tmp_path / "x.csv"))
     row = around.run_weights(config)
     sizes = (3 * 9 * 32 + 32, 32 * 9 * 64 + 64, 64 * 64 * 8 + 8, 8 * 3 + 3)
@@ -25,7 +25,7 @@ def test_weights_beside_the_file_alone(tmp_path):
     assert next(csv.DictReader((tmp_path / "x.csv").open()))["args"] == "num_classes=3 hidden_size=8"
 
 
-def test_weights_of_a_model_whose_steps_are_not_timed_have_no_peer(tmp_path, capsys):
+def test_weights_of_a_model_without_a_problem_have_no_peer(tmp_path, capsys):
     small = {"hidden_size": 4, "num_layers": 1}
     row = around.run_weights(around.WeightsConfig("lstm", small, rounds=1, output=str(tmp_path / "x.csv")))
     assert row["ours_mb_per_s"] > 0
@@ -42,7 +42,7 @@ def test_checkpoints_saved_and_restored(tmp_path):
 
 @pytest.mark.parametrize(
     ("recipe", "workers"),
-    [("cnn", (0,)), ("seq2seq", (0,)), pytest.param("cnn", (0, 1), marks=pytest.mark.slow)],  # a process
+    [("cnn", (0,)), ("seq2seq", (0,)), pytest.param("cnn", (0, 1), marks=pytest.mark.slow)],  # worker processes
 )
 def test_batches_of_a_recipe(recipe, workers, tmp_path):
     row = around.run_pipeline(around.PipelineConfig(recipe, workers, 1, str(tmp_path / "x.csv")))
@@ -52,7 +52,7 @@ def test_batches_of_a_recipe(recipe, workers, tmp_path):
     assert (row["torch_batches_per_s"] != "") == (importlib.util.find_spec("torch") is not None)
 
 
-def test_other_batches_are_refused(monkeypatch):
+def test_different_batches_are_refused(monkeypatch):
     pytest.importorskip("torch", reason="the peer needs torch: pip install '.[benchmarks]'")
     from benchmarks.torch_rows import Rows
 

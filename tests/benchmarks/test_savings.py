@@ -1,4 +1,4 @@
-"""What the rows of savings say, on a tiny model."""
+"""The rows of the benchmark `savings`, on a tiny model."""
 
 import csv
 
@@ -22,6 +22,6 @@ def test_a_row_for_each_way_beside_the_plain_step(tmp_path, monkeypatch):
     assert rows["accumulate=4"]["temporary_mb"] < plain["temporary_mb"] / 2
     assert rows["accumulate=4"]["step_gflop"] == pytest.approx(plain["step_gflop"])
     assert rows["fsdp=8"]["step_gflop"] == pytest.approx(plain["step_gflop"])
-    table = 3 * 2048 * 64 * 4 / 1e6  # the one large array, and Adam's two of it
+    table = 3 * 2048 * 64 * 4 / 1e6  # the only large array, and Adam's two averages of it
     assert plain["state_mb"] - rows["fsdp=8"]["state_mb"] == pytest.approx(table * 7 / 8)
     assert plain["state_mb"] - rows["fsdp=4,context=2"]["state_mb"] == pytest.approx(table * 3 / 4)

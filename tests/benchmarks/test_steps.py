@@ -1,4 +1,4 @@
-"""A step and a forward pass of each family beside its peers, on tiny models: what is the same, what the rows say."""
+"""A step and a forward pass of each family beside its peers, on tiny models: agreement, and the rows."""
 
 import csv
 import functools
@@ -19,7 +19,7 @@ PIECES = {**TINY, "num_heads": 2, "mlp_size": 16, "vocab_size": 11, "dropout_rat
 ATTENTIVE = {"hidden_size": 8, "embedding_size": 8, "attention_size": 8, "maxout_size": 4, "source_vocab_size": 13}
 LLAMA = {**TINY, "num_heads": 2, "num_kv_heads": 1, "mlp_size": 16, "vocab_size": 16, "max_length": 8}
 CNN = {"widths": (4, 8), "hidden_size": 8, "num_classes": 3}
-CASES = {  # the model, its fields, the size, and which peers have one such
+CASES = {  # the model, its fields, the size, and the peers that have it
     "CNN": ("simple_cnn", CNN, 8, ("torch", "flax")),
     "padded shortcuts": ("resnet8", {"width": 4}, 16, ("torch", "flax")),
     "bottlenecks": ("resnet50", {"stage_sizes": (1, 1), "width": 4, "num_classes": 3}, 32, ("torch", "flax")),
@@ -41,7 +41,7 @@ def _at_once(monkeypatch):
     for module in (steps, timer):
         monkeypatch.setattr(module, "in_turn", functools.partial(in_turn, least=0.0))
     monkeypatch.setattr(timer, "matmul_gflops", lambda: 1.0)
-    monkeypatch.setattr(timer, "cores", lambda: 1)  # other tests have the rest
+    monkeypatch.setattr(timer, "cores", lambda: 1)  # other tests use the rest
 
 
 def measured(tmp_path, config, case, peers, **fields):
@@ -85,14 +85,15 @@ def test_peers_compute_in_bfloat16_as_ours(case, tmp_path, monkeypatch, capsys):
     rows = measured(tmp_path, steps.TrainStepConfig, case, ("torch", "flax", "keras"))
     assert [row["framework"] for row in rows] == ["flaxzoo", "torch", "flax"]
     assert set(asked) == {("cpu", torch.bfloat16)}
-    assert "keras is left out: of Keras" in capsys.readouterr().out
+    why = "Keras is timed only in float32" if case == "CNN" else "the only Keras peer is simple_cnn"
+    assert f"keras is left out: {why}" in capsys.readouterr().out
 
 
-def test_half_precision_parameters_are_timed_alone(tmp_path, monkeypatch, capsys):
+def test_half_precision_parameters_have_no_peer(tmp_path, monkeypatch, capsys):
     fields = {**CNN, "dtype": "bfloat16", "param_dtype": "bfloat16"}
     monkeypatch.setitem(CASES, "CNN", ("simple_cnn", fields, 8, ()))
     assert len(measured(tmp_path, steps.TrainStepConfig, "CNN", ("flax",))) == 1
-    assert "flax is left out: with parameters in bfloat16, computing in bfloat16, ours" in capsys.readouterr().out
+    assert "flax is left out: peers need float32 parameters" in capsys.readouterr().out
 
 
 @pytest.mark.parity
@@ -103,7 +104,7 @@ def test_keras_beside_ours(tmp_path):
         assert [row["framework"] for row in rows] == ["flaxzoo", "keras"]
 
 
-@pytest.mark.slow  # it compiles C++
+@pytest.mark.slow  # compiles C++
 @pytest.mark.parity
 @pytest.mark.parametrize("case", ["CNN", "LSTM"])
 def test_compiled_beside_ours(case, tmp_path):
@@ -155,7 +156,7 @@ def test_a_peer_that_computes_something_else_is_refused(tmp_path, monkeypatch):
     problem = make_problem("simple_cnn", CNN, 2, 8, 0)
     ours, _ = steps.our_contestant(problem, contestants.Update("adam", 1e-3), 0)
     (slower,) = step_peers.flax(problem, contestants.Update("adam", 5e-4))
-    with pytest.raises(ZooError, match="not the same arithmetic: the loss after an update"):
+    with pytest.raises(ZooError, match="not the same computation: the loss after an update"):
         steps.check_same(ours, slower, "flax")
 
     carried = step_peers.carried
@@ -166,24 +167,24 @@ def test_a_peer_that_computes_something_else_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(step_peers, "carried", perturbed)
     for kind in (steps.ForwardConfig, steps.TrainStepConfig):
-        with pytest.raises(ZooError, match="not the same arithmetic"):
+        with pytest.raises(ZooError, match="not the same computation"):
             measured(tmp_path, kind, "CNN", ("flax",))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_peer_is_left_out_and_said_so(tmp_path, monkeypatch, capsys):
+def test_a_missing_peer_is_left_out_with_a_message(tmp_path, monkeypatch, capsys):
     for name in ("torch", "keras"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setitem(os.environ, "KERAS_BACKEND", "jax")  # and taken out again
+    monkeypatch.setitem(os.environ, "KERAS_BACKEND", "jax")  # and removed again
     rows = measured(tmp_path, steps.ForwardConfig, "CNN", tuple(step_peers.PEERS))
     assert [row["framework"] for row in rows] == ["flaxzoo", "flax"]
-    said = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
-    assert [line.split(" is left out: ")[0] for line in said] == ["torch", "torch compile", "transformers", "keras"]
-    assert "import of torch halted" in said[0]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert [line.split(" is left out: ")[0] for line in lines] == ["torch", "torch compile", "transformers", "keras"]
+    assert "import of torch halted" in lines[0]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), ModuleNotFoundError("a bug", name="benchmarks.no")])
-def test_a_broken_peer_is_no_missing_one(error, tmp_path, monkeypatch):
+def test_a_broken_peer_is_not_a_missing_one(error, tmp_path, monkeypatch):
     def broken(*_):
         raise error
 
@@ -220,14 +221,14 @@ def test_torch_runs_where_jax_does(monkeypatch, capsys):
     torch.set_float32_matmul_precision(before)
 
 
-def test_targets_of_padding_count_nothing():
+def test_padding_does_not_count():
     problem = make_problem(*CASES["attentive GRU"][:2], 3, 6, 0)
-    told = np.arange(6) < problem.batch["length"][:, None]
-    assert ((problem.targets >= 0) == told).all()
-    assert (problem.targets[told] == problem.batch["target"][told]).all()
+    present = np.arange(6) < problem.batch["length"][:, None]
+    assert ((problem.targets >= 0) == present).all()
+    assert (problem.targets[present] == problem.batch["target"][present]).all()
     logits = np.random.default_rng(0).normal(size=(3, 6, 11))
     log = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    expected = -np.mean([log[i, j, problem.batch["target"][i, j]] for i, j in zip(*told.nonzero(), strict=True)])
+    expected = -np.mean([log[i, j, problem.batch["target"][i, j]] for i, j in zip(*present.nonzero(), strict=True)])
     assert contestants.mean_loss(logits, problem.targets) == pytest.approx(expected)
     assert contestants.mean_loss(2.5, problem.targets) == 2.5
 
@@ -239,9 +240,9 @@ def test_targets_of_padding_count_nothing():
         (["train-step", "simple_cnn", "--peers", "tourch"], "error: unknown peer 'tourch'; did you mean torch"),
         (
             ["train-step", "efficientnet_b0", "--size", "32", "--args", "dropout_rate=0.1"],
-            "error: steps are timed without dropout, and efficientnet_b0 has some: --args dropout_rate=0.0 drop_path",
+            "error: steps are timed without dropout, but efficientnet_b0 has it; give --args dropout_rate=0.0",
         ),
-        (["forward", "lstm_classifier"], "error: lstm_classifier is no classifier of images, language model or"),
+        (["forward", "lstm_classifier"], "error: lstm_classifier cannot be timed: it is no image classifier"),
         (["forward", "--batch-size", "0"], "error: batch-size must be at least 1, not 0"),
         (["forward", "--size", "0"], "error: size must be at least 1, not 0"),
     ],

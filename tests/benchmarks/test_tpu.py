@@ -1,4 +1,4 @@
-"""What a compiled program's text says is counted as it runs, and the largest batch is one that was compiled."""
+"""The traffic of a compiled program is counted by its trip counts; the largest batch is one that was compiled."""
 
 import functools
 import importlib.util
@@ -77,24 +77,24 @@ ENTRY %main (param.3: f32[6,8,128], param.4: f32[8,128]) -> f32[6,8,128] {
 """  # noqa: E501
 
 
-def test_a_loop_counts_by_its_condition_and_what_is_on_the_chip_does_not_move():
+def test_a_loop_counts_by_its_condition_and_on_chip_memory_does_not_count():
     found = traffic(PROGRAM)
-    rounds, slice_bytes = 3, 8 * 128 * 4  # from 1 by 2 below 6; of the stack in main memory a slice a round
+    rounds, slice_bytes = 3, 8 * 128 * 4  # 1, 3, 5; one slice of the stack in main memory per round
     assert found.unknown_loops == 0
-    assert found.bytes == rounds * (slice_bytes + 2 * 4)  # and the counter and its step
+    assert found.bytes == rounds * (slice_bytes + 2 * 4)  # plus the counter and its step
     assert found.collectives == {"all-reduce": rounds, "all-gather": 1}
     assert found.payload == {"all-reduce": rounds * slice_bytes, "all-gather": 2 * slice_bytes}
     assert found.sent == rounds * slice_bytes * 2 * 3 / 4 + slice_bytes  # rings of four and of two
 
 
-def test_a_loop_whose_length_is_not_written_counts_once_and_is_said():
+def test_a_loop_of_unknown_length_counts_once_and_is_reported():
     found = traffic(PROGRAM.replace("direction=LT", "direction=NE"))
     assert (found.unknown_loops, found.collectives["all-reduce"]) == (1, 1)
 
 
 @functools.cache
 def compiled_text():
-    """A scan over six layers on eight devices, its gradients summed over them."""
+    """A scan over six layers on eight devices, with gradients summed over the devices."""
     mesh = Mesh(np.array(jax.devices()), ("data",))
     whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
 
@@ -111,11 +111,11 @@ def compiled_text():
     return jax.jit(update, out_shardings=whole).lower(*shapes).compile().as_text()
 
 
-def test_what_xla_compiles_here_is_read_too():
+def test_a_program_of_this_xla_is_read():
     found = traffic(compiled_text())
     weights = 6 * 32 * 32 * 4
     assert found.unknown_loops == 0
-    assert found.payload == {"all-reduce": weights}  # once, or a layer a round
+    assert found.payload == {"all-reduce": weights}  # at once, or one layer per round
     assert found.sent == weights * 2 * 7 / 8
     assert 3 * weights < found.bytes < 30 * weights  # read forward, backward and for the update
 
@@ -169,8 +169,8 @@ def test_models_of_flaxs_layers_have_our_parameters_and_shapes(recipe):
     assert jax.eval_shape(lambda v, x: theirs.apply(v, x, train=True), variables[1], tokens).shape == (3, 16, 11)
 
 
-def test_a_translator_of_flaxs_layers_says_what_ours_does():
-    """From the same weights: gates apart in flax's cells, the attention's query and vector its layers."""
+def test_a_seq2seq_model_of_flaxs_layers_computes_the_same():
+    """From the same weights: Flax's cells have separate gates, and its attention separate layers."""
     sizes = {"embedding_size": 6, "hidden_size": 8, "attention_size": 7, "maxout_size": 5}
     ours = zoo.create_model("seq2seq_gru_attention", vocab_size=12, source_vocab_size=9, dropout_rate=0.3, **sizes)
     theirs = flax_model(ours)
@@ -194,7 +194,7 @@ def test_a_resnet_of_flaxs_layers_has_our_parameters():
     assert len(counts) == 1
 
 
-def test_without_libtpu_one_line_says_what_to_install(monkeypatch, capsys):
+def test_without_libtpu_the_error_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["tpu", "--recipe", "lstm"]) == 2
     assert capsys.readouterr().err == "error: compiling for TPUs needs libtpu, not a TPU: pip install '.[tpu]'\n"
@@ -212,7 +212,7 @@ needs_libtpu = pytest.mark.skipif(
 
 @pytest.fixture
 def measure(tmp_path, monkeypatch):
-    """Rows of the command, and the environment afterwards as it was."""
+    """Rows of the command; the environment is restored."""
     for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD", "TPU_WORKER_HOSTNAMES"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -229,7 +229,7 @@ def test_the_recurrent_recipes_compile_for_eight_chips(measure, recipe, most):
         assert row["fits"]
         assert 0 < row["arguments_mb"] < row["peak_mb"] < most
         assert row["unknown_loops"] == 0
-        assert row["collectives"].startswith("1 all-reduce")  # of all gradients, once; rows are not gathered
+        assert row["collectives"].startswith("1 all-reduce")  # of all gradients at once; rows are not gathered
         assert row["roofline_ms"] == max(row[f"{name}_ms"] for name in ("compute", "memory", "interconnect"))
 
 

@@ -1,4 +1,4 @@
-"""Each of the Transformer's benchmarks on a tiny model: what its rows say."""
+"""The benchmarks of Transformers and of sampling on tiny models, and their rows."""
 
 import csv
 import functools
@@ -45,7 +45,7 @@ def test_decoding_beside_transformers(tmp_path):
 
 
 @pytest.mark.parity
-def test_a_model_that_transformers_has_not(tmp_path, capsys):
+def test_a_model_that_transformers_does_not_have(tmp_path, capsys):
     pytest.importorskip("torch", reason="the peer needs torch and transformers: pip install '.[benchmarks]'")
     fields = {"hidden_size": 8, "num_layers": 1, "vocab_size": 11}
     output = str(tmp_path / "x.csv")
@@ -70,15 +70,15 @@ def test_sampling_beside_torch_and_without(peer, tmp_path, monkeypatch):
 
 
 @pytest.mark.parity
-def test_a_peer_that_says_other_tokens_is_refused(tmp_path):
+def test_a_peer_that_generates_other_tokens_is_refused(tmp_path):
     pytest.importorskip("torch", reason="the peer needs torch and transformers: pip install '.[benchmarks]'")
     importlib.import_module("benchmarks.peers").torchvision_models()
     pytest.importorskip("transformers")
     config = decoding_config(tmp_path)
     model, variables, prompts = decoding.prepared(config)
-    said = decoding.our_decoding(config, model, variables, prompts)()
-    with pytest.raises(ZooError, match="transformers says"):
-        decoding.peer_decoding(config, model, variables, prompts, (said + 1) % 64)
+    generated = decoding.our_decoding(config, model, variables, prompts)()
+    with pytest.raises(ZooError, match="transformers generates"):
+        decoding.peer_decoding(config, model, variables, prompts, (generated + 1) % 64)
 
 
 def test_compile_seconds_by_depth(tmp_path):
@@ -114,8 +114,8 @@ def config():
 """
 
 
-@pytest.mark.slow  # a process, which imports and compiles
-def test_a_recipe_trained_in_a_process_of_its_own(tmp_path):
+@pytest.mark.slow  # a process that imports and compiles
+def test_a_recipe_trained_in_its_own_process(tmp_path):
     text = "the quick brown fox jumps over the lazy dog\n" * 9
     (tmp_path / "text").mkdir()
     for split in ("train", "validation", "test"):
@@ -142,12 +142,12 @@ def tiny_gpt():
     return zoo.Run(model, variables, TextInputs("char", "abcdefghijk", 64)), tokens
 
 
-def test_loss_is_of_all_whole_windows():
+def test_loss_covers_all_full_windows():
     run, tokens = tiny_gpt()
     windows = np.stack([tokens[i : i + 65] for i in range(0, 64 * 140, 64)]).astype(np.int32)
     logits = run.model.apply(run.variables, windows[:, :-1])
-    told = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), windows[:, 1:, None], axis=-1)
-    assert shakespeare.loss_of(run, tokens) == pytest.approx(-told.mean(), rel=1e-5)
+    expected = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), windows[:, 1:, None], axis=-1)
+    assert shakespeare.loss_of(run, tokens) == pytest.approx(-expected.mean(), rel=1e-5)
 
 
 @pytest.mark.parity
@@ -177,7 +177,7 @@ def test_the_peers_learning_rate_is_nanogpts():
         (["sampling", "--seed", "-1"], "error: seed must be at least 0, not -1"),
         (["compile", "--depths", "12", "0"], "error: depths must be at least 1, not 0"),
         (["shakespeare", "--steps", "9", "0"], "error: steps must be at least 1, not 0"),
-        (["shakespeare", "--recipe", "cnn"], "error: cnn must read a text with validation and test splits; digits"),
+        (["shakespeare", "--recipe", "cnn"], "error: cnn must train on a text with validation and test splits; digits"),
         (["memory", "--batch-size", "0"], "error: batch-size must be at least 1, not 0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""PyTorch's decoding says what ours does, by the same rules; and what a row of that benchmark says."""
+"""PyTorch's decoding gives the same targets as ours, and the rows of the benchmark."""
 
 import csv
 import functools
@@ -34,7 +34,7 @@ def tiny(kind):
     keys = jax.random.split(jax.random.key(5), len(leaves))
     moved = [leaf + 0.6 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
     variables = jax.tree.unflatten(structure, moved)
-    if kind == "transformer":  # it would say token 10 for ever
+    if kind == "transformer":  # otherwise it generates token 10 forever
         table = variables["params"]["embedding"]
         variables["params"]["embedding"] = table.at[2].set(1.1 * table[10])
     return model, variables
@@ -95,10 +95,10 @@ def test_rows(peer, tmp_path):
 def test_other_targets_are_refused():
     ours = np.array([[5, 2], [6, 2], [7, 2]]), np.array([-1.0, -2.0, -3.0])
     theirs = np.array([[5, 2], [6, 2], [8, 2]]), np.array([-1.0, -2.0, -3.0001])
-    assert translating.check_targets(ours, theirs, 5) == pytest.approx(2 / 3)  # the last are about as probable
-    with pytest.raises(ZooError, match="of the targets by 5 beams 1 of 3 are not those of PyTorch"):
+    assert translating.check_targets(ours, theirs, 5) == pytest.approx(2 / 3)  # the last two have about equal scores
+    with pytest.raises(ZooError, match="1 of 3 targets of beam size 5 differ from PyTorch's"):
         translating.check_targets(ours, (theirs[0], np.array([-1.0, -2.0, -3.1])), 5)
-    with pytest.raises(ZooError, match="of the targets by 1 beams 1 of 3"):
+    with pytest.raises(ZooError, match="1 of 3 targets of beam size 1 differ"):
         translating.check_targets(ours, (theirs[0], np.full(3, np.nan)), 1)
 
 
@@ -107,7 +107,10 @@ def test_other_targets_are_refused():
     [
         (["translating", "--beams", "5", "0"], "error: beams must be at least 1, not 0"),
         (["translating", "--seed", "-1"], "error: seed must be at least 0, not -1"),
-        (["translating", "--recipe", "cnn"], "error: translating times recipes of pairs, such as multi30k-gru; cnn"),
+        (
+            ["translating", "--recipe", "cnn"],
+            "error: translating needs a recipe of pairs, such as multi30k-gru, not cnn",
+        ),
         (["translating", "--run", "nowhere"], "error: 'nowhere' is not a run folder"),
     ],
 )
