@@ -58,7 +58,7 @@ def make_model(config: Config, dataset: Dataset) -> tuple[dict[str, Any], nn.Mod
     for name, value in follow.items():
         if name == "source_vocab_size" and name not in info.fields:
             raise ZooError(f"{config.model.name} has one vocabulary for both sides: set data.shared-vocabulary")
-        if args[name] != value:
+        if args[name] != value and name not in config.task.model_args:
             what = name.replace("num_", "").replace("vocab_size", "tokens in its vocabulary")
             raise ZooError(f"model.args {name}={args[name]}, but {dataset.name} has {value} {what}")
     if "axis_name" in args:

@@ -16,7 +16,7 @@ from zoo.errors import ZooError, unknown
 from zoo.inputs import Inputs
 from zoo.inputs.image import ImageInputs, fit, open_image
 
-SIZES = {"train": 4000, "validation": 500, "test": 1000}  # scenes
+SIZES = {"train": 20000, "validation": 500, "test": 1000}  # scenes
 SIDE, CELL, MOST = 28, 9, 4  # pixels of a scene and of its 3 x 3 cells; the most digits in it
 SPLITS = tuple(SIZES)
 

@@ -9,18 +9,18 @@
 The digits of the test scenes were written by other people.
 """
 
-from train import Config, LogConfig, ModelConfig, MultiLabel, MultiLabelData, OptimizerConfig
+from train import AugmentConfig, Config, LogConfig, ModelConfig, MultiLabel, MultiLabelData, OptimizerConfig
 
 
 def config() -> Config:
     return Config(
         workdir="runs/digit-scenes",
-        steps=1000,
+        steps=2000,
         batch_size=64,
         eval_every=250,
-        model=ModelConfig("simple_cnn", {"widths": (32, 64), "hidden_size": 128}),
+        model=ModelConfig("simple_cnn", {"widths": (16, 32, 64), "hidden_size": 128, "dropout_rate": 0.2}),
         data=MultiLabelData("digit-scenes"),
-        task=MultiLabel(),
+        task=MultiLabel(augment=AugmentConfig(shift=1, rotate=10, scale=0.1)),
         optimizer=OptimizerConfig("adamw", 2e-3, warmup_steps=50, weight_decay=1e-2, ema=0.99),
         log=LogConfig(every=50),
     )

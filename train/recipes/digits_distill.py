@@ -17,9 +17,9 @@ def config() -> Config:
         steps=1500,
         batch_size=64,
         eval_every=250,
-        model=ModelConfig("simple_cnn", {"widths": (4, 8), "hidden_size": 16}),
+        model=ModelConfig("simple_cnn", {"widths": (8, 16), "hidden_size": 16}),
         data=ImageData("digits"),
-        task=Distillation(teacher="runs/cnn", temperature=4.0, alpha=0.9, augment=augment),
+        task=Distillation(teacher="runs/cnn", temperature=8.0, alpha=0.9, augment=augment),
         optimizer=OptimizerConfig("adamw", 1e-2, warmup_steps=50, weight_decay=1e-2, ema=0.99),
         log=LogConfig(every=100),
     )

@@ -1,4 +1,4 @@
-"""Forecasting of the chaotic Mackey-Glass series (tau 17), six seconds ahead, by an LSTM; offline.
+"""Forecasting of the chaotic Mackey-Glass series (tau 17), six seconds ahead, by a GRU; offline.
 
     python -m train mackey-glass
 
@@ -18,9 +18,9 @@ def config() -> Config:
         steps=3000,
         batch_size=32,
         eval_every=500,
-        model=ModelConfig("lstm_forecaster", {"hidden_size": 64}),
+        model=ModelConfig("gru_forecaster", {"hidden_size": 64}),
         data=SeriesData("mackey-glass"),
         task=Forecasting(),
-        optimizer=OptimizerConfig("adamw", 5e-3, warmup_steps=100, clip_norm=1.0),
+        optimizer=OptimizerConfig("adamw", 5e-3, warmup_steps=100, weight_decay=0.1, clip_norm=1.0, ema=0.99),
         log=LogConfig(every=100),
     )
