@@ -1,16 +1,22 @@
 """Data that somebody damaged or made up, for Hypothesis: values of JSON, JSON and bytes changed in a few places."""
 
+import collections
+import contextlib
 import copy
 import os
 import resource
 from typing import Any
 
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-# The same examples every time; with HYPOTHESIS_PROFILE=thorough more of them, and new ones.
-settings.register_profile("quick", max_examples=50, deadline=None, derandomize=True, phases=[Phase.generate])
-settings.register_profile("thorough", max_examples=500, deadline=None)
+from zoo import ZooError
+
+# The same examples every time; with HYPOTHESIS_PROFILE=thorough more of them, and new ones. The fixture `accepting`
+# counts over all examples of a test.
+common = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+settings.register_profile("quick", max_examples=50, derandomize=True, phases=[Phase.generate], **common)
+settings.register_profile("thorough", max_examples=500, **common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 NASTY = [
@@ -59,19 +65,19 @@ values = st.one_of(
 
 @st.composite
 def changed(draw: Any, data: Any) -> Any:
-    """JSON data with one to three of its values, at any depth, replaced, removed, or joined by a stranger."""
+    """JSON data with one to three of its values, at any depth, replaced or removed, or with an unexpected key added."""
     data = copy.deepcopy(data)
     for _ in range(draw(st.integers(1, 3))):
         places = list(_places(data))
         if not places:
             return draw(values)
         container, key = draw(st.sampled_from(places))
-        what = draw(st.sampled_from(["replace", "replace", "replace", "remove", "join", "whole"]))
+        what = draw(st.sampled_from(["replace", "replace", "replace", "remove", "add", "whole"]))
         if what == "whole":
             data = draw(values) if draw(st.integers(0, 20)) == 0 else data
         elif what == "remove":
             del container[key]
-        elif what == "join" and isinstance(container, dict):
+        elif what == "add" and isinstance(container, dict):
             container[draw(st.text(max_size=6) | st.sampled_from(["name", "kind", "pretrained", "parent", "self"]))] = (
                 draw(values)
             )
@@ -99,6 +105,33 @@ def damaged(draw: Any, content: bytes) -> bytes:
         elif what == "end":
             del content[at:]
     return bytes(content)
+
+
+class Accepting:
+    """`with accepting("name"):` ends at a ZooError, by which an input is refused.
+
+    `check` fails where no input came to the end of such a block: then refusals alone were tested.
+    """
+
+    def __init__(self) -> None:
+        self.tried: collections.Counter[str] = collections.Counter()
+        self.accepted: collections.Counter[str] = collections.Counter()
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Any:
+        accepted = False
+        with contextlib.suppress(ZooError):
+            yield
+            accepted = True
+        self.note(name, accepted)
+
+    def note(self, name: str, accepted: bool) -> None:
+        self.tried[name] += 1
+        self.accepted[name] += accepted
+
+    def check(self) -> None:
+        assert self.tried, "no input was tried"
+        assert all(self.accepted.values()), f"accepted {dict(self.accepted)} of {dict(self.tried)}"
 
 
 def peak_megabytes() -> float:
