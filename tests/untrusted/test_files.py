@@ -56,10 +56,8 @@ def loads_or_is_refused(accepting, folder, content):
 def test_damaged_weights_load_or_are_refused(accepting, weights, data):
     content, folder = weights
     header = 8 + struct.unpack("<Q", content[:8])[0]
-    start = data.draw(damaged(content[:header]))
-    loads_or_is_refused(
-        accepting, folder, data.draw(st.sampled_from([start + content[header:], data.draw(damaged(content))]))
-    )
+    files = [data.draw(damaged(content[:header])) + content[header:], data.draw(damaged(content))]
+    loads_or_is_refused(accepting, folder, data.draw(st.sampled_from(files)))
 
 
 @given(data=st.data())
@@ -185,7 +183,8 @@ def test_a_changed_tokenizer_is_one_or_refused(accepting, kind, tmp_path_factory
     path.write_bytes(json.dumps(vocabulary).encode("utf-8", "surrogatepass"))
     makers = {"inputs": lambda: TextInputs(kind, json.dumps(vocabulary), 16), "file": lambda: read_tokenizer(path, 16)}
     for name, make in makers.items():
-        with accepting(name):
+        refused = kind == "unigram" and name == "file"  # a kind that files do not have
+        with contextlib.suppress(ZooError) if refused else accepting(name):
             inputs = make()
             tokens = inputs.encode("the cat été")
             assert (tokens < max(inputs.vocab_size, 1)).all() or len(tokens) == 0
