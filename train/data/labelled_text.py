@@ -1,6 +1,5 @@
 """Labelled texts: modules of the standard library (built in), a table, or TFDS."""
 
-import csv
 import dataclasses
 import pathlib
 
@@ -88,7 +87,7 @@ def read_table(path: pathlib.Path) -> tuple[str, dict[str, list[tuple[str, int]]
 
 def _rows(file: pathlib.Path) -> list[tuple[str, str]] | None:
     """Pairs of text and label; None where the header names no label."""
-    rows = list(csv.reader(read_text(file).split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = [line.split("\t") for line in read_text(file).split("\n")]
     text, label = 0, 1
     header = [name.strip().lower() for name in rows[0]]
     if "sentence" in header or "text" in header:
@@ -98,7 +97,7 @@ def _rows(file: pathlib.Path) -> list[tuple[str, str]] | None:
         label, rows = header.index("label"), rows[1:]
     pairs = []
     for number, row in enumerate(rows, start=1):
-        if row:
+        if row != [""]:
             if len(row) <= max(text, label):
                 raise ZooError(f"{str(file)!r}: row {number} has {len(row)} columns, not a text and a label by a tab")
             pairs.append((row[text], row[label].strip()))

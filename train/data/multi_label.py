@@ -87,11 +87,16 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 def read_table(path: pathlib.Path, size: tuple[int, int]) -> tuple[str, dict[str, ArraySplit], tuple[str, ...]]:
     """Name, splits and the sorted labels of a table; images become RGB of `size` (height, width).
 
-    ZooError for a table without the columns, an unknown split, or a file that is no image.
+    ZooError for a table without the columns, a row without a file, an unknown split, or a file that is no image.
     """
-    rows = list(csv.DictReader(read_text(path).splitlines()))
+    try:
+        rows = list(csv.DictReader(read_text(path).splitlines()))
+    except csv.Error as error:
+        raise ZooError(f"{str(path)!r} is no CSV file: {error}") from None
     if not rows or not {"file", "labels"} <= {*rows[0]}:
         raise ZooError(f"{str(path)!r} must have the columns file and labels, and a row; it has {[*rows[:1]]!r:.80}")
+    if short := next((number for number, row in enumerate(rows, start=1) if not row["file"]), None):
+        raise ZooError(f"{str(path)!r}: row {short} names no file")
     found = [[label.strip() for label in (row["labels"] or "").split(";") if label.strip()] for row in rows]
     labels = tuple(sorted({label for some in found for label in some}))
     if not labels:

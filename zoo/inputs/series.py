@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -146,6 +147,10 @@ def _number(text: str) -> float | None:
 
 def _read_npz(path: pathlib.Path) -> tuple[list[str], np.ndarray]:
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())  # uncompressed
+        if size > MOST_BYTES:
+            raise ValueError(f"it has {size:,} bytes, more than {MOST_BYTES:,}")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name], np.float64) for name in file.files}
     except Exception as error:  # a damaged zip, an array of objects
