@@ -1,9 +1,11 @@
 """Weights, images, tokenizers and texts that somebody damaged or made up: a ZooError, or what a whole file gives."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import struct
+import zipfile
 
 import jax
 import numpy as np
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import zoo
-from train import PairData, TextData
+from train import LabelledTextData, MultiLabelData, PairData, SeriesData, TextData
 from zoo import ZooError
 from zoo.inputs.image import ImageInputs
 from zoo.inputs.text import TextInputs, learn, read_tokenizer
@@ -206,10 +208,60 @@ def test_any_text_is_tokens_or_refused(accepting, kind, text):
 tokenizers = {kind: learn(kind, TEXTS, 300, 16) for kind in ("char", "byte", "bpe", "word", "wordpiece", "unigram")}
 
 
-@given(content=st.binary(max_size=2000) | damaged("\n".join(f"{t}\t{t}" for t in TEXTS * 4).encode()))
-def test_any_file_is_a_text_or_pairs_to_train_on_or_refused(accepting, tmp_path_factory, content):
-    path = tmp_path_factory.getbasetemp() / "data.tsv"
-    path.write_bytes(content)
-    for config in (TextData(path=str(path), context=8), PairData(path=str(path))):
-        with accepting(type(config).__name__):
-            config.load((8,))
+PAIRS = "\n".join(f"{text}\t{text}" for text in TEXTS * 4).encode()
+LABELLED = "sentence\tlabel\n" + "\n".join(f"{text}\t{len(text) % 2}" for text in TEXTS * 4)
+SERIES = "day,x,y\n" + "\n".join(f"2026-01-{i:02},{i / 7},{i * i}" for i in range(40))
+
+TABLE = "labels,file,split\n" + "".join(f"{'a cat; the mat; ' * 20},{i % 2}.png,train\n" for i in range(4))
+
+
+def array_file(**arrays):
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "source"),
+    [
+        ("data.txt", PAIRS, TextData(context=8)),
+        ("data.tsv", PAIRS, PairData()),
+        ("data.tsv", LABELLED.encode(), LabelledTextData(context=8)),
+        ("data.csv", SERIES.encode(), SeriesData(context=4, warmup=1, horizon=1)),
+        ("data.npz", array_file(x=np.arange(40.0), y=np.ones(40)), SeriesData(context=4, warmup=1, horizon=1)),
+        ("table.csv", TABLE.encode(), MultiLabelData()),
+    ],
+)
+@given(data=st.data())
+def test_any_file_is_data_to_train_on_or_refused(accepting, name, whole, source, tmp_path_factory, data):
+    folder = tmp_path_factory.getbasetemp()
+    for i in range(2):
+        (folder / f"{i}.png").write_bytes(encoded("PNG"))
+    (folder / name).write_bytes(data.draw(damaged(whole) | st.binary(max_size=2000)))
+    with accepting(type(source).__name__):
+        dataset = dataclasses.replace(source, path=str(folder / name)).load((8, 8, 3))
+        for array in dataset.train.read(np.arange(1)).values():
+            assert np.isfinite(array).all()
+
+
+@pytest.mark.parametrize("source", [LabelledTextData(context=8), PairData(), TextData(context=8)])
+def test_a_text_of_any_length_is_read(source, tmp_path):
+    """Longer than the 131,072 characters to which Python's csv limits a field."""
+    (tmp_path / "data.tsv").write_text(f"{'x' * 200_000}\ta\nshort\tb\n")
+    dataset = dataclasses.replace(source, path=str(tmp_path / "data.tsv"), validation_fraction=0.0).load((8,))
+    assert dataset.train.size >= 2
+
+
+def test_a_compressed_table_larger_than_memory_is_refused_before_it_is_read(tmp_path):
+    before = peak_megabytes()
+    with (
+        zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("x.npy", "w", force_zip64=True) as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (2**27,)})
+        for _ in range(2**10):
+            file.write(bytes(2**20))
+    assert (tmp_path / "bomb.npz").stat().st_size < 2**21
+    with pytest.raises(ZooError, match="more than"):
+        SeriesData(path=str(tmp_path / "bomb.npz")).load(())
+    assert peak_megabytes() - before < 100
