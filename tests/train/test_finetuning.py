@@ -83,7 +83,9 @@ def test_lora_moves_only_its_targets_and_the_head(scan_layers):
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_rates_by_depth(scan_layers):
-    optimizer = make_optimizer(OptimizerConfig("sgd", 1.0, "constant", layer_decay=0.5), 10, embeddings=Encoder.embeddings)
+    optimizer = make_optimizer(
+        OptimizerConfig("sgd", 1.0, "constant", layer_decay=0.5), 10, embeddings=Encoder.embeddings
+    )
     gradients = jax.tree.map(jnp.ones_like, params())
     if scan_layers:
         gradients = stacked(gradients, params(True))
