@@ -234,7 +234,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, seed: int = 0, embeddings: Sequence[str] = ()
+    config: OptimizerConfig, steps: int, *, seed: int = 0, embeddings: Sequence[str] = ()
 ) -> optax.GradientTransformation:
     """The chain. Where the optimizer has no decoupled weight decay of its own, the decay is added to the gradient.
 

@@ -85,7 +85,7 @@ class Parts:
         layout = make_layout(config.parallel, rows, micro, config.mesh, rules)
         check_model(model, zoo.model_info(config.model.name).family, dataset.inputs.shape, layout.sizes)
         embeddings = getattr(model, "embeddings", ())
-        optimizer = make_optimizer(config.optimizer, config.steps, config.seed, embeddings)
+        optimizer = make_optimizer(config.optimizer, config.steps, seed=config.seed, embeddings=embeddings)
         return cls(config, dataset, layout, model_args, model, optimizer)
 
     def batches(self) -> Any:
