@@ -17,7 +17,7 @@ from train.config import Config, ModelConfig
 from train.data.source import Dataset
 from train.evaluate import Evaluator
 from train.mesh import check_model
-from train.optimizer import OptimizerConfig, check_patterns, make_optimizer
+from train.optimizer import check_patterns, make_optimizer
 from train.sharding import Layout, make_layout
 from train.step import TrainState, init_state, make_train_step
 from train.tasks.task import Task
@@ -95,9 +95,17 @@ class Parts:
 
     def begin(self, variables: Any) -> TrainState:
         """The state before the first step, without constants; a pure function of the variables."""
-        config = self.config
-        about = config.task, self.model, self.dataset, self.optimizer, config.optimizer, config.batch_size, config.seed
-        return initial_state(*about, variables)
+        config, settings = self.config, self.config.optimizer
+        check_patterns(settings, variables["params"])
+        if any(leaf.dtype == np.float16 for leaf in jax.tree.leaves(variables["params"])):
+            raise ZooError(
+                "parameters in float16 lose small updates, and an optimizer's squares are 0 in it: leave param_dtype "
+                "float32; model.args dtype=float16 with optimizer.loss-scale computes in float16"
+            )
+        key = jax.random.fold_in(jax.random.key(config.seed), BEGIN)
+        extra = config.task.begin(self.model, variables, self.dataset.inputs, config.batch_size, key)
+        extra = dataclasses.replace(extra, carry=config.task.carry(self.model, config.batch_size))
+        return init_state(variables, self.optimizer, settings.ema is not None, extra, settings.loss_scale)
 
     def first_state(self) -> TrainState:
         """The placed state before the first step, without constants."""
@@ -126,28 +134,6 @@ class Parts:
     def evaluator(self) -> Evaluator:
         size = self.config.batch_size // self.config.optimizer.accumulate
         return Evaluator(self.config.task, self.model, self.dataset.inputs, self.layout, size)
-
-
-def initial_state(
-    task: Task,
-    model: nn.Module,
-    dataset: Dataset,
-    optimizer: optax.GradientTransformation,
-    settings: OptimizerConfig,
-    batch_size: int,
-    seed: int,
-    variables: Any,
-) -> TrainState:
-    check_patterns(settings, variables["params"])
-    if any(leaf.dtype == np.float16 for leaf in jax.tree.leaves(variables["params"])):
-        raise ZooError(
-            "parameters in float16 lose small updates, and an optimizer's squares are 0 in it: leave param_dtype "
-            "float32; model.args dtype=float16 with optimizer.loss-scale computes in float16"
-        )
-    key = jax.random.fold_in(jax.random.key(seed), BEGIN)
-    extra = task.begin(model, variables, dataset.inputs, batch_size, key)
-    extra = dataclasses.replace(extra, carry=task.carry(model, batch_size))
-    return init_state(variables, optimizer, settings.ema is not None, extra, settings.loss_scale)
 
 
 def initial_variables(settings: ModelConfig, seed: int, model: nn.Module, dataset: Dataset, layout: Layout) -> Any:

@@ -22,7 +22,7 @@ from train.data.source import Dataset
 from train.evaluate import make_eval_step
 from train.mesh import check_model, mesh_sizes, where_it_fits
 from train.optimizer import make_optimizer
-from train.setup import initial_state
+from train.setup import Parts
 from train.sharding import Layout, make_layout
 from train.step import init_state, make_train_step
 from train.tasks.task import Extra
@@ -168,8 +168,7 @@ def test_a_first_state_drawn_on_a_mesh_equals_that_of_one_device(case):
     args, kwargs = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), inputs.example())
     drawn = layout.draw(partial(model.init, **kwargs), jax.random.key(config.seed), *args)
     dataset = Dataset("none", None, None, None, inputs)
-    begin = partial(initial_state, config.task, model, dataset, optimizer, config.optimizer, BATCH, config.seed)
-    begun = layout.begin(begin, drawn)
+    begun = layout.begin(Parts(config, dataset, layout, {}, model, optimizer).begin, drawn)
     jax.tree.map(np.testing.assert_array_equal, layout.fetch(begun), state)
     assert jax.tree.map(lambda leaf: leaf.sharding, begun) == layout.shardings(state)
 
