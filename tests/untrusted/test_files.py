@@ -195,6 +195,19 @@ def test_a_changed_tokenizer_is_one_or_refused(accepting, kind, tmp_path_factory
             inputs.batch(["the cat", ""])
 
 
+def test_token_ids_may_have_gaps_within_bounds():
+    """Models are as large as the highest id; tokens beyond the number of tokens are no error."""
+    vocabulary = json.loads(learn("word", TEXTS, 300, 16).vocabulary)
+    vocabulary["model"]["vocab"]["the"] = 1000
+    inputs = TextInputs("word", json.dumps(vocabulary), 16)
+    assert inputs.vocab_size == len(inputs.characters) == 1001
+    assert inputs.encode("the").tolist() == [1000]
+    assert (inputs.decode([1000]), inputs.characters[1000]) == ("the", 4)
+    vocabulary["model"]["vocab"]["the"] = 2**31
+    with pytest.raises(ZooError, match=r"has a token of id 2,147,483,648; ids must be below 4,194,304"):
+        TextInputs("word", json.dumps(vocabulary), 16).model_args()
+
+
 @pytest.mark.parametrize("kind", ["char", "byte", "bpe", "word", "wordpiece", "unigram"])
 @given(text=st.text())
 def test_any_text_is_tokens_or_refused(accepting, kind, text):

@@ -25,6 +25,7 @@ from zoo.inputs.base import Inputs
 TOKENIZERS = ("char", "byte", "bpe", "word", "wordpiece", "unigram")
 UNKNOWN, BEGIN, END, MASK = "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 MOST_LENGTH = 2**24  # maximum of `length`
+MOST_TOKENS = 2**22  # limit of token ids
 SPECIAL = ("[PAD]", UNKNOWN, BEGIN, END, MASK)  # tokens of wordpiece, in BERT's order
 
 
@@ -62,9 +63,15 @@ class TextInputs(Inputs):
 
     @functools.cached_property
     def vocab_size(self) -> int:
+        """One more than the highest token id; the ids of an existing tokenizer may have gaps."""
         if self.tokenizer == "byte":
             return 256
-        return len(self.vocabulary) if self.tokenizer == "char" else self._library.get_vocab_size()
+        if self.tokenizer == "char":
+            return len(self.vocabulary)
+        size = max(self._library.get_vocab().values(), default=-1) + 1
+        if size > MOST_TOKENS:
+            raise ZooError(f"the vocabulary has a token of id {size - 1:,}; ids must be below {MOST_TOKENS:,}")
+        return size
 
     @functools.cached_property
     def characters(self) -> np.ndarray:
