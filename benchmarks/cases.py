@@ -218,6 +218,9 @@ COSTLY = ("gpt2-medium", "imagenet-resnet50")  # recipes whose chip-hours the do
 QUALITY: dict[str, str] = {
     "cnn": "{accuracy:.1f} %",
     "digits-finetune": "{accuracy:.1f} %",
+    "digits-distill": "{accuracy:.1f} %",
+    "digit-scenes": "mean average precision {mean_average_precision:.3f}",
+    "mackey-glass": "NRMSE {nrmse:.4f}",
     "mnist": "{accuracy:.2f} %",
     "mnist-lenet": "{accuracy:.2f} %",
     "cifar10": "{accuracy:.1f} %; last weights {last_accuracy:.1f} %",
