@@ -74,5 +74,5 @@ def inputs_from_json(data: dict[str, Any]) -> Inputs:
         raise unknown("kind of inputs", str(kind), _KINDS)
     try:
         return _KINDS[kind](**fields)
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise ZooError(f"inputs of kind {kind} do not fit: {error}") from None

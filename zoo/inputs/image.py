@@ -38,7 +38,7 @@ class ImageInputs(Inputs):
             if not isinstance(getattr(self, name), list | tuple):
                 raise ZooError(f"{name} must be a list, not {getattr(self, name)!r:.80}")
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        sides = all(isinstance(n, int) and 1 <= n <= MOST_SIDE for n in self.shape)
+        sides = all(type(n) is int and 1 <= n <= MOST_SIDE for n in self.shape)
         if not sides or not all(math.isfinite(value) for value in (*self.mean, *self.std)) or 0 in self.std:
             raise ZooError(f"shape {self.shape}, mean {self.mean} and std {self.std} do not describe images")
         if not all(isinstance(label, str) for label in self.labels):

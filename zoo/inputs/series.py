@@ -50,7 +50,7 @@ class SeriesInputs(Inputs):
             raise ZooError("mean and std must be finite numbers, std above 0")
         if not len(self.columns) == len(self.mean) == len(self.std):
             raise ZooError(f"mean and std must have a number for each of the {len(self.columns)} columns")
-        if not all(isinstance(n, int) and 1 <= n <= 2**20 for n in (self.horizon, self.length)):
+        if not all(type(n) is int and 1 <= n <= 2**20 for n in (self.horizon, self.length)):
             raise ZooError(f"horizon {self.horizon!r} and length {self.length!r} must be whole numbers of at least 1")
 
     @property

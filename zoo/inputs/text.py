@@ -50,7 +50,8 @@ class TextInputs(Inputs):
         object.__setattr__(self, "labels", tuple(self.labels))
         if not all(isinstance(label, str) for label in self.labels):
             raise ZooError(f"labels must be strings, not {self.labels!r:.80}")
-        if not isinstance(self.length, int | np.integer) or not 0 <= self.length <= MOST_LENGTH:
+        whole = isinstance(self.length, int | np.integer) and not isinstance(self.length, bool)
+        if not whole or not 0 <= self.length <= MOST_LENGTH:
             raise ZooError(f"length must be a whole number from 0 to {MOST_LENGTH}, not {self.length!r}")
         if self.tokenizer == "char" and not self.vocabulary:
             raise ZooError("a char vocabulary must have at least one character")
