@@ -32,9 +32,12 @@ from zoo.weights import save_native
 from zoo.weights.huggingface.folder import from_pretrained, save_pretrained
 
 IMAGES = {"kind": "image", "shape": [32, 32, 1], "mean": [0.5], "std": [0.5], "labels": list("abc")}
+SERIES = {"kind": "series", "columns": ["x", "y"], "targets": ["x"], "mean": [0.5, 0], "std": [1.0, 2], "horizon": 2}
+SERIES["length"] = 8
 LETTERS = {"kind": "text", "tokenizer": "char", "vocabulary": "abc", "length": 8, "labels": []}
 MODELS = {
     "lenet5": ({"num_classes": 3}, IMAGES),
+    "lstm_forecaster": ({"num_targets": 1, "hidden_size": 4}, SERIES),
     "lstm_lm": ({"vocab_size": 3, "hidden_size": 4, "num_layers": 1}, LETTERS),
     "gpt2": ({"vocab_size": 3, "hidden_size": 4, "num_layers": 1, "num_heads": 2, "max_length": 8}, LETTERS),
     "seq2seq_lstm": (
@@ -42,6 +45,9 @@ MODELS = {
         {"kind": "pair", "source": LETTERS, "target": LETTERS, "lowercase": False},
     ),
 }
+
+
+RAW = {"image": np.zeros((40, 30, 3), np.uint8), "series": np.zeros((9, 2))}
 
 
 def initial(name, args, inputs):
@@ -101,7 +107,7 @@ def test_a_changed_export_loads_or_is_refused(accepting, export, data):
         args, kwargs = run.inputs.example()
         jax.eval_shape(run.model.apply, run.variables, *args, **kwargs)
         with accepting("batch"):
-            run.inputs.batch([np.zeros((40, 30, 3), np.uint8) if run.inputs.kind == "image" else "abc"])
+            run.inputs.batch([RAW.get(run.inputs.kind, "abc")])
 
 
 @given(data=st.data())
