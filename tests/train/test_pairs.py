@@ -101,7 +101,7 @@ def test_both_sides_may_share_a_vocabulary_and_lose_their_capitals():
     assert list(shared.model_args()) == ["vocab_size"]
     np.testing.assert_array_equal(shared.encode("ZWEI"), shared.encode("zwei"))
     assert shared.shape == (20,)
-    with pytest.raises(zoo.ZooError, match="a shared vocabulary is of one tokenizer, not of word and bpe"):
+    with pytest.raises(zoo.ZooError, match="a shared vocabulary needs one tokenizer, not word and bpe"):
         learn_pairs(PAIRS, ("word", "bpe"), 300, (9, 9), shared=True, lowercase=False)
 
 
@@ -109,7 +109,7 @@ def test_unknown_characters_are_one_token_and_sources_too_long_or_empty_are_refu
     inputs = PairInputs(TextInputs("char", "abc", 5), TextInputs("char", "xyz", 5))
     assert inputs.encode("aqb").tolist() == [SPECIAL, UNKNOWN, SPECIAL + 1, END]
     assert inputs.decode([SPECIAL, UNKNOWN, SPECIAL + 2]) == "x\ufffdz"
-    with pytest.raises(zoo.ZooError, match="the source has 6 tokens, more than the 5 that the model takes: 'abcab'"):
+    with pytest.raises(zoo.ZooError, match="the source has 6 tokens, more than the model's limit of 5: 'abcab'"):
         inputs.encode("abcab")
     with pytest.raises(zoo.ZooError, match="at least one character"):
         inputs.encode("  ")
