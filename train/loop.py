@@ -183,7 +183,7 @@ class Trainer:
         both = {name: metrics[name] for name in dict.fromkeys(("loss", task.metric)) if name in metrics}
         line = f"step {self.step}/{self.config.steps}  {shown(both)}"
         if steps_per_second:  # no step was timed where the first one, which is compiled, is the only one
-            rate = steps_per_second * sums["count"] / steps
+            rate = steps_per_second * sums.get(task.unit, sums["count"]) / steps
             left = int((self.config.steps - self.step) / steps_per_second)
             line += f"  {rate:,.0f} {task.unit}/s  {left // 60}:{left % 60:02d} left"
             self.records.event(f"{task.unit}_per_second", rate, self.step)

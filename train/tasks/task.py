@@ -50,8 +50,10 @@ class Loss:
     """What `Task.loss` returns. Gradients are those of `total`, divided by `count`, over the global batch."""
 
     total: jax.Array  # the loss, summed over what is counted, float32 []
-    count: jax.Array  # how many examples, or tokens, float32 []
-    sums: Mapping[str, jax.Array]  # what `metrics` needs, arrays of any shape that add up over batches
+    count: jax.Array  # how many examples, or tokens, or the sum of their weights, float32 []
+    # what `metrics` needs, arrays of any shape that add up over batches; where `count` is a sum of weights, also the
+    # number of `Task.unit`, by that name
+    sums: Mapping[str, jax.Array]
     carry: Any = None  # the new `Extra.carry`, where there is one
 
 
@@ -61,7 +63,7 @@ class Task(Registered):
 
     package: ClassVar[str] = "train.tasks"
     metric: ClassVar[str] = "loss"  # drawn beside the loss
-    unit: ClassVar[str] = "examples"  # what `Loss.count` counts
+    unit: ClassVar[str] = "examples"  # what is counted
     model_args: ClassVar[dict[str, Any]] = {}  # fields of the model that follow from the task
     needs: ClassVar[tuple[str, ...]] = ()  # arrays that every example must have
 
