@@ -208,7 +208,7 @@ def test_a_transformers_run_resumes_to_the_bit_and_is_of_use(of_windows, tmp_pat
     )
     assert len(capsys.readouterr().out) == len("1 green") + 90 + 1
     assert zoo_main(["generate", folder, "--prompt", "1" * 65]) == 2
-    assert "65 tokens are more than the 64 that the model reads" in capsys.readouterr().err
+    assert "the prompt has 65 tokens, more than the model's max_length of 64" in capsys.readouterr().err
     assert main(["report", folder]) == 0
     assert (tmp_path / "whole" / "report" / "report.html").read_text().count("data:image/png") == 2
     assert main(["report", folder, "--cells", "layer0:3"]) == 2

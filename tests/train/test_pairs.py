@@ -101,7 +101,7 @@ def test_both_sides_may_share_a_vocabulary_and_lose_their_capitals():
     assert list(shared.model_args()) == ["vocab_size"]
     np.testing.assert_array_equal(shared.encode("ZWEI"), shared.encode("zwei"))
     assert shared.shape == (20,)
-    with pytest.raises(zoo.ZooError, match="a shared vocabulary is of one tokenizer, not of word and bpe"):
+    with pytest.raises(zoo.ZooError, match="a shared vocabulary needs one tokenizer, not word and bpe"):
         learn_pairs(PAIRS, ("word", "bpe"), 300, (9, 9), shared=True, lowercase=False)
 
 

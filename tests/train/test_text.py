@@ -49,7 +49,7 @@ def test_unknown_characters_and_tokens_are_named():
         inputs.encode(b"abc")
     with pytest.raises(zoo.ZooError, match=r"tokenizer must be one of char, byte, bpe, .*, unigram, not 'x'"):
         TextInputs("x", "", 4)
-    with pytest.raises(zoo.ZooError, match="is not a tokenizer's JSON"):
+    with pytest.raises(zoo.ZooError, match="is not a tokenizer that the library can use"):
         TextInputs("bpe", "{}", 4).encode("a")
 
 
