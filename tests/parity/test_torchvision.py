@@ -171,7 +171,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     torch.save({"weight": Hostile()}, "hostile.pth")
     assert main(["convert", "hostile.pth", "out.safetensors"]) == 2
-    assert "reads no plain weights" in capsys.readouterr().err
+    assert "finds no plain weights" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hostile.pth"]
 
 

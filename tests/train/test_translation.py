@@ -85,7 +85,7 @@ def test_translate_on_the_command_line(run_folder, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["abcdabcdabcd"], "the source has 13 tokens, more than the 7 that the model takes"),
+        (["abcdabcdabcd"], "the source has 13 tokens, more than the model's limit of 7"),
         (["ab", " "], "at least one character"),
         (["ab", "--beam-size", "0"], "beam_size must be at least 1, not 0"),
         (["ab", "--num-best", "9"], "num_best 9 is more than beam_size 5"),
