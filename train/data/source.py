@@ -73,9 +73,6 @@ class Examples:
     def described(self) -> str:
         return f"{self.size:,} examples"
 
-    def read(self, indices: np.ndarray) -> Arrays:
-        raise NotImplementedError
-
     def batches(self, batch_size: int, seed: int, rows: np.ndarray | None = None) -> TrainBatches:
         return Batches(self, batch_size, seed, rows)
 
@@ -174,7 +171,7 @@ class Source(Registered):
 
         `inputs` are those of a run that is read back, whose vocabulary then stands.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no load")
+        raise TypeError(f"source {type(self).__name__} has no load")
 
     def check_model(self, model: type[nn.Module]) -> None:
         """ZooError for a model that cannot read these data."""
