@@ -80,6 +80,8 @@ class Parts:
     @classmethod
     def of(cls, config: Config, dataset: Dataset) -> "Parts":
         """ZooError where settings, data, model and devices do not go together."""
+        if dataset.validation is None and (config.best is not None or config.patience is not None):
+            raise ZooError(f"best and patience need validation data, which {dataset.name} does not have")
         model_args, model = make_model(config, dataset)
         rows, micro, rules = config.batch_size, config.optimizer.accumulate, rules_of(model)
         layout = make_layout(config.parallel, rows, micro, config.mesh, rules)

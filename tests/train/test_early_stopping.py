@@ -144,3 +144,11 @@ def test_a_run_that_stopped_early_stays_stopped_until_its_patience_grows(stopped
     assert undisturbed["steps"] == longer["steps"]
     metas = [fingerprint(tmp_path / name)[0][longer["steps"]]["digests"] for name in ("run", "other")]
     assert metas[0] == metas[1]
+
+
+@pytest.mark.parametrize("changes", [{"patience": 3}, {"patience": None, "best": "accuracy"}])
+def test_patience_and_best_need_validation_data(tmp_path, changes):
+    data = train.ImageData(validation_fraction=0.0)
+    with pytest.raises(ZooError, match="best and patience need validation data, which digits does not have"):
+        run(tmp_path / "x", data=data, **changes)
+    assert not (tmp_path / "x").exists()
