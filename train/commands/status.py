@@ -36,7 +36,7 @@ def status(folder: pathlib.Path) -> str:
     lines += [f"{row.pop('split')} at step {row.pop('step')}: {shown(row)}" for row in _last_rows(folder)]
     lines.append(_checkpoints(folder))
     if not alive and about.get("activity") != "finished":
-        lines.append(f"go on with: python -m train RECIPE --resume --workdir {folder}")
+        lines.append(f"resume with: python -m train RECIPE --resume --workdir {folder}")
     return "\n".join(lines)
 
 
