@@ -234,9 +234,8 @@ def test_stored_settings_name_no_host_to_connect_to(run_folder, tmp_path, monkey
 
 
 ROW = {"step": 10, "split": "train", "loss": 1.5, "accuracy": 0.5}
-lines = st.lists(
-    changed(ROW).map(json.dumps) | damaged(json.dumps(ROW).encode()).map(lambda b: b.decode("latin-1")), max_size=6
-)
+row = st.just(ROW) | changed(ROW)
+lines = st.lists(row.map(json.dumps) | damaged(json.dumps(ROW).encode()).map(lambda b: b.decode("latin-1")), max_size=6)
 
 
 @settings(max_examples=15)
