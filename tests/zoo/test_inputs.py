@@ -132,7 +132,7 @@ def test_wrong_descriptions_are_refused(data, message):
         inputs_from_json(data)
 
 
-SERIES = """
+SPECTRA = """
 import dataclasses
 from typing import ClassVar
 
@@ -143,11 +143,11 @@ from zoo.inputs import Inputs
 
 
 @dataclasses.dataclass(frozen=True)
-class SeriesInputs(Inputs):
+class SpectraInputs(Inputs):
     steps: int
     labels: tuple[str, ...] = ()
 
-    kind: ClassVar[str] = "series"
+    kind: ClassVar[str] = "spectra"
 
     @property
     def shape(self):
@@ -172,7 +172,7 @@ class SeriesInputs(Inputs):
 
 def test_inputs_of_ones_own_are_read_back_by_load(tmp_path, monkeypatch):
     monkeypatch.setattr("zoo.inputs.base._KINDS", dict(zoo.inputs.base._KINDS))
-    (tmp_path / "my_series.py").write_text(SERIES)
+    (tmp_path / "my_spectra.py").write_text(SPECTRA)
     monkeypatch.syspath_prepend(tmp_path)
     run, args = tmp_path / "run", {"hidden_size": 4, "num_layers": 1, "embedding_size": 3}
     model = zoo.create_model("lstm_encoder", **args)
@@ -180,15 +180,15 @@ def test_inputs_of_ones_own_are_read_back_by_load(tmp_path, monkeypatch):
     run.mkdir()
     zoo.weights.save_native(variables, run / "model.safetensors")
     described = {"name": "lstm_encoder", "args": args}
-    (run / "config.json").write_text(json.dumps({"model": described, "inputs": {"kind": "series", "steps": 5}}))
-    with pytest.raises(zoo.ZooError, match="unknown kind of inputs 'series'; there are image, pair, text"):
+    (run / "config.json").write_text(json.dumps({"model": described, "inputs": {"kind": "spectra", "steps": 5}}))
+    with pytest.raises(zoo.ZooError, match="unknown kind of inputs 'spectra'; there are image, pair, series, text"):
         zoo.load(run)
-    own = importlib.import_module("my_series")
+    own = importlib.import_module("my_spectra")
     try:
         found = zoo.load(run)
     finally:
-        del sys.modules["my_series"]
-    assert found.inputs == own.SeriesInputs(5)
+        del sys.modules["my_spectra"]
+    assert found.inputs == own.SpectraInputs(5)
     assert inputs_from_json(json.loads(json.dumps(found.inputs.to_json()))) == found.inputs
     assert found.inputs.model_args() == {}
     positional, named = found.inputs.arguments(found.inputs.batch([range(7), range(3)]))

@@ -23,6 +23,7 @@ TINY = {
     "lstm": {"hidden_size": 8, "num_layers": 2, "bidirectional": True},
     "lstm_classifier": {"hidden_size": 8, "embedding_size": 6, "vocab_size": 11, "pooling": "attention"},
     "lstm_encoder": {"hidden_size": 8, "embedding_size": 6, "num_layers": 2},
+    "lstm_forecaster": {"hidden_size": 8, "num_layers": 2},
     "lstm_sentence_encoder": {"hidden_size": 8, "embedding_size": 6, "vocab_size": 11, "num_layers": 1},
 }
 B, T = 3, 7

@@ -145,7 +145,8 @@ def test_a_tiny_model_runs(name):
 
 def test_every_architecture_has_a_tiny_model():
     classes = {zoo.model_info(name).module_class for name in zoo.list_models(family="cnn")}
-    assert classes == {zoo.model_info(name).module_class for name in TINY}
+    ours = {cls for cls in classes if cls.__module__.startswith("zoo.")}  # other tests register models of their own
+    assert ours == {zoo.model_info(name).module_class for name in TINY}
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -333,7 +334,9 @@ def test_every_file_of_a_familys_folder_is_imported(family):
     assert len(files) >= 5
     assert {f"zoo.{family}.{name}" for name in files} <= set(sys.modules)
     registered = {info.module_class.__module__ for info in map(zoo.model_info, zoo.list_models(family=family))}
-    assert all(module.startswith(f"zoo.{family}.") for module in registered)
+    ours = {module for module in registered if module.startswith("zoo.")}  # other tests register models of their own
+    assert ours
+    assert all(module.startswith(f"zoo.{family}.") for module in ours)
 
 
 def test_zoo_never_imports_train():
