@@ -8,6 +8,7 @@ import pytest
 from benchmarks import savings
 
 
+@pytest.mark.slow
 def test_a_row_for_each_way_beside_the_plain_step(tmp_path, monkeypatch):
     assert jax.device_count() == savings.DEVICES
     names = ("plain", "not donated", "accumulate=4", "fsdp=8", "fsdp=4,context=2")

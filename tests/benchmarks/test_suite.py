@@ -148,6 +148,7 @@ def test_run_lists_the_cases(capsys):
     assert len(lines) == 6
 
 
+@pytest.mark.slow
 def test_a_case_that_fails_is_named_at_the_end(monkeypatch, capsys):
     monkeypatch.setattr(cases, "LINES", [cases.line("", "", "loop --recipe cn", "loop --recipe cnm")])
     with pytest.raises(ZooError, match="2 failed: loop --recipe cn; loop --recipe cnm"):

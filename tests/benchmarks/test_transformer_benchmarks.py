@@ -81,6 +81,7 @@ def test_a_peer_that_generates_other_tokens_is_refused(tmp_path):
         decoding.peer_decoding(config, model, variables, prompts, (generated + 1) % 64)
 
 
+@pytest.mark.slow
 def test_compile_seconds_by_depth(tmp_path):
     sizes = {"hidden_size": 8, "num_heads": 2, "batch_size": 2, "length": 8, "vocab_size": 11}
     rows = compiling.run(compiling.CompileConfig((1, 2), **sizes, output=str(tmp_path / "x.csv")))

@@ -63,7 +63,13 @@ def test_the_two_commands_stand_after_their_marks(path):
     }
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if blocks(path, "python")], ids=name)
+SLOW = ("deployment.md", "your-own-model.md")  # the nightly workflow runs their code
+CODE = [path for path in PAGES if blocks(path, "python")]
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, marks=pytest.mark.slow if p.name in SLOW else (), id=name(p)) for p in CODE]
+)
 def test_code_runs(path, tmp_path):
     code = blocks(path, "python")
     lines = []  # each block at the lines of the page that it is on

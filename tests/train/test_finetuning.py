@@ -154,6 +154,7 @@ def masked(tmp_path, **changes):
     return dataclasses.replace(config, eval_every=400, model=model, **changes)
 
 
+@pytest.mark.slow
 def test_a_masked_language_model_learns_and_fills(tmp_path, capsys):
     result = run(masked(tmp_path))
     assert result["validation"]["accuracy"] > 0.8  # guessing gives 0.17

@@ -198,6 +198,7 @@ def test_each_window_is_evaluated_by_itself(of_windows):
     assert metrics["loss"] == pytest.approx(total / split.size, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_transformers_run_resumes_bit_exactly_and_generates(of_windows, tmp_path, capsys):
     train.run(dataclasses.replace(of_windows, workdir=str(tmp_path / "whole")))
     assert_resumes(tmp_path / "whole", of_windows, tmp_path / "half")

@@ -240,6 +240,7 @@ def test_a_full_disk_while_saving_leaves_the_checkpoints_intact(tmp_path):
     zoo.load(workdir)
 
 
+@pytest.mark.slow
 def test_events_that_find_the_disk_full_are_lost_without_a_word(tmp_path):
     """The run has one error line; nothing is printed as events are written or as Python ends."""
     limited = ["bash", "-c", "trap '' XFSZ; ulimit -f 4; exec \"$@\"", "bash"]

@@ -59,6 +59,9 @@ CASES = [
 ]
 
 
+QUICK = ("cnn", "lstm", "gpt", "blocked", "llama")
+
+
 @pytest.fixture(autouse=True)
 def _small_arrays_are_large(monkeypatch):
     monkeypatch.setattr(partition, "LARGE", 2**8)
@@ -136,7 +139,10 @@ def steps(case, mesh, n=3):
     return (layout.fetch(state), seen, layout.fetch(sums)), jax.tree.map(lambda leaf: leaf.sharding, state)
 
 
-@pytest.mark.parametrize(("case", "mesh"), CASES)
+@pytest.mark.parametrize(
+    ("case", "mesh"),
+    [pytest.param(*case, marks=() if case[0] in QUICK else pytest.mark.slow) for case in CASES],
+)
 def test_a_mesh_agrees_with_one_device(case, mesh):
     assert_close(steps(case, None)[0], steps(case, mesh)[0])
 

@@ -71,6 +71,7 @@ def on_one_device():
     return steps(config(), "jit")
 
 
+@pytest.mark.slow
 def test_mixing_on_a_mesh_is_mixing_on_one_device():
     """With two examples a device, the neighbour of every second one lies on another device."""
     augment = AugmentConfig(crop_area=0.5, rand_layers=1, cutout=3, mixup=1.0, cutmix=1.0)

@@ -92,6 +92,7 @@ def text_run(tmp_path_factory):
     return workdir, finish_all(2, *TEXT, "--workdir", workdir)
 
 
+@pytest.mark.slow
 def test_two_processes_end_a_language_model_with_a_sample(text_run):
     workdir, outputs = text_run
     assert "a sample:" in outputs[0]
@@ -100,6 +101,7 @@ def test_two_processes_end_a_language_model_with_a_sample(text_run):
     assert zoo.generate(zoo.load(workdir), "The", length=3)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_one_process_cannot_read_is_restored_by_none(text_run, tmp_path):
     """The file of shards that the second process wrote is truncated."""
     workdir = tmp_path / "run"
@@ -226,6 +228,7 @@ def test_a_stalled_process_is_named_and_ctrl_c_to_one_saves(tmp_path):
     assert not (workdir / ".beats").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_interrupts_the_evaluation_of_all_processes(tmp_path):
     """On the standard library's sources, whose evaluation takes some seconds."""
     workdir = tmp_path / "run"

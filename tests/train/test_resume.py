@@ -69,7 +69,7 @@ def assert_same_after_kills(mode, undisturbed, workdir, seed, kills):
     assert fingerprint(workdir) == fingerprint(undisturbed(mode))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["jit", pytest.param("mesh", marks=pytest.mark.slow)])
 def test_resume_after_kill_is_bit_exact(mode, undisturbed, tmp_path):
     assert_same_after_kills(mode, undisturbed, tmp_path / "run", seed=0, kills=2)
 
@@ -175,7 +175,7 @@ def test_if_every_checkpoint_is_broken_no_run_starts(undisturbed, tmp_path):
     assert (workdir / "metrics.jsonl").read_text() == (undisturbed("jit") / "metrics.jsonl").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_leaves(number, undisturbed, tmp_path):
     workdir = tmp_path / "run"
     process = start("cnn", "--workdir", workdir, *TINY)

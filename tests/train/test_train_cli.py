@@ -53,6 +53,7 @@ def test_resume_keeps_the_folders_settings_when_flags_are_left_out(run_folder):
     assert "seed was 0, not 4" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_on_a_mesh_resumes_with_another_number_of_devices(tmp_path, monkeypatch, recwarn):
     """From eight to one: the mesh of its settings is dropped, one that a flag gives is kept."""
     model = train.ModelConfig("simple_cnn", {"widths": (4,), "hidden_size": 16})

@@ -136,6 +136,7 @@ def decoder():
     )
 
 
+@pytest.mark.slow
 def test_a_decoders_greedy_answer_is_the_argmax_of_the_whole_sequence(decoder):
     prompts, lengths = np.array([[1, 2, 3, 4], [4, 1, 0, 0]]), np.array([4, 2])
     (tokens,) = sample(decoder.model, decoder.variables, prompts, 8, Sampling(temperature=0), lengths=lengths)
