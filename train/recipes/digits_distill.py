@@ -1,10 +1,13 @@
 """A small student of the CNN of `cnn`: knowledge distillation on scikit-learn's digits, offline.
 
-python -m train cnn && python -m train digits-distill
+    python -m train cnn && python -m train digits-distill
 
-Data: scikit-learn's digits
-Result: not run
-Time: not run
+    Data: scikit-learn's digits
+    Result: test accuracy 96.3 % (seeds 0, 1, 2)
+    Time: 5 s
+
+The student has 2,458 parameters, 4.6 % of the teacher's 53,002. On labels alone, with --task.alpha 0, it reaches 95.5 %
+(95.6, 95.0, 95.8 %; with the teacher 97.2, 95.0, 96.7 %). The time is without the teacher's.
 """
 
 from train import AugmentConfig, Config, Distillation, ImageData, LogConfig, ModelConfig, OptimizerConfig

@@ -3,10 +3,12 @@
     python -m train mackey-glass
 
     Data: the Mackey-Glass equation, computed
-    Result: not run
-    Time: not run
+    Result: test NRMSE 0.0109 (seeds 0, 1, 2)
+    Time: 8 s
 
-The benchmark of Jang 1993: 500 rows train, the next 500 test.
+The benchmark of Jang 1993: 500 rows train (the last 50 of them validate here), the next 500 test. NRMSE is the root
+mean squared error over the standard deviation of the series, there called NDEI. Jang's table has 0.007 for ANFIS, 0.02
+for a back-propagation network, 0.06 for cascade correlation and 0.19 for an autoregressive model.
 """
 
 from train import Config, Forecasting, LogConfig, ModelConfig, OptimizerConfig, SeriesData
