@@ -229,8 +229,8 @@ def test_evaluation_is_not_weighted(trained):
     ("settings", "message"),
     [
         ({"class_weights": {"cta": 2.0}}, "unknown label in task.class-weights 'cta'; did you mean cat"),
-        ({"class_weights": {"cat": float("inf")}}, "task.class-weights cat must be a number of at least 0, not inf"),
-        ({"class_weights": {"cat": True}}, "task.class-weights cat must be a number of at least 0, not True"),
+        ({"class_weights": {"cat": float("inf")}}, "task.class-weights cat must be a number above 0, not inf"),
+        ({"class_weights": {"cat": True}}, "task.class-weights cat must be a number above 0, not True"),
         ({"class_weights": WEIGHTS, "balance_classes": True}, "set one of them"),
     ],
 )

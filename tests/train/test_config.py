@@ -149,8 +149,8 @@ def test_recipes_are_valid_and_survive_json(name):
         ("log.every", 0, "log.every must be at least 1"),
         ("keep", 0, "keep must be at least 1"),
         ("patience", 0, "patience must be at least 1, not 0"),
-        ("task.class_weights", {"3": -1}, "task.class-weights 3 must be a number of at least 0, not -1"),
-        ("task.class_weights", {"3": "much"}, "task.class-weights 3 must be a number of at least 0, not 'much'"),
+        ("task.class_weights", {"3": 0}, "task.class-weights 3 must be a number above 0, not 0"),
+        ("task.class_weights", {"3": "much"}, "task.class-weights 3 must be a number above 0, not 'much'"),
     ],
 )
 def test_values_out_of_range_are_refused(setting, value, message):

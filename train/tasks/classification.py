@@ -52,8 +52,8 @@ class Classification(Task):
         if not 0 <= self.label_smoothing < 1:
             raise ZooError(f"task.label-smoothing must be in [0, 1), not {self.label_smoothing}")
         for label, weight in self.class_weights.items():
-            if not (fits(weight, float) and math.isfinite(weight) and weight >= 0):
-                raise ZooError(f"task.class-weights {label} must be a number of at least 0, not {weight!r}")
+            if not (fits(weight, float) and math.isfinite(weight) and weight > 0):
+                raise ZooError(f"task.class-weights {label} must be a number above 0, not {weight!r}")
         if self.class_weights and self.balance_classes:
             raise ZooError("task.balance-classes computes the weights that task.class-weights gives; set one of them")
         self.augment.check()
