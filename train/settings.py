@@ -71,7 +71,7 @@ class Registered:
                 importlib.import_module(found.name)
         if name not in cls._kinds:
             error = unknown(cls.__name__.lower(), name, cls._kinds)
-            raise ZooError(f"{error}; one of a recipe file of your own is known once that is named: --recipe FILE")
+            raise ZooError(f"{error}; a class of your own recipe file is found with --recipe FILE")
         return cls._kinds[name]
 
     def check(self) -> None:

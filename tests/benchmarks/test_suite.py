@@ -155,6 +155,7 @@ def test_a_case_that_fails_is_named_at_the_end(monkeypatch, capsys):
         campaign.run(campaign.RunConfig(("loop",)))
 
 
+@pytest.mark.slow
 def test_quality_from_seed_to_result(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = "import dataclasses\nfrom train.recipes.cnn import config as whole\n\n\ndef config():\n"

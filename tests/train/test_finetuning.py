@@ -175,6 +175,7 @@ def test_masked_language_modelling_needs_a_mask_and_an_encoder(tmp_path):
         run(dataclasses.replace(config, workdir=str(tmp_path / "c"), model=model))
 
 
+@pytest.mark.slow
 def test_fine_tuning_from_a_folder_of_transformers(tmp_path):
     """config.json gives the sizes, tokenizer.json the tokens; the head is new; LoRA leaves the rest unchanged."""
     inputs = learn("wordpiece", [TEXT], 64, 16)

@@ -224,6 +224,7 @@ def test_training_starts_from_given_weights(finished, tmp_path):
     assert result["test"]["accuracy"] == finished[1]["test"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_saving_leaves_the_checkpoints_intact(tmp_path):
     """The largest file a process may write stands in for the end of the disk: a wider model no longer fits."""
     workdir = tmp_path / "run"

@@ -168,6 +168,7 @@ def test_scanned_layers_are_the_same_layers(name):
     np.testing.assert_allclose(np.concatenate([logits, more], axis=1), whole, **TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_remat_changes_no_gradient(scan_layers):
     def gradients(remat):
