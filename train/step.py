@@ -161,9 +161,8 @@ def make_train_step(
         gradients = jax.tree.map(lambda g: divided(g, count), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        extra = dataclasses.replace(extra, carry=carry)
-        changed = {"params": params, "collections": collections, "opt_state": opt_state, "extra": extra}
-        new = dataclasses.replace(state, step=state.step + 1, **changed)
+        changed = {"params": params, "collections": collections, "opt_state": opt_state}
+        new = dataclasses.replace(state, step=state.step + 1, extra=dataclasses.replace(extra, carry=carry), **changed)
         if settings.ema is not None:
             new = dataclasses.replace(new, ema=averaged(settings.ema, state, new.variables()))
         new = dataclasses.replace(new, extra=task.after(state, new))

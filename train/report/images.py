@@ -14,7 +14,6 @@ from train.report.page import CURVES, Options, draw_curves, save, write_page
 from zoo.arrays import named_leaves
 from zoo.errors import ZooError
 from zoo.features import adding
-from zoo.inputs.image import ImageInputs
 from zoo.run import Run
 from zoo.transformer import ViT
 
@@ -36,10 +35,11 @@ ROLLOUT = (
 
 def draw(run: Run, dataset: Dataset, options: Options, metric: str) -> pathlib.Path:
     """Draws the pictures and the page of an image classifier; returns the page's path. ZooError for another model."""
-    if not isinstance(run.inputs, ImageInputs):
+    inputs: Any = run.inputs
+    if inputs.kind != "image":
         raise ZooError("report draws image classifiers and language models; this run classifies texts")
     split = dataset.split(options.split)
-    chosen = [run.inputs.pixels(image) for image in options.images]
+    chosen = [inputs.pixels(image) for image in options.images]
     check_convolutional(run)
     output = options.make_output()
     logits, labels = predictions(run, split)
