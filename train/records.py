@@ -124,8 +124,8 @@ class Interval:
             self.steps += 1
             for name, value in metrics.items():
                 if not np.all(np.isfinite(value)):
-                    shown = float(value) if np.ndim(value) == 0 else "not finite"
-                    where = f"{name} is {shown} at step {self.step}"
+                    what = float(value) if np.ndim(value) == 0 else "not finite"
+                    where = f"{name} is {what} at step {self.step}"
                     raise ZooError(f"{where}: {STOPPED} or optimizer.nonfinite skip may help")
             add_sums(self.sums, metrics)
         self._unread.clear()

@@ -247,7 +247,10 @@ def stored(**parts):
         ({"task": {"kind": "Clasification"}}, "unknown task 'Clasification'; did you mean Classification"),
         ({"data": {"kind": "ImageDate"}}, "unknown source 'ImageDate'; did you mean ImageData"),
         ({"data": {"kind": "PairConfig"}}, "unknown source 'PairConfig'"),
-        ({"task": {"kind": "Mine"}}, "unknown task 'Mine'.*a class of your own recipe file is found with --recipe FILE"),
+        (
+            {"task": {"kind": "Mine"}},
+            "unknown task 'Mine'.*a class of your own recipe file is found with --recipe FILE",
+        ),
         ({"task": {"kind": "ImageData"}}, "unknown task 'ImageData'"),  # a source's name
         ({"task": {"kind": "Task"}}, "unknown task 'Task'"),
         ({"data": {"kind": "NamedSource"}}, "unknown source 'NamedSource'"),  # only a base of others

@@ -1,7 +1,7 @@
 """Batch k as a pure function of the seed and k, whatever the layout; and evaluation, each example once."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -86,14 +86,16 @@ def trimmed(batch: Arrays, longest: dict[str, int]) -> Arrays:
     return batch
 
 
-def eval_batches(split: Any, batch_size: int, rows: np.ndarray | None = None) -> Iterator[Arrays]:
-    """Every example of a split once, in order, in batches of one size: the last is padded with examples of weight 0.
+def eval_batches(
+    read: Callable[[np.ndarray], Arrays], size: int, batch_size: int, rows: np.ndarray | None = None
+) -> Iterator[Arrays]:
+    """Examples 0 to `size` - 1 once, in order, in batches of one size: the last is padded with examples of weight 0.
 
-    `row` int32 [B] is the example's number in the split.
+    `read` gives the examples of indices [n], stacked; `row` int32 [B] is the example's number.
     """
     rows = np.arange(batch_size) if rows is None else rows
-    for start in range(0, split.size, batch_size):
+    for start in range(0, size, batch_size):
         indices = start + rows
-        weight = (indices < split.size).astype(np.float32)
-        examples = split.read(np.minimum(indices, split.size - 1))
+        weight = (indices < size).astype(np.float32)
+        examples = read(np.minimum(indices, size - 1))
         yield {**examples, "row": indices.astype(np.int32), "weight": weight}

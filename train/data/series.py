@@ -2,9 +2,11 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 
+from train.data.batches import eval_batches
 from train.data.source import Arrays, Dataset, Examples, NamedSource
 from train.settings import at_least
 from zoo.errors import ZooError, unknown
@@ -118,13 +120,12 @@ class Windows(Examples):
     def eval_steps(self, batch_size: int) -> int:
         return -(-self._pieces() // batch_size)
 
-    def eval_batches(self, batch_size: int, rows: np.ndarray | None = None):  # type: ignore[no-untyped-def]
-        rows = np.arange(batch_size) if rows is None else rows
-        for first in range(0, self._pieces(), batch_size):
-            piece = first + rows
-            ends = self.start + self.counted * (piece + 1)
-            weight = (piece < self._pieces()).astype(np.float32)
-            yield {**self._ending(ends), "row": piece.astype(np.int32), "weight": weight}
+    def eval_batches(self, batch_size: int, rows: np.ndarray | None = None) -> Iterator[Arrays]:
+        return eval_batches(self._piece, self._pieces(), batch_size, rows)
+
+    def _piece(self, indices: np.ndarray) -> Arrays:
+        """The windows of evaluation, whose due predictions follow one another."""
+        return self._ending(self.start + self.counted * (indices + 1))
 
     def _pieces(self) -> int:
         return -(-(self.stop - self.start) // self.counted)

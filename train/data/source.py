@@ -66,6 +66,7 @@ class Examples:
     """A split of independent examples: the methods of `Split` that follow from `size` and `read`."""
 
     size: int
+    read: Callable[[np.ndarray], Arrays]
     in_memory: ClassVar[bool]
     lengths: ClassVar[dict[str, np.ndarray]] = {}  # of texts in memory, by the name of the lengths' array
 
@@ -80,7 +81,7 @@ class Examples:
         return -(-self.size // batch_size)
 
     def eval_batches(self, batch_size: int, rows: np.ndarray | None = None) -> Iterator[Arrays]:
-        return eval_batches(self, batch_size, rows)
+        return eval_batches(self.read, self.size, batch_size, rows)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,7 +107,7 @@ class Classification(Task):
         logits = self.logits(forward, batch, train)
         labels, weight = batch["label"], batch["weight"]
         constants = extra.constants or {}
-        losses = self.losses(forward, logits, batch, constants, train)
+        losses = self.losses(logits, batch, constants, train)
         right = jnp.argmax(logits, axis=-1) == labels
         sums = {"loss": jnp.sum(losses * weight), "accuracy": jnp.sum(right * weight)}
         if "class_weights" in constants:
@@ -118,9 +118,7 @@ class Classification(Task):
             sums |= self._evaluation_sums(logits, labels, weight)
         return Loss(sums["loss"], jnp.sum(weight), sums)
 
-    def losses(
-        self, forward: Forward, logits: jax.Array, batch: Batch, constants: Mapping[str, Any], train: bool
-    ) -> jax.Array:
+    def losses(self, logits: jax.Array, batch: Batch, constants: Mapping[str, Any], train: bool) -> jax.Array:
         """The loss [B] of each example, float32: cross-entropy in nats, shared between both labels of a mixed one."""
         return cross_entropy(logits, self.target(batch, logits.shape[-1], train))
 
@@ -184,10 +182,7 @@ class Classification(Task):
         return images_report.draw(run, dataset, options, self.metric)
 
     def example(self, run: Run, dataset: Dataset, workdir: pathlib.Path) -> str:
-        """The command that predicts the first held-out example; an image is written to example.png."""
-        split = dataset.test or dataset.validation or dataset.train
-        raw = raw_example(run, split.read(np.arange(1)), workdir)
-        return f"use it: python -m zoo predict {workdir} {shlex.quote(raw)}"
+        return predict_command(run, dataset, workdir)
 
 
 def cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
@@ -216,14 +211,17 @@ def area_under_curve(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean([roc_auc_score(labels == label, probabilities[:, label]) for label in present]))
 
 
-def raw_example(run: Run, example: Mapping[str, np.ndarray], workdir: pathlib.Path) -> str:
-    """The argument of `python -m zoo predict` for one example: a text, or the path of an image written for it."""
+def predict_command(run: Run, dataset: Dataset, workdir: pathlib.Path) -> str:
+    """The command that predicts the first held-out example; an image is written to example.png."""
+    split = dataset.test or dataset.validation or dataset.train
+    example = split.read(np.arange(1))
     if "image" in example:
         from PIL import Image
 
-        image = example["image"][0]
-        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(workdir / "example.png")
-        return f"{workdir}/example.png"
-    inputs: Any = run.inputs
-    ends = int(inputs.tokenizer == "wordpiece")  # [CLS] and [SEP], which its encoding adds
-    return inputs.decode(example["tokens"][0, ends : example["length"][0] - ends])
+        image, raw = example["image"][0], f"{workdir}/example.png"
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(raw)
+    else:
+        inputs: Any = run.inputs
+        ends = int(inputs.tokenizer == "wordpiece")  # [CLS] and [SEP], which its encoding adds
+        raw = inputs.decode(example["tokens"][0, ends : example["length"][0] - ends])
+    return f"use it: python -m zoo predict {workdir} {shlex.quote(raw)}"

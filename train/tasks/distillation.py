@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 import zoo
 from train.data.source import Dataset
-from train.forward import Forward
 from train.settings import at_least
 from train.tasks.classification import Classification
 from train.tasks.task import Batch
@@ -57,10 +56,8 @@ class Distillation(Classification):
     def constants(self, dataset: Dataset) -> dict[str, Any]:
         return {**super().constants(dataset), "teacher": self.teacher_run.variables}
 
-    def losses(
-        self, forward: Forward, logits: jax.Array, batch: Batch, constants: Mapping[str, Any], train: bool
-    ) -> jax.Array:
-        losses = super().losses(forward, logits, batch, constants, train)
+    def losses(self, logits: jax.Array, batch: Batch, constants: Mapping[str, Any], train: bool) -> jax.Array:
+        losses = super().losses(logits, batch, constants, train)
         if not train or not self.alpha:
             return losses
         model, _, inputs = self.teacher_run

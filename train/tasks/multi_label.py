@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +13,7 @@ import numpy as np
 from train.data.augment import AugmentConfig, augmented
 from train.data.source import Dataset, Split
 from train.forward import Forward
-from train.tasks.classification import raw_example
+from train.tasks.classification import predict_command
 from train.tasks.task import Batch, Extra, Loss, Task
 from zoo.errors import ZooError
 from zoo.run import Run
@@ -99,7 +98,4 @@ class MultiLabel(Task):
         return metrics["mean_average_precision"]
 
     def example(self, run: Run, dataset: Dataset, workdir: pathlib.Path) -> str:
-        """The command that predicts the first held-out example, which is written to example.png."""
-        split = dataset.test or dataset.validation or dataset.train
-        raw = raw_example(run, split.read(np.arange(1)), workdir)
-        return f"use it: python -m zoo predict {workdir} {shlex.quote(raw)}"
+        return predict_command(run, dataset, workdir)
