@@ -75,6 +75,8 @@ class Trainer:
         with contextlib.ExitStack() as opened:  # each is closed, whatever the others raise; from here on no mistakes
             self.journal = Journal(workdir, config.steps, config.log.stall, phases, found)
             opened.push(lambda _, error, __: self.journal.close(error))
+            for note in dataset.notes:
+                self.journal.say(note)
             if processes.first():
                 run_folder.describe(config, workdir, parts.model_args, dataset, recipe)
             self.checkpoints = Checkpoints(workdir, config.keep)

@@ -86,6 +86,8 @@ def evaluate_target(config: EvaluateConfig) -> tuple[dict[str, float], str]:
             args: dict[str, Any] = inputs.model_args()
             model = zoo.create_model(config.target, **args)
             variables = zoo.load_weights(model, config.weights, inputs.shape)
+    for note in dataset.notes:
+        print(note)
     config.task.check_data(dataset)
     config.data.check_model(type(model))
     found = dataset.inputs

@@ -131,6 +131,7 @@ class Dataset:
     validation: Any
     test: Any
     inputs: Inputs
+    notes: tuple[str, ...] = ()  # what a user should know of how the data were read, a line each
 
     @functools.cached_property
     def content(self) -> dict[str, str]:
@@ -170,7 +171,10 @@ class Source(Registered):
     def load(self, model_shape: tuple[int, ...], inputs: Inputs | None = None) -> Dataset:
         """The data set. `model_shape` is one example's, as the model was registered for it.
 
-        `inputs` are those of a run that is read back, whose vocabulary then stands.
+        `inputs` are those of a run or of weights: their vocabulary, normalisation and shape stand, and the data are
+        brought to them. Where they have labels, the data's are matched to them by name (`train.data.labels`), and
+        labels that they do not have are a ZooError; where they have none, the labels are the data's. Lines in
+        `Dataset.notes` say what was left out, and why.
         """
         raise TypeError(f"source {type(self).__name__} has no load")
 
