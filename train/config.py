@@ -102,10 +102,15 @@ def read_settings(data: Any) -> Config:
 
 
 def _upgraded(data: Any) -> Any:
-    """Settings of 0.1.0 in today's form: augmentation was no part of a task, and every text had `packed`."""
-    if not isinstance(data, dict) or "augment" not in data:
+    """Settings of earlier versions in today's form: augmentation was no part of a task, every text had `packed`, and a
+    recurrent model's state was not reset."""
+    if not isinstance(data, dict):
         return data
-    data = dict(data)
+    data, task = dict(data), data.get("task")
+    if isinstance(task, dict) and task.get("kind") == "LanguageModel":
+        data["task"] = {"reset_state": 0.0, **task}
+    if "augment" not in data:
+        return data
     augment, task, source = data.pop("augment"), data.get("task"), data.get("data")
     if isinstance(task, dict) and task.get("kind") == "Classification":
         data["task"] = {**task, "augment": augment}
