@@ -28,8 +28,8 @@ class LanguageModel(Task):
     then set to zeros.
     """
 
-    reset_state: float = 0.02  # in training, the probability of zeros for a row's state before a window
     z_loss: float = 0.0  # in training, this times log(Z)^2 per token, which keeps logits small (PaLM: 1e-4)
+    reset_state: float = 0.02  # in training, the probability of zeros for a row's state before a window
 
     metric: ClassVar[str] = "bits_per_character"
     unit: ClassVar[str] = "tokens"
@@ -49,6 +49,13 @@ class LanguageModel(Task):
         """A recurrent model's state before the first window; other models read each window by itself."""
         return model.init_state(batch_size, 0) if getattr(model, "recurrent", False) else None  # type: ignore[attr-defined]
 
+    def prepare(self, forward: Forward, state: Any, batch: Batch, key: jax.Array) -> tuple[Batch, Extra]:
+        """Sets the state of some rows to zeros."""
+        extra = state.extra
+        if extra.carry is None or not self.reset_state:
+            return batch, extra
+        return batch, dataclasses.replace(extra, carry=with_zeros(extra.carry, self.reset_state, key, batch["row"]))
+
     def loss(self, forward: Forward, batch: Batch, extra: Extra, key: jax.Array, train: bool) -> Loss:
         """Cross-entropy in nats over tokens of weight 1, and the number of their `characters`.
 
@@ -60,10 +67,9 @@ class LanguageModel(Task):
         if extra.carry is None:
             logits, carry = forward(*args, train=train, **kwargs), None
         else:
-            state = with_zeros(extra.carry, self.reset_state, key) if train else extra.carry
-            logits, carry = forward(*args, train=train, state=state, **kwargs)
+            logits, carry = forward(*args, train=train, state=extra.carry, **kwargs)
             if not train:
-                cold, _ = forward(*args, state=jax.tree.map(jnp.zeros_like, state), **kwargs)
+                cold, _ = forward(*args, state=jax.tree.map(jnp.zeros_like, extra.carry), **kwargs)
                 sums["cold_loss"] = summed_cross_entropy(cold, batch["targets"], weight)
         logits = logits.astype(jnp.float32)
         total = summed_cross_entropy(logits, batch["targets"], weight)
@@ -92,12 +98,10 @@ class LanguageModel(Task):
         return f"a sample:\n{text}\nuse it: python -m zoo generate {workdir}"
 
 
-def with_zeros(state: Any, probability: float, key: jax.Array) -> Any:
-    """A state with the zeros of `init_state` in each row with a probability; every leaf has the rows on axis 0."""
-    if not probability:
-        return state
-    rows = jax.tree.leaves(state)[0].shape[0]
-    resets = jax.random.bernoulli(key, probability, (rows,))
+def with_zeros(state: Any, probability: float, key: jax.Array, rows: jax.Array) -> Any:
+    """A state with the zeros of `init_state` in each row with a probability. `rows` int [B] are the places in the
+    global batch, from which the draws follow; every leaf has the rows on axis 0."""
+    resets = jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), probability))(rows)
     return jax.tree.map(lambda leaf: jnp.where(resets.reshape(-1, *[1] * (leaf.ndim - 1)), 0, leaf), state)
 
 
