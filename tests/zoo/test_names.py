@@ -12,10 +12,8 @@ SCRIPT = ROOT / "flaxzoo" / "__main__.py"  # a script's own folder is searched, 
 
 
 def run(folder, *args):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, *map(str, args)], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    command, environment = [sys.executable, *map(str, args)], {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -30,20 +28,20 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("args", "shown"),
+    ("place", "args", "shown"),
     [
-        (["train", "list"], "shakespeare-lstm"),
-        (["list", "lstm_lm"], "lstm_lm"),
-        (["benchmark", "list"], "train-step"),
-        (["--help"], "flaxzoo train"),
+        (".", ["train", "list"], "shakespeare-lstm"),
+        ("data", ["train", "list"], "shakespeare-lstm"),
+        (".", ["list", "lstm_lm"], "lstm_lm"),
+        (".", ["benchmark", "list"], "train-step"),
+        (".", ["--help"], "flaxzoo train"),
     ],
 )
-def test_the_command_does_not_look_into_the_current_folder(folder, args, shown):
-    for place in (folder, folder / "data"):
-        done = run(place, SCRIPT, *args)
-        assert done.returncode == 0, done.stderr
-        assert shown in done.stdout
-        assert "my own script" not in done.stdout
+def test_the_command_does_not_look_into_the_current_folder(folder, place, args, shown):
+    done = run(folder / place, SCRIPT, *args)
+    assert done.returncode == 0, done.stderr
+    assert shown in done.stdout
+    assert "my own script" not in done.stdout
 
 
 @pytest.mark.parametrize(("module", "file"), [("train", "zoo"), ("benchmarks", "train"), ("benchmarks", "zoo")])
