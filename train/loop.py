@@ -282,12 +282,20 @@ class Trainer:
         if processes.first():
             with self.phases("report"):
                 run_folder.export(self.workdir, run.variables, **about, metrics={})
-        metrics = {name: self._test(name, placed, best) for name in ("validation", "test") if getattr(dataset, name)}
+        metrics, failure = {}, None
+        for name in ("validation", "test"):
+            if getattr(dataset, name) is not None:
+                try:
+                    metrics[name] = self._test(name, placed, best)
+                except Exception as error:
+                    failure = error
         result: dict[str, Any] = {"data": dataset.name, "seed": config.seed, "steps": self.step, "best_step": best}
         result |= metrics
         if processes.first():
             run_folder.describe_export(self.workdir, **about, metrics=metrics)
             self._leave_behind(result, run)
+        if failure is not None:
+            raise failure
         processes.meet("run finished")
         return result
 

@@ -353,6 +353,20 @@ def test_a_run_ends_well_after_its_hours_and_continues(tmp_path, capsys):
     assert train.run(short(workdir, steps=100_000, hours=1e-6, resume=True))["steps"] > step
 
 
+def test_a_run_that_cannot_be_tested_leaves_its_result_and_export(tmp_path, monkeypatch):
+    def fails(self, evaluation, split):
+        if not evaluation.final and split.size == 143:  # of validation, while it trains
+            return {"loss": 1.0, "accuracy": 0.5}
+        raise RuntimeError("out of ink")
+
+    monkeypatch.setattr(Classification, "evaluate", fails)
+    with pytest.warns(UserWarning, match="on test failed"), pytest.raises(RuntimeError, match="out of ink"):
+        train.run(short(tmp_path / "run"))
+    stored = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (stored["validation"], "test" in stored) == ({"loss": 1.0, "accuracy": 0.5}, False)
+    assert zoo.load(tmp_path / "run" / "export").inputs.labels == tuple(map(str, range(10)))
+
+
 @pytest.mark.parametrize("broken", ["example", "curves", "final"])
 def test_what_fails_after_training_costs_neither_result_nor_export(tmp_path, monkeypatch, broken):
     def fails(*args, **kwargs):
