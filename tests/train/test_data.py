@@ -12,7 +12,8 @@ from PIL import Image
 import train.data.source
 from train import Classification, Config, LanguageModel, ModelConfig, OptimizerConfig, TextData
 from train.data.batches import Batches
-from train.data.images import ImageData, statistics
+from train.data.image_form import statistics
+from train.data.images import ImageData
 from train.data.source import ArraySplit, LazySplit, hold_out
 from zoo import ZooError
 
@@ -116,7 +117,7 @@ def test_a_folder_of_class_folders(photos):
 def test_large_folders_are_read_batch_by_batch(photos, monkeypatch):
     config = ImageData(path=str(photos), image_size=8)
     whole = config.load((32, 32, 3)).train
-    monkeypatch.setattr("train.data.image_folder.IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr("train.data.pictures.IN_MEMORY_BYTES", 100)
     lazy = config.load((32, 32, 3)).train
     assert (whole.in_memory, lazy.in_memory) == (True, False)
     for a, b in zip(Batches(whole, 4, 0).from_step(0, 6), Batches(lazy, 4, 0).from_step(0, 6), strict=True):
@@ -276,7 +277,7 @@ def test_a_shortened_text_is_refused_but_a_run_without_a_record_of_its_data_resu
 
 def test_data_read_from_files_are_recognised_by_a_sample(photos, monkeypatch):
     config = ImageData(path=str(photos), image_size=8)
-    monkeypatch.setattr("train.data.image_folder.IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr("train.data.pictures.IN_MEMORY_BYTES", 100)
     before = config.load((32, 32, 3)).content
     assert config.load((32, 32, 3)).content == before
     swapped(photos)
