@@ -177,7 +177,7 @@ def test_predict_refuses_a_file_that_is_no_image_before_it_classifies_any(run_fo
     out, err = capsys.readouterr()
     assert out == ""
     assert "bad.png' is not a readable image" in err
-    assert zoo.__main__.main(["predict", str(run_folder[0]), str(good), "--top", "2"]) == 0
+    assert zoo.__main__.main(["predict", str(run_folder[0]), str(good), "--top-k", "2"]) == 0
     assert capsys.readouterr().out.count("%") == 2
 
 

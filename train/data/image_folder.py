@@ -19,14 +19,9 @@ from train.data.image_source import Found
 from train.data.labels import plain
 from train.data.pictures import StoredPictures, headers_of
 from train.data.splits import are_splits, split_of
-from train.data.walk import Tree, walk
 from zoo.errors import ZooError
-
-# Files with other endings that are no images are not meant as some.
-SUFFIXES = {
-    *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
-    *(".avif", ".heic", ".heif", ".jp2", ".ico", ".tga", ".pcx", ".dds", ".qoi"),
-}
+from zoo.inputs.image_file import SUFFIXES
+from zoo.inputs.walk import Tree, walk
 
 Headers = dict[PurePath, Any]  # of image files, by path
 Parts = dict[str, dict[PurePath, str]]  # of each split the files and their labels

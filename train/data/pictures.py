@@ -194,12 +194,14 @@ def all_decoded(pictures: Pictures, rows: np.ndarray, inputs: ImageInputs) -> It
 def decoded(pictures: Pictures, rows: Iterable[int], inputs: ImageInputs, mapping: Callable) -> Iterable[Any]:
     """Of each row the pixels uint8 and the target, or the ZooError that says why there are none."""
     examples = pictures.take([int(row) for row in rows])
+    if examples and isinstance(examples[0][0], np.ndarray):  # which is little work
+        mapping = map
     return mapping(functools.partial(_decoded, inputs), examples, map(pictures.name, map(int, rows)))
 
 
 def _decoded(inputs: ImageInputs, example: tuple[Any, Any], name: str) -> Any:
     raw, target = example
-    if np.any(np.asarray(target) < 0):
+    if np.ndim(target) == 0 and target < 0:
         return Unlabelled(f"{name} has no label")
     try:
         return inputs.pixels(raw), target

@@ -19,6 +19,11 @@ MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of 8 bits, by the number of ch
 SIGNED = ("AVIF", "BMP", "DDS", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TIFF", "WEBP")
 UNSIGNED = {".tga": "TGA", ".pcx": "PCX"}
 DEEP_COLOUR = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}  # how Pillow reads high bytes, and how the low ones
+# Files with other endings that are no images are not meant as some.
+SUFFIXES = {
+    *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
+    *(".avif", ".heic", ".heif", ".jp2", ".ico", ".tga", ".pcx", ".dds", ".qoi"),
+}
 ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -41,6 +46,15 @@ def header(path: str | os.PathLike) -> Header:
             colours = np.array(image.getpalette("RGB")).reshape(-1, 3)
             grey = bool((colours == colours[:, :1]).all())
         return Header((image.height, image.width), 1 if grey else 3, deep)
+
+
+def is_image(path: str | os.PathLike) -> bool:
+    """Whether a file begins like an image."""
+    try:
+        header(path)
+    except ZooError:
+        return False
+    return True
 
 
 def deep_values(raw: Any) -> np.ndarray | None:
@@ -105,8 +119,9 @@ def _opened(raw: Any) -> Iterator[Any]:
     formats, source = [name for name in SIGNED if name in Image.OPEN], raw
     if isinstance(raw, bytes):
         source = io.BytesIO(raw)
-    elif extra := UNSIGNED.get(pathlib.Path(raw).suffix.lower()):
-        formats.append(extra)
+    else:
+        source = pathlib.Path(raw).expanduser()
+        formats += [UNSIGNED[suffix] for suffix in {source.suffix.lower()} & UNSIGNED.keys()]
     with Image.open(source, formats=formats) as image:
         yield image
 
