@@ -236,9 +236,15 @@ def swapped(photos):
 
 
 CHANGES = {
-    "fewer": (lambda photos: (photos / "cat" / "3.png").unlink(), r"train: 18 examples, sha256 \w+, now 18 examples"),
-    "others": (swapped, r"train: 18 examples, sha256 \w+, now 18 examples"),
-    "labels": (lambda photos: (photos / "cat").rename(photos / "a"), r"labels: \['cat', 'dog'\], now \['a', 'dog'\]"),
+    "fewer": (
+        lambda photos: (photos / "cat" / "3.png").unlink(),
+        r"not those that the run began with \(train: 18 examples, sha256 \w+, now 18 examples",
+    ),
+    "others": (swapped, r"not those that the run began with \(train: 18 examples, sha256 \w+, now 18 examples"),
+    "labels": (
+        lambda photos: (photos / "cat").rename(photos / "a"),
+        r"1 labels that the model does not have \(a\); it has cat, dog",
+    ),
 }
 
 
@@ -251,9 +257,7 @@ def test_a_run_does_not_resume_on_other_data(change, photos, tmp_path_factory):
     before = (workdir / "config.json").read_bytes()
     make, message = CHANGES[change]
     make(photos)
-    with pytest.raises(
-        ZooError, match=rf"the data are not those that the run began with \({message}.*\); another workdir"
-    ):
+    with pytest.raises(ZooError, match=message):
         run_on(data, workdir, resume=True, steps=4)
     assert (workdir / "config.json").read_bytes() == before
 

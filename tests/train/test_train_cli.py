@@ -169,14 +169,15 @@ def test_a_missing_extra_is_named():
     assert "pip install 'flaxzoo[train]'" in done.stderr
 
 
-def test_predict_refuses_a_file_that_is_no_image_before_it_classifies_any(run_folder, tmp_path, capsys):
+def test_predict_names_a_file_that_is_no_image_and_goes_on(run_folder, tmp_path, capsys):
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     Image.new("RGB", (30, 20)).save(good)
     bad.write_text("no image")
     assert zoo.__main__.main(["predict", str(run_folder[0]), str(good), str(bad)]) == 2
     out, err = capsys.readouterr()
-    assert out == ""
+    assert out.startswith(f"{good}: ")
     assert "bad.png' is not a readable image" in err
+    assert len(err.splitlines()) == 1
     assert zoo.__main__.main(["predict", str(run_folder[0]), str(good), "--top-k", "2"]) == 0
     assert capsys.readouterr().out.count("%") == 2
 

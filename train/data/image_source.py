@@ -56,8 +56,10 @@ class ImageSource(NamedSource, abstract=True):
         unreadable = Unreadable(self.most_unreadable, total)
         for name, reason in found.unread.items():
             unreadable.leave_out(name, reason)
-        unreadable.check()
-        found, notes = _matched(found, inputs, 2 if exclusive else 1)
+        least = 2 if exclusive else 1
+        if len(found.labels) < least or not found.splits.get("train"):
+            unreadable.check()  # which may be why
+        found, notes = _matched(found, inputs, least)
         splits = found.splits
         rows = {name: np.arange(len(split)) for name, split in splits.items()}
         if found.sorted_by_class and "validation" not in splits:

@@ -19,8 +19,8 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "predict",
         help="classify image files or texts with a trained model",
-        description="Prints a line for each image or text, as soon as it is predicted. One that cannot be read is a line "
-        "on standard error; the others are predicted all the same, and the exit status is 2.",
+        description="Prints a line for each image or text as soon as it is predicted. For one that cannot be read there "
+        "is a line on standard error instead; the others are predicted all the same, and the exit status is 2.",
     )
     command.add_argument("run_folder", metavar="RUN", help="a run folder, or a model whose weights come with the zoo")
     command.add_argument(
@@ -74,6 +74,7 @@ class Predictor:
         import jax
 
         self.run, self.top_k, self.apply = run, top_k, jax.jit(run.model.apply)
+        self.rows = 1
 
     def __call__(self, piece: Sequence[str]) -> list[tuple[str, Any]]:
         """Pairs of a raw and its labels; of a text with several [MASK] a pair for each."""
@@ -82,7 +83,8 @@ class Predictor:
 
         inputs = self.run.inputs
         batch = inputs.batch(piece)
-        args, kwargs = jax.tree.map(_filled, inputs.arguments(batch)) if len(piece) > 1 else inputs.arguments(batch)
+        self.rows = max(self.rows, len(piece))  # so that the last piece runs the program of the others
+        args, kwargs = jax.tree.map(lambda array: _filled(array, self.rows), inputs.arguments(batch))
         logits = np.asarray(self.apply(self.run.variables, *args, **kwargs), np.float32)[: len(piece)]
         exclusive = getattr(inputs, "exclusive", True)
         probabilities = np.asarray(jax.nn.softmax(logits) if exclusive else jax.nn.sigmoid(logits))
@@ -105,11 +107,11 @@ class Predictor:
         return [(name(int(i)), float(row[i])) for i in (-row).argsort()[:most] if row[i] > least]
 
 
-def _filled(array: Any) -> Any:
-    """The array with as many rows as a piece has, so that all pieces run the same program."""
+def _filled(array: Any, rows: int) -> Any:
+    """The array with its last row repeated up to a number of rows."""
     import numpy as np
 
-    return np.concatenate([array, np.repeat(np.asarray(array[-1:]), PIECE - len(array), axis=0)])
+    return np.concatenate([array, np.repeat(np.asarray(array[-1:]), rows - len(array), axis=0)])
 
 
 def _each(predictor: Predictor, piece: list[str]) -> Iterator[tuple[str, Any]]:

@@ -24,6 +24,7 @@ SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
     *(".avif", ".heic", ".heif", ".jp2", ".ico", ".tga", ".pcx", ".dds", ".qoi"),
 }
+FIRST_TO = {"La": "LA", "LAB": "RGB"}  # modes that Pillow brings to others in two steps
 ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -81,8 +82,8 @@ def open_image(raw: Any, channels: int, limits: tuple[float, float] | None = Non
             if limits is None and isinstance(raw, np.ndarray) and raw.dtype != np.uint16:
                 raise ZooError(f"an image array must be uint8 or uint16 for inputs without a range, not {raw.dtype}")
             found = _from_array(_eight_bits(found, limits, _named(raw)))
-        if found.mode == "La":
-            found = found.convert("LA")
+        if found.mode in FIRST_TO:
+            found = found.convert(FIRST_TO[found.mode])
         if channels in (1, 3) and found.has_transparency_data:
             from PIL import Image
 
@@ -103,7 +104,9 @@ def _readable(raw: Any) -> Iterator[None]:
     except ImportError:
         raise ZooError("reading images needs Pillow; install it with: pip install 'flaxzoo[image]'") from None
     except Exception as error:  # each of Pillow's decoders has its own for damaged data
-        raise ZooError(f"{_named(raw)} is not a readable image: {first_line(error)}") from None
+        unknown = type(error).__name__ == "UnidentifiedImageError"  # whose message repeats the path
+        why = "it has no image's signature" if unknown else first_line(error)
+        raise ZooError(f"{_named(raw)} is not a readable image: {why}") from None
 
 
 def _named(raw: Any) -> str:
