@@ -148,6 +148,30 @@ def test_all_16_bits_of_a_png_are_read(channels):
     np.testing.assert_array_equal(inputs.pixels(png(pixels % 4096)), expected)
 
 
+def tiff(pixels, order, compressed):
+    """A TIFF file of uint16 [h, w, 3]; `order` is that of the bytes."""
+    height, width, channels = pixels.shape
+    data = pixels.astype(f"{order}u2").tobytes()
+    data = zlib.compress(data) if compressed else data
+    after = 8 + len(data)
+    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, after), (259, 3, 1, 8 if compressed else 1)]
+    entries += [(262, 3, 1, 2), (273, 4, 1, 8), (277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, len(data))]
+    content = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, after + 2 * channels) + data
+    content += struct.pack(f"{order}{channels}H", *[16] * channels) + struct.pack(f"{order}H", len(entries))
+    for tag, kind, count, value in entries:
+        short = kind == 3 and count == 1
+        content += struct.pack(f"{order}HHI", tag, kind, count)
+        content += struct.pack(f"{order}HH", value, 0) if short else struct.pack(f"{order}I", value)
+    return content + bytes(4)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("order", "<>")
+def test_all_16_bits_of_a_tiff_are_read(order, compressed):
+    pixels = np.random.default_rng(0).integers(0, 65536, (8, 8, 3)).astype(np.uint16)
+    np.testing.assert_array_equal(deep_values(tiff(pixels, order, compressed)), pixels)
+
+
 def test_alpha_is_a_channel_where_the_model_has_one():
     image = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
     image.putpixel((0, 0), (1, 2, 3, 255))

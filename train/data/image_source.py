@@ -73,9 +73,11 @@ class ImageSource(NamedSource, abstract=True):
         unreadable.check()
         if inputs is None:
             _, mean, std = statistics(train)
-            form = dataclasses.replace(form, mean=mean, std=std, exclusive=exclusive)
-        elif inputs.labels:
+            form = dataclasses.replace(form, mean=mean, std=std)
+        if inputs is not None and inputs.labels:
             form = inputs
+        else:
+            form = dataclasses.replace(form, exclusive=exclusive)
         notes = [*found.notes, *notes, *more, *unreadable.notes()]
         return Dataset(found.name, train, validation, test, form, tuple(notes), unreadable)
 

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,9 @@ MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of 8 bits, by the number of ch
 # Formats that begin with a signature of their own. Those without one are tried by a file's suffix alone.
 SIGNED = ("AVIF", "BMP", "DDS", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TIFF", "WEBP")
 UNSIGNED = {".tga": "TGA", ".pcx": "PCX"}
-DEEP_COLOUR = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}  # how Pillow reads high bytes, and how the low ones
+# How Pillow reads the high bytes of 16 bits per channel, of which it keeps no more, and how the low ones.
+LOW = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+DEEP_COLOUR = {f"{mode};16{high}": f"{mode};16{low}" for mode in ("RGB", "RGBA") for high, low in LOW.items()}
 # Files with other endings that are no images are not meant as some.
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
@@ -135,8 +138,17 @@ def _check_size(image: Any) -> None:
 
 
 def _rawmode(image: Any) -> str:
-    """How a PNG file stores its pixels; "" for another file."""
-    return str(image.tile[0][3]) if getattr(image, "format", None) == "PNG" and image.tile else ""
+    """How a PNG or TIFF file stores its pixels; "" for another file."""
+    if image.format not in ("PNG", "TIFF") or not image.tile:
+        return ""
+    args = image.tile[0][3]
+    return str(args[0] if isinstance(args, tuple) else args)
+
+
+def _stored_as(tile: Any, rawmode: str) -> Any:
+    """A part of a PNG or TIFF file, read as if its pixels were stored in another way."""
+    args = (rawmode, *tile[3][1:]) if isinstance(tile[3], tuple) else rawmode
+    return tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
 
 
 def _upright_picture(raw: Any) -> Any:
@@ -162,8 +174,7 @@ def _upright_picture(raw: Any) -> Any:
             return _of_pillow(_upright(image))
         high = np.asarray(_upright(image), np.uint16)
     with _opened(raw) as image:
-        tile = image.tile[0]
-        image.tile = [(*tile[:3], low_bytes)]
+        image.tile = [_stored_as(tile, low_bytes) for tile in image.tile]
         image.load()
         return high << 8 | np.asarray(_upright(image))
 
