@@ -4,10 +4,11 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from train.data.pictures import Pictures, Survey
+from train.data.pictures import Pictures, Survey, in_threads
 from train.data.source import IN_MEMORY_BYTES, Split
 from zoo.errors import ZooError
 from zoo.inputs.image import MOST_SIDE, ImageInputs
@@ -64,6 +65,8 @@ def form_of(
     if survey.deep and asked.range is None:
         inputs, note = _with_range(pictures, rows, inputs)
         notes.append(note)
+    elif asked.range is not None:
+        notes.append(_scaled(asked.range))
     return inputs, [*notes, *_cut_notes(survey, size)]
 
 
@@ -81,12 +84,12 @@ def given_form(
         notes.append(f"images are brought to {shape}, the model's; data.image-size and data.channels are not used")
     if asked.range is not None:
         inputs = dataclasses.replace(inputs, range=asked.range)
+        notes.append(_scaled(asked.range))
     elif survey.deep and not trained:
         inputs, note = _with_range(pictures, rows, inputs)
         notes.append(note)
     elif survey.deep:
-        low, high = inputs.range or (0, 65535)
-        notes.append(f"values {low:g} to {high:g} of images with more than 8 bits become 0 to 255, as in training")
+        notes.append(f"{_scaled(inputs.range or (0, 65535))}, as the model was trained")
     return inputs, [*notes, *_cut_notes(survey, size)]
 
 
@@ -115,28 +118,33 @@ def _cut_notes(survey: Survey, size: tuple[int, int]) -> list[str]:
     ]
 
 
+def _scaled(limits: tuple[float, float]) -> str:
+    return f"values {limits[0]:g} to {limits[1]:g} of images with more than 8 bits become 0 to 255"
+
+
 def _with_range(pictures: Pictures, rows: np.ndarray, inputs: ImageInputs) -> tuple[ImageInputs, str]:
     """The inputs with the range of the values of these rows, rounded up to a bit depth, and a note."""
     if len(rows) * math.prod(inputs.shape) >= IN_MEMORY_BYTES:
         rows = rows[spread(len(rows))]
-    low, high, whole = math.inf, -math.inf, True
-    for row in rows:
-        ((raw, _),) = pictures.take([int(row)])
-        try:
-            values = deep_values(raw)
-        except ZooError:  # which is counted where the images are read
-            continue
-        if values is not None and values.size and np.isfinite(values).all():
-            low, high = min(low, float(values.min())), max(high, float(values.max()))
-            whole = whole and bool((values == np.rint(values)).all())
-    if low > high:
+    found = np.array([ends for ends in in_threads(_ends, pictures, rows) if ends is not None]).reshape(-1, 3)
+    if not len(found):
         return inputs, "no image of more than 8 bits could be read"
-    limits = full_range(low, high, whole)
-    note = (
-        f"values {limits[0]:g} to {limits[1]:g} of images with more than 8 bits become 0 to 255; those of the training "
-        f"images are {low:g} to {high:g} (data.range gives others)"
-    )
+    low, high = float(found[:, 0].min()), float(found[:, 1].max())
+    limits = full_range(low, high, bool(found[:, 2].all()))
+    note = f"{_scaled(limits)}; those of the training images are {low:g} to {high:g} (data.range gives others)"
     return dataclasses.replace(inputs, range=limits), note
+
+
+def _ends(example: tuple[Any, Any], name: str) -> tuple[float, float, bool] | None:
+    """The least and the greatest value of an image of more than 8 bits, and whether all are whole numbers; None where
+    it has 8, or cannot be read, which is counted where its pixels are."""
+    try:
+        values = deep_values(example[0])
+    except ZooError:
+        return None
+    if values is None or not np.isfinite(values).all():
+        return None
+    return float(values.min()), float(values.max()), bool((values == np.rint(values)).all())
 
 
 def full_range(low: float, high: float, whole: bool) -> tuple[float, float]:

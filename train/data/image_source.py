@@ -74,10 +74,8 @@ class ImageSource(NamedSource, abstract=True):
         if inputs is None:
             _, mean, std = statistics(train)
             form = dataclasses.replace(form, mean=mean, std=std)
-        if inputs is not None and inputs.labels:
-            form = inputs
-        else:
-            form = dataclasses.replace(form, exclusive=exclusive)
+        trained = inputs is not None and inputs.labels
+        form = inputs if trained else dataclasses.replace(form, exclusive=exclusive)
         notes = [*found.notes, *notes, *more, *unreadable.notes()]
         return Dataset(found.name, train, validation, test, form, tuple(notes), unreadable)
 

@@ -108,8 +108,11 @@ class PictureSplit(Examples):
     def size(self) -> int:  # type: ignore[override]
         return len(self.rows)
 
+    def _decoded(self, rows: Iterable[int]) -> Iterable[Any]:
+        return _mapped(functools.partial(_decoded, self.inputs), self.pictures, rows)
+
     def read(self, indices: np.ndarray) -> Arrays:
-        found = decoded(self.pictures, self.rows[indices], self.inputs, map)
+        found = self._decoded(self.rows[indices])
         examples = [
             self._next(int(index), example) if isinstance(example, ZooError) else example
             for index, example in zip(indices, found, strict=True)
@@ -120,7 +123,7 @@ class PictureSplit(Examples):
         for place in range(index, index + self.size):
             row = self.rows[place % self.size]
             if place > index:
-                (error,) = decoded(self.pictures, [row], self.inputs, map)
+                (error,) = self._decoded([row])
             if not isinstance(error, ZooError):
                 return error
             self.unreadable.replace(self.pictures.name(row), str(error))
@@ -131,7 +134,7 @@ class PictureSplit(Examples):
         return {"image": np.stack(images), self.pictures.target: stacked(targets)}
 
     def _strictly(self, indices: np.ndarray) -> Arrays:
-        examples = list(decoded(self.pictures, self.rows[indices], self.inputs, map))
+        examples = list(self._decoded(self.rows[indices]))
         for example in examples:
             if isinstance(example, ZooError):
                 raise example
@@ -149,7 +152,9 @@ class PictureSplit(Examples):
     def readable(self) -> "PictureSplit":
         """The split without what cannot be read, each image decoded once to find it; for held-out examples."""
         kept = []
-        for row, example in zip(self.rows, all_decoded(self.pictures, self.rows, self.inputs), strict=True):
+        for row, example in zip(
+            self.rows, in_threads(functools.partial(_decoded, self.inputs), self.pictures, self.rows), strict=True
+        ):
             if isinstance(example, ZooError):
                 _leave_out(self.pictures.name(row), example, self.unreadable)
             else:
@@ -164,7 +169,7 @@ def read_split(pictures: Pictures, rows: np.ndarray, inputs: ImageInputs, unread
         return PictureSplit(pictures, rows, inputs, unreadable)
     images = np.empty((len(rows), *inputs.shape), np.uint8)
     targets: list[Any] = []
-    for row, example in zip(rows, all_decoded(pictures, rows, inputs), strict=True):
+    for row, example in zip(rows, in_threads(functools.partial(_decoded, inputs), pictures, rows), strict=True):
         if not isinstance(example, ZooError):
             images[len(targets)], target = example
             targets.append(target)
@@ -184,22 +189,23 @@ def _leave_out(name: str, error: ZooError, unreadable: Unreadable) -> None:
         unreadable.leave_out(name, str(error))
 
 
-def all_decoded(pictures: Pictures, rows: np.ndarray, inputs: ImageInputs) -> Iterator[Any]:
-    """`decoded` for many rows, in threads."""
+def in_threads(function: Callable, pictures: Pictures, rows: np.ndarray) -> Iterator[Any]:
+    """`function(example, name)` of each row, in order."""
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(rows), PIECE):
-            yield from decoded(pictures, rows[start : start + PIECE], inputs, pool.map)
+            yield from _mapped(function, pictures, rows[start : start + PIECE], pool.map)
 
 
-def decoded(pictures: Pictures, rows: Iterable[int], inputs: ImageInputs, mapping: Callable) -> Iterable[Any]:
-    """Of each row the pixels uint8 and the target, or the ZooError that says why there are none."""
-    examples = pictures.take([int(row) for row in rows])
+def _mapped(function: Callable, pictures: Pictures, rows: Iterable[int], mapping: Callable = map) -> Iterable[Any]:
+    numbers = [int(row) for row in rows]
+    examples = pictures.take(numbers)
     if examples and isinstance(examples[0][0], np.ndarray):  # which is little work
         mapping = map
-    return mapping(functools.partial(_decoded, inputs), examples, map(pictures.name, map(int, rows)))
+    return mapping(function, examples, map(pictures.name, numbers))
 
 
 def _decoded(inputs: ImageInputs, example: tuple[Any, Any], name: str) -> Any:
+    """The pixels uint8 and the target, or the ZooError that says why there are none."""
     raw, target = example
     if np.ndim(target) == 0 and target < 0:
         return Unlabelled(f"{name} has no label")

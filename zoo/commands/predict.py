@@ -19,8 +19,8 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "predict",
         help="classify image files or texts with a trained model",
-        description="Prints a line for each image or text as soon as it is predicted. For one that cannot be read there "
-        "is a line on standard error instead; the others are predicted all the same, and the exit status is 2.",
+        description="Prints a line for each image or text as soon as it is predicted. For one that cannot be read there"
+        " is a line on standard error instead; the others are predicted all the same, and the exit status is 2.",
     )
     command.add_argument("run_folder", metavar="RUN", help="a run folder, or a model whose weights come with the zoo")
     command.add_argument(
