@@ -138,14 +138,18 @@ def png(pixels):
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_all_16_bits_of_a_png_are_read(channels):
-    pixels = np.random.default_rng(0).integers(0, 65536, (8, 8, channels)).astype(np.uint16)
-    found = deep_values(png(pixels))
-    np.testing.assert_array_equal(found.reshape(pixels.shape), pixels)
+    pixels = np.random.default_rng(0).integers(0, 4096, (8, 8, channels)).astype(np.uint16)
+    colours = channels - (channels in (2, 4))
+    pixels[..., colours:] = 65535
+    np.testing.assert_array_equal(deep_values(png(pixels)).reshape(8, 8, colours), pixels[..., :colours])
     inputs = ImageInputs((8, 8, channels), (0.0,) * channels, (1.0,) * channels, (), range=(0, 4095))
-    expected = np.rint(np.minimum(pixels % 4096, 4095) * (255 / 4095))
-    np.testing.assert_array_equal(inputs.pixels(png(pixels % 4096)), expected)
+    expected = np.rint(np.minimum(pixels, 4095) * (255 / 4095))
+    np.testing.assert_array_equal(inputs.pixels(png(pixels)), expected)
+    if channels != colours:
+        pixels[0, 0, -1] = 0  # one transparent pixel
+        assert deep_values(png(pixels)) is None
 
 
 def tiff(pixels, order, compressed):

@@ -22,6 +22,8 @@ UNSIGNED = {".tga": "TGA", ".pcx": "PCX"}
 # How Pillow reads the high bytes of 16 bits per channel, of which it keeps no more, and how the low ones.
 LOW = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 DEEP_COLOUR = {f"{mode};16{high}": f"{mode};16{low}" for mode in ("RGB", "RGBA") for high, low in LOW.items()}
+PAIRS = "RGBA"  # of a high and a low byte, grey and transparency
+DEEP_COLOUR["LA;16B"] = PAIRS
 # Files with other endings that are no images are not meant as some.
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
@@ -168,15 +170,26 @@ def _upright_picture(raw: Any) -> Any:
         raise ZooError(f"an image must be a path, bytes, an array or a PIL image, not {type(raw).__name__}")
     with _opened(raw) as image:
         _check_size(image)
-        low_bytes = DEEP_COLOUR.get(_rawmode(image))
+        second = DEEP_COLOUR.get(_rawmode(image))
         image.load()
-        if low_bytes is None:
-            return _of_pillow(_upright(image))
-        high = np.asarray(_upright(image), np.uint16)
+        found = _upright(image)
+    return _of_pillow(found) if second is None else _deep_colour(raw, found, second)
+
+
+def _deep_colour(raw: Any, found: Any, second: str) -> Any:
+    """All 16 bits of an image that Pillow has `found` to have 8, as uint16 [h, w] or [h, w, 3], by reading it a second
+    time; what is found where some of it is transparent."""
     with _opened(raw) as image:
-        image.tile = [_stored_as(tile, low_bytes) for tile in image.tile]
+        image.tile = [_stored_as(tile, second) for tile in image.tile]
         image.load()
-        return high << 8 | np.asarray(_upright(image))
+        pixels = np.asarray(_upright(image), np.uint16)
+    if second == PAIRS:
+        values = pixels[..., ::2] << 8 | pixels[..., 1::2]
+    else:
+        values = np.asarray(found, np.uint16) << 8 | pixels
+    if values.shape[-1] == 3:
+        return values
+    return values[..., 0 if second == PAIRS else slice(3)] if values[..., -1].min() == 65535 else found
 
 
 def _upright(image: Any) -> Any:
