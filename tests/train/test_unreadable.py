@@ -42,7 +42,7 @@ def test_too_many_are_an_error_before_training_that_names_them(photos):
     cut(photos / "cat" / "3.png")
     (photos / "dog" / "4.png").write_bytes(b"")
     with pytest.raises(
-        ZooError, match=r"^2 of 40 images cannot be read, more than the share data.most-unreadable 0.01: "
+        ZooError, match=r"^2 of 40 images cannot be read; repair or remove them, or raise data.most-unreadable, 0.01: "
     ) as e:
         ImageData(path=str(photos), image_size=8).load(SHAPE)
     assert "dog/4.png' is not a readable image" in str(e.value)

@@ -49,8 +49,8 @@ class Unreadable:
         reasons = [*self.left_out.values(), *self.replaced.values()]
         if len(reasons) > self.most * self.total:
             raise ZooError(
-                f"{len(reasons)} of {self.total} images cannot be read, more than the share data.most-unreadable "
-                f"{self.most:g}: {'; '.join(reasons[:3])}{'; ...' if len(reasons) > 3 else ''}"
+                f"{len(reasons)} of {self.total} images cannot be read; repair or remove them, or raise "
+                f"data.most-unreadable, {self.most:g}: {'; '.join(reasons[:3])}{'; ...' if len(reasons) > 3 else ''}"
             )
 
     def notes(self) -> list[str]:

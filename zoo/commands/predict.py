@@ -55,7 +55,8 @@ def predict(folder: str, raws: list[str], top_k: int | None = None, as_json: boo
                 labels = [{"label": label, "probability": round(value, 6)} for label, value in found]
                 print(json.dumps({"file" if images else "text": raw, "labels": labels}), flush=True)
             else:
-                print(f"{raw}: " + ", ".join(f"{label} {value:.1%}" for label, value in found), flush=True)
+                name = raw.encode("utf-8", "backslashreplace").decode()  # a file's may be no UTF-8
+                print(f"{name}: " + ", ".join(f"{label} {value:.1%}" for label, value in found), flush=True)
     return status
 
 
@@ -89,22 +90,19 @@ class Predictor:
         exclusive = getattr(inputs, "exclusive", True)
         probabilities = np.asarray(jax.nn.softmax(logits) if exclusive else jax.nn.sigmoid(logits))
         if not _fills(self.run):
-            least = 0.0 if exclusive or self.top_k else 0.5
-            return [
-                (raw, self._best(row, inputs.labels.__getitem__, least))
-                for raw, row in zip(piece, probabilities, strict=True)
-            ]
+            pairs = zip(piece, probabilities, strict=True)
+            return [(raw, self._best(row, inputs.labels.__getitem__, exclusive)) for raw, row in pairs]
         found = []
         for raw, tokens, rows in zip(piece, batch["tokens"], probabilities, strict=True):
             places = np.flatnonzero(tokens == inputs.mask)
             if not len(places):
                 raise ZooError(f"{raw!r} has no [MASK] to predict")
-            found += [(raw, self._best(rows[place], lambda token: inputs.decode([token]), 0.0)) for place in places]
+            found += [(raw, self._best(rows[place], lambda token: inputs.decode([token]))) for place in places]
         return found
 
-    def _best(self, row: Any, name: Callable[[int], str], least: float) -> list[tuple[str, float]]:
-        most = self.top_k or (len(row) if least else 3)
-        return [(name(int(i)), float(row[i])) for i in (-row).argsort()[:most] if row[i] > least]
+    def _best(self, row: Any, name: Callable[[int], str], exclusive: bool = True) -> list[tuple[str, float]]:
+        most = self.top_k or (3 if exclusive else int((row > 0.5).sum()))
+        return [(name(int(i)), float(row[i])) for i in (-row).argsort()[:most]]
 
 
 def _filled(array: Any, rows: int) -> Any:
