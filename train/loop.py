@@ -45,7 +45,7 @@ def run(config: Config, seconds_before: float = 0.0, recipe: str | None = None) 
     with Stop() as stop, memory_errors():
         with phases("data"):
             shape = zoo.model_info(config.model.name).input_shape
-            dataset = config.data.load(shape, run_folder.stored_inputs(workdir))
+            dataset = config.data.load(shape, run_folder.stored_inputs(workdir), **run_folder.replaced(workdir))
             run_folder.check_data(workdir, dataset)
             config = run_folder.with_steps(config, workdir, dataset)
         with phases("setup"):
@@ -85,6 +85,8 @@ class Trainer:
                 self.journal.say(note)
             if processes.first():
                 run_folder.describe(config, workdir, parts.model_args, dataset, recipe)
+            if dataset.unreadable is not None:
+                dataset.unreadable.keep_in(workdir)
             self.checkpoints = Checkpoints(workdir, config.keep)
             opened.callback(self.checkpoints.close)
             if resumes:

@@ -18,6 +18,7 @@ import zoo
 from train import processes
 from train.config import Config, read_settings
 from train.data.source import Dataset
+from train.data.unreadable import listed
 from train.journal import footprint
 from train.records import write_text
 from train.settings import differences, to_json
@@ -41,6 +42,9 @@ MAY_CHANGE = (
     "keep",
     "patience",
     "data.dir",
+    "data.path",  # the content is compared, not its place
+    "data.target_path",
+    "data.most_unreadable",
     "log.every",
     "log.tensorboard",
     "log.stall",
@@ -150,6 +154,12 @@ def stored_inputs(workdir: pathlib.Path) -> Inputs | None:
     if not (workdir / "config.json").is_file():
         return None
     return inputs_from_json(read_config(workdir)["inputs"])
+
+
+def replaced(workdir: pathlib.Path) -> dict[str, Any]:
+    """What a source of images needs to know of a run that resumes: the files that it could not read."""
+    names = listed(workdir)
+    return {"replaced": names} if names else {}
 
 
 def check_data(workdir: pathlib.Path, dataset: Dataset) -> None:

@@ -12,13 +12,13 @@ def main(argv: list[str] | None = None) -> int:
     return exit_status(lambda: _run(argv))
 
 
-def _run(argv: list[str] | None) -> None:
+def _run(argv: list[str] | None) -> int | None:
     parser = argparse.ArgumentParser(prog="python -m zoo", description="List models and use trained ones.")
     commands = parser.add_subparsers(dest="command", required=True)
     for module in (models, predict, generate, translate, forecast, convert):
         module.add(commands)
     args = parser.parse_args(argv)
-    args.run(args)
+    return args.run(args)
 
 
 if __name__ == "__main__":

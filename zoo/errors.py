@@ -27,7 +27,8 @@ def first_line(error: BaseException) -> str:
 
 
 def exit_status(command: Callable[[], object], extra: str = "") -> int:
-    """The exit status of a command line: 0, or 2 after a user's mistake. Errors and warnings are printed in one line.
+    """The exit status of a command line: what it returns, or 0; 2 after a user's mistake. Errors and warnings are
+    printed in one line.
 
     If the reader of the output has gone, as `head` does, the status is 128 + SIGPIPE and nothing is printed. (SIGPIPE
     itself stays ignored, as Python has it: it would end a run whose connection to another process breaks.) `extra` is
@@ -37,7 +38,7 @@ def exit_status(command: Callable[[], object], extra: str = "") -> int:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
             try:
-                command()
+                status = command()
             finally:
                 sys.stdout.flush()  # a closed pipe raises here at the latest, not when Python exits
     except BrokenPipeError:
@@ -51,4 +52,4 @@ def exit_status(command: Callable[[], object], extra: str = "") -> int:
             raise
         print(f"error: {error}; {extra}", file=sys.stderr)
         return 2
-    return 0
+    return status if type(status) is int else 0

@@ -110,7 +110,14 @@ def test_a_setting_that_nothing_reads_is_found(monkeypatch):
 
     sources = Sources(__file__)
     assert sources.unread(Padded) == ["padding"]
-    assert sources.unread(Fixed) == ["validation_fraction", "dir", "train_examples"]  # which ImageData.load reads
+    assert sources.unread(Fixed) == [
+        "validation_fraction",
+        "dir",
+        "channels",
+        "range",
+        "most_unreadable",
+        "train_examples",
+    ]  # which ImageData.load reads
 
 
 @pytest.mark.parametrize("name", recipe_files())

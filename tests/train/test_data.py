@@ -12,7 +12,8 @@ from PIL import Image
 import train.data.source
 from train import Classification, Config, LanguageModel, ModelConfig, OptimizerConfig, TextData
 from train.data.batches import Batches
-from train.data.images import ImageData, statistics
+from train.data.image_form import statistics
+from train.data.images import ImageData
 from train.data.source import ArraySplit, LazySplit, hold_out
 from zoo import ZooError
 
@@ -116,7 +117,7 @@ def test_a_folder_of_class_folders(photos):
 def test_large_folders_are_read_batch_by_batch(photos, monkeypatch):
     config = ImageData(path=str(photos), image_size=8)
     whole = config.load((32, 32, 3)).train
-    monkeypatch.setattr("train.data.image_folder.IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr("train.data.pictures.IN_MEMORY_BYTES", 100)
     lazy = config.load((32, 32, 3)).train
     assert (whole.in_memory, lazy.in_memory) == (True, False)
     for a, b in zip(Batches(whole, 4, 0).from_step(0, 6), Batches(lazy, 4, 0).from_step(0, 6), strict=True):
@@ -235,9 +236,15 @@ def swapped(photos):
 
 
 CHANGES = {
-    "fewer": (lambda photos: (photos / "cat" / "3.png").unlink(), r"train: 18 examples, sha256 \w+, now 18 examples"),
-    "others": (swapped, r"train: 18 examples, sha256 \w+, now 18 examples"),
-    "labels": (lambda photos: (photos / "cat").rename(photos / "a"), r"labels: \['cat', 'dog'\], now \['a', 'dog'\]"),
+    "fewer": (
+        lambda photos: (photos / "cat" / "3.png").unlink(),
+        r"not those that the run began with \(train: 18 examples, sha256 \w+, now 18 examples",
+    ),
+    "others": (swapped, r"not those that the run began with \(train: 18 examples, sha256 \w+, now 18 examples"),
+    "labels": (
+        lambda photos: (photos / "cat").rename(photos / "a"),
+        r"1 labels that the model does not have \(a\); it has cat, dog",
+    ),
 }
 
 
@@ -250,9 +257,7 @@ def test_a_run_does_not_resume_on_other_data(change, photos, tmp_path_factory):
     before = (workdir / "config.json").read_bytes()
     make, message = CHANGES[change]
     make(photos)
-    with pytest.raises(
-        ZooError, match=rf"the data are not those that the run began with \({message}.*\); another workdir"
-    ):
+    with pytest.raises(ZooError, match=message):
         run_on(data, workdir, resume=True, steps=4)
     assert (workdir / "config.json").read_bytes() == before
 
@@ -276,7 +281,7 @@ def test_a_shortened_text_is_refused_but_a_run_without_a_record_of_its_data_resu
 
 def test_data_read_from_files_are_recognised_by_a_sample(photos, monkeypatch):
     config = ImageData(path=str(photos), image_size=8)
-    monkeypatch.setattr("train.data.image_folder.IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr("train.data.pictures.IN_MEMORY_BYTES", 100)
     before = config.load((32, 32, 3)).content
     assert config.load((32, 32, 3)).content == before
     swapped(photos)

@@ -160,9 +160,9 @@ def test_a_masked_language_model_learns_and_fills(tmp_path, capsys):
     assert result["validation"]["accuracy"] > 0.8  # guessing gives 0.17
     capsys.readouterr()
     text = "owl owl owl [MASK] owl owl owl owl owl"
-    assert main(["predict", str(tmp_path / "run"), text, "--top", "1"]) == 0
+    assert main(["predict", str(tmp_path / "run"), text, "--top-k", "1"]) == 0
     assert capsys.readouterr().out.startswith(f"{text}: owl ")
-    assert main(["predict", str(tmp_path / "run"), "owl", "--top", "1"]) == 2
+    assert main(["predict", str(tmp_path / "run"), "owl", "--top-k", "1"]) == 2
     assert "'owl' has no [MASK]" in capsys.readouterr().err
 
 

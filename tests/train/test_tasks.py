@@ -276,7 +276,7 @@ def test_a_table_of_images_and_their_labels_trains_and_predicts(tmp_path, capsys
         ("a,b\n1,2\n", "must have the columns file and labels"),
         ("file,labels\nno.png,cat\n", "no image file"),
         ("file,labels\nx.png,\n", "names no label"),
-        ("file,labels,split\nx.png,cat,training\n", "did you mean train"),
+        ("file,labels,split\nx.png,cat,trainig\n", "did you mean train"),
     ],
 )
 def test_a_wrong_table_of_labels_is_refused(tmp_path, table, message):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import zoo
-from train import LabelledTextData, MultiLabelData, PairData, SeriesData, TextData
+from train import ImageData, LabelledTextData, MultiLabelData, PairData, SeriesData, TextData
 from zoo import ZooError
 from zoo.inputs.image import ImageInputs
 from zoo.inputs.text import TextInputs, learn, read_tokenizer
@@ -228,6 +228,9 @@ SERIES = "day,x,y\n" + "\n".join(f"2026-01-{i:02},{i / 7},{i * i}" for i in rang
 TABLE = "labels,file,split\n" + "".join(f"{'a cat; the mat; ' * 20},{i % 2}.png,train\n" for i in range(4))
 
 
+LABELS = "path,class,split\n" + "".join(f"{i % 2}.png,{'ab'[i % 2]},train\n" for i in range(12))
+
+
 def array_file(**arrays):
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
@@ -243,6 +246,8 @@ def array_file(**arrays):
         ("data.csv", SERIES.encode(), SeriesData(context=4, warmup=1, horizon=1)),
         ("data.npz", array_file(x=np.arange(40.0), y=np.ones(40)), SeriesData(context=4, warmup=1, horizon=1)),
         ("table.csv", TABLE.encode(), MultiLabelData()),
+        ("table.csv", LABELS.encode(), ImageData(most_unreadable=0.5)),
+        ("set.npz", array_file(x=np.ones((9, 8, 8), np.uint8), y=np.arange(9) % 2), ImageData()),
     ],
 )
 @given(data=st.data())

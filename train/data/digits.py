@@ -6,18 +6,18 @@ generalising to new hands. A random split flatters by more than a point.
 
 import numpy as np
 
-from train.data.source import ArraySplit
-from zoo.inputs.image import fit, open_image
+from train.data.image_source import Found
+from train.data.pictures import StoredPictures
+
+LABELS = tuple(map(str, range(10)))
 
 
-def load(size: tuple[int, int] | None = None) -> tuple[str, dict[str, ArraySplit], list[str]]:
-    """Name, splits `train` and `test`, labels. Pixels 0 to 16 become 0 to 255; images are scaled to `size` if given."""
+def found() -> Found:
+    """The splits `train` and `test`; pixels 0 to 16 become 0 to 255."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    if size is not None:
-        images = np.stack([fit(open_image(image, 1), size) for image in images])
     labels = digits.target.astype(np.int32)
-    train, test = ({"image": images[part], "label": labels[part]} for part in (slice(None, -360), slice(-360, None)))
-    return "digits", {"train": ArraySplit(train), "test": ArraySplit(test)}, [str(digit) for digit in range(10)]
+    parts = {"train": slice(None, -360), "test": slice(-360, None)}
+    return Found("digits", {name: StoredPictures(images[part], labels[part]) for name, part in parts.items()}, LABELS)

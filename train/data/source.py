@@ -11,6 +11,7 @@ import flax.linen as nn
 import numpy as np
 
 from train.data.batches import Batches, eval_batches
+from train.data.unreadable import Unreadable
 from train.settings import Registered
 from zoo.arrays import digest_of
 from zoo.errors import ZooError
@@ -113,6 +114,9 @@ class ArraySplit(Examples):
     def sample(self) -> Arrays:
         return self.arrays
 
+    def part(self, start: int, stop: int) -> "ArraySplit":
+        return ArraySplit({name: array[start:stop] for name, array in self.arrays.items()})
+
 
 @dataclasses.dataclass(frozen=True)
 class LazySplit(Examples):
@@ -129,6 +133,9 @@ class LazySplit(Examples):
     def sample(self) -> Arrays:
         return self.read(np.linspace(0, self.size - 1, min(64, self.size)).astype(int))
 
+    def part(self, start: int, stop: int) -> "LazySplit":
+        return LazySplit(stop - start, self.decode, self.start + start)
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -140,6 +147,7 @@ class Dataset:
     test: Any
     inputs: Inputs
     notes: tuple[str, ...] = ()  # what a user should know of how the data were read, a line each
+    unreadable: Unreadable | None = None  # of images: those that cannot be read
 
     @functools.cached_property
     def content(self) -> dict[str, str]:
@@ -225,13 +233,4 @@ def hold_out(split: Any, fraction: float) -> tuple[Any, Any]:
     if held == 0:
         return split, None
     cut = split.size - held
-    if isinstance(split, ArraySplit):
-        return first(split, cut), ArraySplit({name: array[cut:] for name, array in split.arrays.items()})
-    return first(split, cut), LazySplit(held, split.decode, split.start + cut)
-
-
-def first(split: Any, size: int) -> Any:
-    """The first `size` examples of a split."""
-    if isinstance(split, ArraySplit):
-        return ArraySplit({name: array[:size] for name, array in split.arrays.items()})
-    return LazySplit(size, split.decode, split.start)
+    return split.part(0, cut), split.part(cut, split.size)

@@ -1,75 +1,128 @@
 """Any labelled image set and any text set of TensorFlow Datasets, by name, read without TensorFlow."""
 
+import dataclasses
 import logging
-import math
 import pathlib
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from train.data.source import IN_MEMORY_BYTES, Arrays, ArraySplit, LazySplit
-from zoo.errors import ZooError, unknown
-from zoo.inputs.image import fit, open_image
+from train.data.image_source import Found
+from train.data.pictures import Survey
+from train.data.splits import SPLITS
+from zoo.errors import ZooError, first_line, unknown
 
 BUILT_IN = ("digits", "stdlib", "dates", "docstrings")  # sets that are not TFDS's
 
 
-def load(
-    name: str, data_dir: str, size: tuple[int, int], resize: bool = False
-) -> tuple[str, dict[str, ArraySplit | LazySplit], list[str]]:
-    """Name, splits, labels of a TFDS set; prepared in `data_dir`, or downloaded to it where it is not.
+def load(name: str, data_dir: str) -> Found:
+    """The pictures and the labels of a TFDS set; prepared in `data_dir`, or downloaded to it where it is not.
 
-    Images of varying size, and all where `resize` is set, are brought to `size` (height, width). Splits named test but
-    without labels (-1) are left out. ZooError: unknown name (with the nearest), not preparable, no image, no label.
+    ZooError: unknown name (with the nearest), not preparable, another format, no image, no label.
     """
     builder = _builder(name, data_dir)
     features = dict(builder.info.features.items()) if hasattr(builder.info.features, "items") else {}
-    image: Any = features.get("image")
-    label: Any = features.get("label")
-    if image is None or not hasattr(label, "num_classes"):
+    if "image" not in features or "label" not in features:
         has = ", ".join(sorted(features)) or "neither"
         raise ZooError(f"{name} is no labelled image set: it needs features image and label (a class), it has {has}")
-    labels = [str(label_name) for label_name in label.names]
-    shape = tuple(image.shape)
-    if resize or None in shape[:2] or shape[-1] is None:
-        shape = (*size, shape[-1] or 3)
-    splits: dict[str, ArraySplit | LazySplit] = {}
-    for split in ("train", "validation", "test"):
+    labels, splits, notes = _labels(name, features["label"]), {}, []
+    for split in SPLITS:
         if split in builder.info.splits:
-            read = _split(builder, split, shape)
-            if split == "test" and read.read(np.arange(1))["label"][0] < 0:
-                continue  # a contest's test set, whose labels are kept back
-            splits[split] = read
+            pictures = Records.of(name, builder, split, features["image"])
+            if len(pictures):
+                splits[split] = pictures
+            else:
+                notes.append(f"{name} has an empty split {split}, left out")
     if "train" not in splits:
-        raise ZooError(f"{name} has no split train; it has {', '.join(builder.info.splits)}")
-    return name, splits, labels
+        raise ZooError(f"{name} has no examples in a split train; it has {', '.join(builder.info.splits)}")
+    return Found(name, splits, labels, tuple(notes))
+
+
+def _labels(name: str, label: Any) -> tuple[str, ...]:
+    """The names of a feature's classes; ZooError where it is no class."""
+    dtype = str(getattr(label, "np_dtype", None) or getattr(label, "dtype", ""))
+    if "bool" in dtype:
+        return "False", "True"
+    if not hasattr(label, "num_classes"):
+        raise ZooError(f"{name}: the feature label is {type(label).__name__} {dtype}, not a class (ClassLabel)")
+    if not label.num_classes:
+        raise ZooError(f"{name}: the feature label does not say how many classes it has (num_classes)")
+    return tuple(str(label_name) for label_name in label.names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """The labelled images of a split of a TFDS set, read as they are asked for."""
+
+    title: str
+    source: Any
+    shape: tuple[int | None, ...]
+    deep: bool
+    numbers: np.ndarray | None = None  # of the labels, where they are not the set's own
+    target = "label"
+
+    @classmethod
+    def of(cls, name: str, builder: Any, split: str, image: Any) -> "Records":
+        import tensorflow_datasets as tfds
+
+        dtype = np.dtype(image.np_dtype)
+        encoded = dtype == np.uint16 and type(image).__name__ == "Image"  # which TFDS decodes with OpenCV alone
+        decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
+        source = _source(name, builder, split, decoders)
+        return cls(f"{name}, split {split}", source, tuple(image.shape), dtype != np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def take(self, rows: Sequence[int]) -> list[tuple[Any, Any]]:
+        try:
+            examples = self.source.__getitems__(list(rows))
+        except Exception as error:  # TFDS and the libraries under it have no errors of their own
+            raise ZooError(f"{self.title} cannot be read: {first_line(error)}") from None
+        labels = [int(example["label"]) for example in examples]
+        if self.numbers is not None:
+            labels = [-1 if label < 0 else int(self.numbers[label]) for label in labels]
+        return [(example["image"], label) for example, label in zip(examples, labels, strict=True)]
+
+    def name(self, row: int) -> str:
+        return f"{self.title}, example {row}"
+
+    def survey(self) -> Survey:
+        height, width, channels = self.shape
+        known = height is not None and width is not None
+        sizes = np.array([[height, width]] if known else np.zeros((0, 2), int))
+        return Survey(sizes, channels or 3, self.deep, own_size=known)
+
+    def renumbered(self, numbers: np.ndarray, classes: int) -> "Records":
+        return dataclasses.replace(self, numbers=numbers)
 
 
 def load_texts(name: str, data_dir: str) -> dict[str, list[str]]:
     """The texts of each split of a TFDS set: its first feature of text."""
     builder = _builder(name, data_dir)
     feature = _text_feature(name, builder)
-    splits = [split for split in ("train", "validation", "test") if split in builder.info.splits]
-    return {split: [example[feature].decode("utf-8") for example in builder.as_data_source(split)] for split in splits}
+    return {split: [row[feature].decode("utf-8") for row in source] for split, source in _sources(name, builder)}
 
 
 def load_labelled_texts(name: str, data_dir: str) -> tuple[str, dict[str, list[tuple[str, int]]], list[str]]:
-    """Name, pairs of text and label by split, labels of a TFDS set. Splits without labels (-1) are left out."""
+    """Name, pairs of text and label by split, labels of a TFDS set. Texts without a label (-1) are left out."""
     builder = _builder(name, data_dir)
     feature = _text_feature(name, builder)
     label: Any = dict(builder.info.features.items()).get("label")
-    if not hasattr(label, "num_classes"):
-        raise ZooError(f"{name} is no labelled text set: it has no feature label that is a class")
-    splits = {}
-    for split in ("train", "validation", "test"):
-        if split in builder.info.splits:
-            source = builder.as_data_source(split)
-            pairs = [(example[feature].decode("utf-8"), int(example["label"])) for example in source]
-            if pairs and pairs[0][1] >= 0:
-                splits[split] = pairs
+    if label is None:
+        raise ZooError(f"{name} is no labelled text set: it has no feature label")
+    labels, splits = _labels(name, label), {}
+    for split, source in _sources(name, builder):
+        pairs = [(example[feature].decode("utf-8"), int(example["label"])) for example in source]
+        splits[split] = [pair for pair in pairs if pair[1] >= 0]
+        if unlabelled := len(pairs) - len(splits[split]):
+            warnings.warn(f"{name}: left out {unlabelled:,} texts of the split {split} without a label", stacklevel=2)
+    splits = {split: pairs for split, pairs in splits.items() if pairs}
     if "train" not in splits:
-        raise ZooError(f"{name} has no split train; it has {', '.join(builder.info.splits)}")
-    return name, splits, [str(label_name) for label_name in label.names]
+        raise ZooError(f"{name} has no labelled text in a split train; it has {', '.join(builder.info.splits)}")
+    return name, splits, [*labels]
 
 
 def load_pairs(name: str, data_dir: str, source: str | None, target: str | None) -> dict[str, list[tuple[str, str]]]:
@@ -88,10 +141,9 @@ def load_pairs(name: str, data_dir: str, source: str | None, target: str | None)
             f"{', '.join(sorted(texts)) or 'its texts, of which it has none'}"
         )
     splits = {}
-    for split in ("train", "validation", "test"):
-        if split in builder.info.splits:
-            rows = [[example[key].decode("utf-8") for key in keys] for example in builder.as_data_source(split)]
-            splits[split] = [(first, second) for first, second in rows if first.strip() and second.strip()]
+    for split, examples in _sources(name, builder):
+        rows = [[example[key].decode("utf-8") for key in keys] for example in examples]
+        splits[split] = [(first, second) for first, second in rows if first.strip() and second.strip()]
     if not splits.get("train"):
         raise ZooError(f"{name} has no split train; it has {', '.join(builder.info.splits)}")
     return splits
@@ -112,28 +164,27 @@ def _text_feature(name: str, builder: Any) -> str:
     return texts[0]
 
 
-def _split(builder: Any, split: str, shape: tuple[int, ...]) -> ArraySplit | LazySplit:
-    source = builder.as_data_source(split)
-
-    def decode(indices: list[int]) -> Arrays:
-        examples = source.__getitems__(indices)
-        images = [_fitted(example["image"], shape) for example in examples]
-        return {"image": np.stack(images), "label": np.array([e["label"] for e in examples], np.int32)}
-
-    if len(source) * math.prod(shape) >= IN_MEMORY_BYTES:
-        return LazySplit(len(source), decode)
-    arrays: Arrays = {"image": np.empty((len(source), *shape), np.uint8), "label": np.empty(len(source), np.int32)}
-    for start in range(0, len(source), 1024):
-        piece = decode(list(range(start, min(start + 1024, len(source)))))
-        for key, array in arrays.items():
-            array[start : start + 1024] = piece[key]
-    return ArraySplit(arrays)
+def _sources(name: str, builder: Any) -> Iterator[tuple[str, Any]]:
+    """Each split that is not empty, and its examples."""
+    for split in SPLITS:
+        if split in builder.info.splits and len(source := _source(name, builder, split)):
+            yield split, source
 
 
-def _fitted(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if image.shape == shape:
-        return image
-    return fit(open_image(image, shape[-1]), (shape[0], shape[1]))
+def _source(name: str, builder: Any, split: str, decoders: Any = None) -> Any:
+    """The examples of a split by number; an empty list where it has none."""
+    if not builder.info.splits[split].num_examples:
+        return []
+    stored = getattr(builder.info.file_format, "value", builder.info.file_format)
+    try:
+        return builder.as_data_source(split, decoders=decoders)
+    except NotImplementedError:
+        raise ZooError(
+            f"{name} in {str(builder.data_dir)!r} is stored as {stored}, which cannot be read by number: prepare it "
+            "with download_and_prepare(file_format='array_record')"
+        ) from None
+    except Exception as error:  # TFDS and the libraries under it have no errors of their own
+        raise ZooError(f"{name}: the split {split} cannot be read: {first_line(error)}") from None
 
 
 def _builder(name: str, data_dir: str) -> Any:
@@ -143,7 +194,7 @@ def _builder(name: str, data_dir: str) -> Any:
     import tensorflow_datasets as tfds
 
     base = name.split("/")[0].split(":")[0]
-    prepared = sorted(path.name for path in pathlib.Path(data_dir).glob("*") if path.is_dir())
+    prepared = sorted(path.name for path in pathlib.Path(data_dir).expanduser().glob("*") if path.is_dir())
     try:
         if base in prepared:
             builder = tfds.builder(name, data_dir=data_dir)

@@ -1,55 +1,139 @@
 """python -m zoo predict: the classes of images and texts, or the tokens of a text at its [MASK]."""
 
+import itertools
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import zoo
 from zoo.errors import ZooError
+from zoo.inputs.image_file import SUFFIXES, is_image
+from zoo.inputs.walk import walk
+
+PIECE = 32  # images or texts at a time, so that memory does not grow with their number
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("predict", help="classify image files or texts with a trained model")
+    command = commands.add_parser(
+        "predict",
+        help="classify image files or texts with a trained model",
+        description="Prints a line for each image or text as soon as it is predicted. For one that cannot be read there"
+        " is a line on standard error instead; the others are predicted all the same, and the exit status is 2.",
+    )
     command.add_argument("run_folder", metavar="RUN", help="a run folder, or a model whose weights come with the zoo")
-    command.add_argument("raws", nargs="+", metavar="IMAGE_OR_TEXT")
-    command.add_argument("--top", type=int, default=3, help="classes to print for each")
-    command.set_defaults(run=lambda args: predict(args.run_folder, args.raws, args.top))
+    command.add_argument(
+        "raws", nargs="+", metavar="IMAGE_OR_TEXT", help="image files, or folders of them; or texts, each one argument"
+    )
+    command.add_argument(
+        "--top-k", type=int, help="labels of each (default: 3, or all that hold of a multi-label model)"
+    )
+    command.add_argument(
+        "--json", action="store_true", help="a JSON object a line: file or text, labels, probabilities"
+    )
+    command.set_defaults(run=lambda args: predict(args.run_folder, args.raws, args.top_k, args.json))
 
 
-def predict(folder: str, raws: list[str], top: int = 3) -> None:
-    """Prints the most probable classes of each image file or text. An unreadable file is an error before anything is
-    predicted."""
-    import jax
-    import numpy as np
-
-    if top < 1:
-        raise ZooError(f"--top must be at least 1, not {top}")
-    model, variables, inputs = zoo.load(folder)
-    if getattr(model, "output", None) == "tokens" and not inputs.labels:
-        return fill(model, variables, inputs, raws, top)
-    if not inputs.labels:
+def predict(folder: str, raws: list[str], top_k: int | None = None, as_json: bool = False) -> int:
+    """Prints the most probable classes of each image file or text; the exit status, 2 where one cannot be read."""
+    if top_k is not None and top_k < 1:
+        raise ZooError(f"--top-k must be at least 1, not {top_k}")
+    run = zoo.load(folder)
+    if not run.inputs.labels and not _fills(run):
         others = {"pair": ("an encoder-decoder", "translate"), "series": ("a forecaster", "forecast")}
-        what, verb = others.get(inputs.kind, ("a language model", "generate"))
+        what, verb = others.get(run.inputs.kind, ("a language model", "generate"))
         raise ZooError(f"{folder!r} has no classes: it is {what} (python -m zoo {verb} {folder})")
-    args, kwargs = inputs.arguments(inputs.batch(raws))
-    logits = np.asarray(model.apply(variables, *args, **kwargs), np.float32)
-    exclusive = getattr(inputs, "exclusive", True)
-    probabilities = np.asarray(jax.nn.softmax(logits) if exclusive else jax.nn.sigmoid(logits))
-    for raw, row in zip(raws, probabilities, strict=True):
-        best = np.argsort(-row)[:top] if exclusive else np.flatnonzero(row > 0.5)
-        print(f"{raw}: " + ", ".join(f"{inputs.labels[i]} {row[i]:.1%}" for i in best))
+    images, predictor, status = run.inputs.kind == "image", Predictor(run, top_k), 0
+    wanted = itertools.chain.from_iterable(map(_files, raws)) if images else iter(raws)
+    while piece := list(itertools.islice(wanted, PIECE)):
+        for raw, found in _each(predictor, piece):
+            if isinstance(found, ZooError):
+                status = 2
+                print(f"error: {found}", file=sys.stderr, flush=True)
+            elif as_json:
+                labels = [{"label": label, "probability": round(value, 6)} for label, value in found]
+                print(json.dumps({"file" if images else "text": raw, "labels": labels}), flush=True)
+            else:
+                name = raw.encode("utf-8", "backslashreplace").decode()  # a file's may be no UTF-8
+                print(f"{name}: " + ", ".join(f"{label} {value:.1%}" for label, value in found), flush=True)
+    return status
 
 
-def fill(model: Any, variables: Any, inputs: Any, raws: list[str], top: int) -> None:
-    """Prints the most probable tokens at each [MASK] of the texts."""
-    import jax
+def _fills(run: Any) -> bool:
+    """Whether a model predicts the tokens at [MASK]."""
+    return getattr(run.model, "output", None) == "tokens" and not run.inputs.labels
+
+
+class Predictor:
+    """The labels of some images or texts and their probabilities, the most probable first.
+
+    At most `top_k` of each; by default three, or those above one half of a model with several labels.
+    """
+
+    def __init__(self, run: Any, top_k: int | None):
+        import jax
+
+        self.run, self.top_k, self.apply = run, top_k, jax.jit(run.model.apply)
+        self.rows = 1
+
+    def __call__(self, piece: Sequence[str]) -> list[tuple[str, Any]]:
+        """Pairs of a raw and its labels; of a text with several [MASK] a pair for each."""
+        import jax
+        import numpy as np
+
+        inputs = self.run.inputs
+        batch = inputs.batch(piece)
+        self.rows = max(self.rows, len(piece))  # so that the last piece runs the program of the others
+        args, kwargs = jax.tree.map(lambda array: _filled(array, self.rows), inputs.arguments(batch))
+        logits = np.asarray(self.apply(self.run.variables, *args, **kwargs), np.float32)[: len(piece)]
+        exclusive = getattr(inputs, "exclusive", True)
+        probabilities = np.asarray(jax.nn.softmax(logits) if exclusive else jax.nn.sigmoid(logits))
+        if not _fills(self.run):
+            pairs = zip(piece, probabilities, strict=True)
+            return [(raw, self._best(row, inputs.labels.__getitem__, exclusive)) for raw, row in pairs]
+        found = []
+        for raw, tokens, rows in zip(piece, batch["tokens"], probabilities, strict=True):
+            places = np.flatnonzero(tokens == inputs.mask)
+            if not len(places):
+                raise ZooError(f"{raw!r} has no [MASK] to predict")
+            found += [(raw, self._best(rows[place], lambda token: inputs.decode([token]))) for place in places]
+        return found
+
+    def _best(self, row: Any, name: Callable[[int], str], exclusive: bool = True) -> list[tuple[str, float]]:
+        most = self.top_k or (3 if exclusive else int((row > 0.5).sum()))
+        return [(name(int(i)), float(row[i])) for i in (-row).argsort()[:most]]
+
+
+def _filled(array: Any, rows: int) -> Any:
+    """The array with its last row repeated up to a number of rows."""
     import numpy as np
 
-    batch = inputs.batch(raws)
-    args, kwargs = inputs.arguments(batch)
-    probabilities = np.asarray(jax.nn.softmax(model.apply(variables, *args, **kwargs).astype(np.float32)))
-    for raw, tokens, rows in zip(raws, batch["tokens"], probabilities, strict=True):
-        places = np.flatnonzero(tokens == inputs.mask)
-        if not len(places):
-            raise ZooError(f"{raw!r} has no [MASK] to predict")
-        for place in places:
-            best = np.argsort(-rows[place])[:top]
-            print(f"{raw}: " + ", ".join(f"{inputs.decode([token])} {rows[place, token]:.1%}" for token in best))
+    return np.concatenate([array, np.repeat(np.asarray(array[-1:]), rows - len(array), axis=0)])
+
+
+def _each(predictor: Predictor, piece: list[str]) -> Iterator[tuple[str, Any]]:
+    """What the predictor finds of each; a ZooError where one cannot be read."""
+    try:
+        yield from predictor(piece)
+    except ZooError as error:
+        if len(piece) == 1:
+            yield piece[0], error
+        else:
+            for raw in piece:
+                yield from _each(predictor, [raw])
+
+
+def _files(raw: str) -> Iterator[str]:
+    """A file, or the images in a folder: what has an image's ending or begins like one."""
+    if not pathlib.Path(raw).expanduser().is_dir():
+        yield raw
+        return
+    tree, found = walk(raw, "the folder"), False
+    for file in tree.files:
+        path = str(tree.root / file)
+        if file.suffix.lower() in SUFFIXES or is_image(path):
+            found = True
+            yield path
+    if not found:
+        yield raw  # which is an error, of one line

@@ -106,7 +106,7 @@ def read_series(path: str | os.PathLike) -> tuple[list[str], np.ndarray]:
     array [T] or [T, C] (columns 0, 1, ...), or several arrays [T], the columns. ZooError for what is missing or not
     finite.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     if not path.is_file():
         raise ZooError(f"no table {str(path)!r}")
     if path.stat().st_size > MOST_BYTES:
