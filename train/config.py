@@ -102,10 +102,15 @@ def read_settings(data: Any) -> Config:
 
 
 def _upgraded(data: Any) -> Any:
-    """Settings of 0.1.0 in today's form: augmentation was no part of a task, and every text had `packed`."""
-    if not isinstance(data, dict) or "augment" not in data:
+    """Settings of earlier versions in today's form: CRLF was turned into LF; in 0.1.0 augmentation was no part of a
+    task, and every text had `packed`."""
+    if not isinstance(data, dict):
         return data
     data = dict(data)
+    if isinstance(source := data.get("data"), dict) and source.get("kind") in ("TextConfig", "TextData"):
+        data["data"] = {"newlines": "unix", **source}
+    if "augment" not in data:
+        return data
     augment, task, source = data.pop("augment"), data.get("task"), data.get("data")
     if isinstance(task, dict) and task.get("kind") == "Classification":
         data["task"] = {**task, "augment": augment}

@@ -257,7 +257,7 @@ class Trainer:
                 metrics[name] = self.evaluate(placed, split, final=True)
                 self.journal.say(f"best step {best}: {name} {shown(metrics[name])} ({split.described})")
         result: dict[str, Any] = {"data": dataset.name, "seed": config.seed, "steps": self.step, "best_step": best}
-        result |= metrics
+        result |= metrics | config.task.about(dataset)
         run = Run(self.model, self.layout.fetch(placed), dataset.inputs)
         if processes.first():
             self._leave_behind(result, metrics, run, ema)
