@@ -103,7 +103,9 @@ def test_an_empty_line_of_standard_input_is_named(run_folder, monkeypatch, capsy
     assert zoo_main(["translate", str(run_folder[0])]) == 0
     out, err = capsys.readouterr()
     assert out == "ab\n\ncd\n"
-    assert err == "warning: line 2 of standard input: a text to translate needs at least one character, not only spaces\n"
+    assert (
+        err == "warning: line 2 of standard input: a text to translate needs at least one character, not only spaces\n"
+    )
 
 
 def test_a_run_of_pairs_only_translates_and_others_do_not(run_folder, capsys):

@@ -1,6 +1,5 @@
 """Weights, images, tokenizers and texts that somebody damaged or made up: a ZooError, or what a whole file gives."""
 
-import contextlib
 import dataclasses
 import io
 import json

@@ -215,9 +215,8 @@ class TextInputs(Inputs):
             return 0, 0
         library = _tokenizers()
         one = library.Tokenizer(library.models.WordLevel({"x": 0}, unk_token="x")).encode("x")
-        around = np.array(_asked(self._library.post_process, one).special_tokens_mask)
-        place = int(np.flatnonzero(around == 0)[0])
-        return place, len(around) - place - 1
+        mask = _asked(self._library.post_process, one).special_tokens_mask
+        return (mask.index(0), mask[::-1].index(0)) if 0 in mask else (0, 0)
 
     @functools.cached_property
     def _codes(self) -> np.ndarray:
@@ -327,7 +326,9 @@ def read_tokenizer(path: str | os.PathLike, length: int, labels: Sequence[str] =
     if not file.is_file():
         raise ZooError(f"no tokenizer {str(path)!r}: give {', '.join(TOKENIZERS)}, or a folder with a tokenizer.json")
     try:
-        model = read_json(file)["model"]
+        content = read_json(file)
+        model = content["model"]
+        added = {str(token["content"]): token["id"] for token in content.get("added_tokens") or ()}
         kind = model.get("type", "BPE" if "merges" in model else "WordPiece")
         text = file.read_text("utf-8")
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -337,6 +338,9 @@ def read_tokenizer(path: str | os.PathLike, length: int, labels: Sequence[str] =
         raise ZooError(f"{str(file)!r} is a tokenizer of kind {kind}; there are {', '.join(kinds)}")
     inputs = TextInputs(kinds[kind], text, length, tuple(labels))
     inputs.vocab_size  # noqa: B018 - validates the vocabulary now
+    for token, number in added.items():
+        if (found := inputs._library.token_to_id(token)) != number:  # the library numbers added tokens by itself
+            raise ZooError(f"{str(file)!r}: the library reads the token {token!r} as {found}, not as {number}")
     return inputs
 
 
