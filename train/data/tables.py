@@ -145,7 +145,7 @@ def table_files(path: pathlib.Path) -> dict[str, pathlib.Path]:
             files[split] = file
     if "train" not in files:
         raise ZooError(f"{str(path)!r} has no train.tsv or train.csv")
-    warn_left_out(left, "their names are those of no split (train, validation, test)")
+    warn_left_out(left, "in no split (train, validation, test)")
     return files
 
 

@@ -42,7 +42,8 @@ class TextSource(TfdsSource, abstract=True):
         splits, rest = dict(splits), 1.0
         for name, fraction in (("test", self.test_fraction), ("validation", self.validation_fraction)):
             if name not in splits and fraction:
-                splits["train"], splits[name] = cut(splits["train"], fraction / rest)
+                share = fraction if rest == 1 else fraction / rest + 1e-9  # 0.3 / 0.8 is a little less than it is
+                splits["train"], splits[name] = cut(splits["train"], share)
                 rest -= fraction
         return splits
 
