@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import importlib.util
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -75,10 +74,19 @@ def check_bleu_tokenizer(name: str) -> None:
 
     if name not in sacrebleu.BLEU.TOKENIZERS:
         raise unknown("task.bleu-tokenizer", name, sacrebleu.BLEU.TOKENIZERS)
+    if (why := _usable(name)) is not None:
+        raise ZooError(f"task.bleu-tokenizer {name!r} cannot be used: {why}")
+
+
+def _usable(tokenizer: str) -> str | None:
+    """Why a tokenizer of sacreBLEU cannot be used, in one line; None where it can."""
+    import sacrebleu
+
     try:
-        sacrebleu.BLEU(tokenize=name)
+        sacrebleu.BLEU(tokenize=tokenizer)
     except Exception as error:  # a missing package, or a model of pieces that cannot be downloaded
-        raise ZooError(f"task.bleu-tokenizer {name!r} cannot be used: {first_line(error)}") from None
+        return first_line(error)
+    return None
 
 
 def tokenizer_for(references: Sequence[str]) -> str:
@@ -89,7 +97,7 @@ def tokenizer_for(references: Sequence[str]) -> str:
     """
     script = _script("".join(references))
     if script == "japanese":
-        return "ja-mecab" if all(map(importlib.util.find_spec, ("MeCab", "ipadic"))) else "char"
+        return "ja-mecab" if _usable("ja-mecab") is None else "char"
     return {"chinese": "zh", "spaceless": "char"}.get(script, "13a")
 
 
