@@ -102,12 +102,13 @@ def read_settings(data: Any) -> Config:
 
 
 def _upgraded(data: Any) -> Any:
-    """Settings of earlier versions in today's form: CRLF was turned into LF; in 0.1.0 augmentation was no part of a
-    task, and every text had `packed`."""
+    """Settings of earlier versions in today's form: CRLF in files was turned into LF; in 0.1.0 augmentation was no part
+    of a task, and every text had `packed`."""
     if not isinstance(data, dict):
         return data
     data = dict(data)
-    if isinstance(source := data.get("data"), dict) and source.get("kind") in ("TextConfig", "TextData"):
+    source = data.get("data")
+    if isinstance(source, dict) and source.get("kind") in ("TextConfig", "TextData") and source.get("path"):
         data["data"] = {"newlines": "unix", **source}
     if "augment" not in data:
         return data

@@ -38,6 +38,7 @@ MAY_CHANGE = (
     "keep",
     "patience",
     "data.dir",
+    "data.newlines",  # check_data compares the texts
     "log.every",
     "log.tensorboard",
     "log.stall",

@@ -10,8 +10,9 @@ import warnings
 import numpy as np
 import pytest
 
+import train
 import zoo
-from train import Config, LabelledTextData, PairData, TextData
+from train import Config, LabelledTextData, LanguageModel, LogConfig, ModelConfig, OptimizerConfig, PairData, TextData
 from train.config import read_settings
 from train.data.files import split_names
 from train.settings import to_json
@@ -153,6 +154,26 @@ def test_line_ends_are_kept_unless_the_settings_are_of_an_earlier_version(tmp_pa
     for kind in ("TextData", "TextConfig"):
         stored["data"]["kind"] = kind
         assert read_settings(stored).data.newlines == "unix"
+
+
+def test_a_run_of_an_earlier_version_resumes(tmp_path):
+    """Its settings have no line ends, its data none but LF."""
+    (tmp_path / "t.txt").write_text("the cat sat on the mat\n" * 40)
+    config = Config(
+        str(tmp_path / "run"), 2, 8, eval_every=2, model=ModelConfig("gru_lm", {"hidden_size": 4}),
+        data=TextData(path=str(tmp_path / "t.txt"), context=4), task=LanguageModel(),
+        log=LogConfig(1, tensorboard=False), optimizer=OptimizerConfig(warmup_steps=0),
+    )  # fmt: skip
+    train.run(config)
+    stored = tmp_path / "run" / "config.json"
+    about = json.loads(stored.read_text())
+    del about["config"]["data"]["newlines"], about["config"]["data"]["test_fraction"]
+    stored.write_text(json.dumps(about))
+    train.run(dataclasses.replace(config, steps=4, resume=True))
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 4
+    (tmp_path / "t.txt").write_bytes(b"the cat sat on the mat\r\n" * 40)
+    with pytest.raises(zoo.ZooError, match=r"'\\r' is not among the \d+ characters of the vocabulary"):
+        train.run(dataclasses.replace(config, steps=6, resume=True))
 
 
 def test_a_mark_at_the_beginning_of_a_text_is_no_symbol(tmp_path):

@@ -19,12 +19,13 @@ from train.__main__ import main
 from train.forward import Forward
 from train.interrupt import Stop
 from train.loop import Trainer
+from train.report.alignments import draw_attention
 from train.setup import make_model
 from train.tasks.task import Extra
 from train.timing import Phases
 from zoo.__main__ import main as zoo_main
 from zoo.decode import translate
-from zoo.inputs.pairs import PairInputs
+from zoo.inputs.pairs import PairInputs, learn_pairs
 from zoo.inputs.text import TextInputs
 
 SIZES = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "mlp_size": 64, "norm_first": True, "dropout_rate": 0.0}
@@ -159,6 +160,17 @@ def test_evaluate_and_report_of_a_run(run_folder, capsys):
     assert "exact_match 1.0000" in page
     assert "(BLEU: nrefs:1|case:mixed|eff:no|tok:13a|" in page
     assert main(["report", workdir]) == 0  # no test split: validation again
+
+
+def test_tokens_that_look_like_formulas_are_drawn_as_they_are(tmp_path):
+    """Two dollar signs would begin and end one of Matplotlib's, a wrong one of which is an error."""
+    texts = [("$x_$ $$", "$\\frac$ $$")]
+    inputs = learn_pairs(texts, ("word", "word"), 300, (9, 9), shared=True, lowercase=False)
+    model = zoo.create_model("transformer_base", **SIZES, max_length=9, **inputs.model_args())
+    args, kwargs = inputs.arguments({**inputs.batch([texts[0][0]]), "target": np.zeros((1, 9), np.int32)})
+    variables = jax.jit(model.init)(jax.random.key(0), *args, **kwargs)
+    drawn = draw_attention(zoo.Run(model, variables, inputs), texts, [texts[0][1]], tmp_path / "a.png")
+    assert drawn.stat().st_size > 1000
 
 
 def test_resume_is_bit_exact(config, tmp_path, monkeypatch):
