@@ -91,6 +91,8 @@ def test_files_of_sources_and_targets_go_line_for_line(tmp_path):
     assert dataset.train.texts == [("train en", "train de")]
     assert dataset.validation.texts == [("val en", "val de")]
     assert dataset.test.texts == [("news.test en", "news.test de")]
+    with pytest.raises(zoo.ZooError, match=r"two tables of the split .*; data\.source and data\.target are the last"):
+        PairData(path=str(tmp_path)).load(())
     (tmp_path / "train.fr").write_text("x\n")
     with pytest.warns(UserWarning, match=r"left out '.*train\.fr': no en or de of a split"):
         source.load(())

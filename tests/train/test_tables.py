@@ -65,6 +65,15 @@ def test_quotes_in_a_table_of_tabs_are_characters(tmp_path):
     assert [cells for _, cells in read_table(tmp_path / "t.tsv").rows] == rows
 
 
+def test_a_quoted_column_loses_its_quotes(tmp_path):
+    (tmp_path / "t.tsv").write_text('"text"\t"label"\n"good"\t1\n"bad"\t0\n')  # numbers are not quoted
+    assert [cells for _, cells in read_table(tmp_path / "t.tsv").rows] == [
+        ["text", "label"],
+        ["good", "1"],
+        ["bad", "0"],
+    ]
+
+
 def test_a_return_within_a_text_is_a_character(tmp_path):
     for name, tab in (("t.tsv", "\t"), ("t.csv", ",")):
         (tmp_path / name).write_bytes(f"good\rfilm{tab}pos\nbad{tab}neg\n".encode())

@@ -98,6 +98,8 @@ class LabelledTextData(TokenizedData):
                     splits[split].append((snippet, label))
             return Labelled(name, splits, labels)
         name, numbered, labels = tfds.load_labelled_texts(self.name, self.tfds_dir())
+        if bare := [split for split, pairs in numbered.items() if any(number < 0 for _, number in pairs)]:
+            raise ZooError(f"{name} has texts without a label in its split {bare[0]}")
         splits = {split: [(text, labels[number]) for text, number in pairs] for split, pairs in numbered.items()}
         return Labelled(name, splits, labels)
 

@@ -146,7 +146,8 @@ def read_path(path: pathlib.Path, source: str | None, target: str | None) -> dic
     """
     if path.is_dir() and source and target and (found := parallel_files(path, source, target)):
         return {split: read_line_pairs(*files) for split, files in found.items()}
-    return {split: read_pairs(read_table(file), source, target) for split, file in table_files(path).items()}
+    files = table_files(path, "; data.source and data.target are the last parts of such names, as de and en")
+    return {split: read_pairs(read_table(file), source, target) for split, file in files.items()}
 
 
 def read_pairs(table: Table, source: str | None, target: str | None) -> list[Pair]:

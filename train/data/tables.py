@@ -4,7 +4,9 @@ import csv
 import dataclasses
 import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection
+
+import numpy as np
 
 from train.data.files import lines_of, read_text, warn_left_out
 from train.data.splits import split_of
@@ -120,16 +122,17 @@ def _even(rows: Rows) -> bool:
 
 
 def _looks_quoted(rows: Rows) -> bool:
-    """Whether quotes are doubled within a quoted cell, or every cell is quoted."""
-    cells = [cell for _, row in rows for cell in row if cell]
-    quoted = [cell for cell in cells if len(cell) > 1 and cell[0] == cell[-1] == '"']
-    return len(quoted) == len(cells) or any('""' in cell[1:-1] for cell in quoted)
+    """Whether quotes are doubled within a quoted cell, or every cell of a column is quoted."""
+    quoted = [[len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells] for _, cells in rows]
+    doubled = [['""' in cell[1:-1] for cell in cells] for _, cells in rows]
+    return any(map(all, zip(*quoted, strict=True))) or bool(np.any(np.logical_and(quoted, doubled)))
 
 
-def table_files(path: pathlib.Path) -> dict[str, pathlib.Path]:
+def table_files(path: pathlib.Path, hint: str = "") -> dict[str, pathlib.Path]:
     """The table of each split: the file itself is train's; of a folder those that are named after splits.
 
-    The folder's other files are left out with a warning. ZooError where it has no train, or two files of a split.
+    The folder's other files are left out with a warning. ZooError where it has no train, or two files of a split, which
+    the `hint` explains.
     """
     if not path.is_dir():
         return {"train": path}
@@ -140,7 +143,8 @@ def table_files(path: pathlib.Path) -> dict[str, pathlib.Path]:
         if split is None:
             left.append(file)
         elif split in files:
-            raise ZooError(f"{str(path)!r} has two tables of the split {split}: {files[split].name} and {file.name}")
+            both = f"{files[split].name} and {file.name}"
+            raise ZooError(f"{str(path)!r} has two tables of the split {split}: {both}{hint}")
         else:
             files[split] = file
     if "train" not in files:
@@ -149,6 +153,6 @@ def table_files(path: pathlib.Path) -> dict[str, pathlib.Path]:
     return files
 
 
-def recognised(table: Table, names: Sequence[str]) -> list[int]:
+def recognised(table: Table, names: Collection[str]) -> list[int]:
     """The places of the columns whose name in the first row is one of `names`."""
     return [place for place, name in enumerate(table.names) if name in names]

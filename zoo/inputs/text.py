@@ -183,7 +183,7 @@ class TextInputs(Inputs):
         opening, closing = self._special
         body, start = row[opening : len(row) - closing], 0
         room = max(self.length - opening - closing, 0)
-        masks = np.flatnonzero(body == self._mask) if self._mask is not None else []
+        masks = np.flatnonzero(body == (-1 if self._mask is None else self._mask))
         if len(masks) and masks[0] >= room:
             start = min(int(masks[0]) - room // 2, len(body) - room)
         if lost := sum(not start <= place < start + room for place in masks):
