@@ -194,7 +194,7 @@ def test_two_files_line_for_line(tmp_path):
         ("a\nb\n", "x\n \n", "a.en': line 2 is empty"),
         ("a\nb\n", "", "a.en' is empty"),
         ("a\tx\nb\n", None, r"row 2 has 1 columns, not 2 as row 1: \['b'\]"),
-        ("a\tx\n\t\nb\ty\n", None, "row 2 is not a source and a target by a tab"),
+        ("a\tx\n\n \ty\n", None, "row 3 is not a source and a target by a tab"),
         ("a\tx\ty\n", None, r"row 1 is not a source and a target by a tab: .*; data\.source and data\.target name"),
         ("a\t \n", None, "row 1 is not a source and a target by a tab"),
     ],

@@ -101,7 +101,7 @@ def test_a_return_within_a_text_is_a_character(tmp_path):
             "".join(f"{i}\tlabel {i}\n" for i in range(60)),
             r"60 labels in 60 rows, .* with data\.columns",
         ),
-        ("t.tsv", "phrase\tscore\n" + PLAIN, "row 1 may be a header, since its label 'score' occurs once; name the"),
+        ("t.tsv", "phrase\tscore\n" + PLAIN, "may be a header, since its label 'score' occurs once; name the"),
         ("t.tsv", "premise\thypothesis\tlabel\na\tb\tx\n", r"has 3 columns: premise \| hypothesis \| label; name the"),
         ("t.tsv", "title\ttext\tlabel\na\tb\tx\n", "has 3 columns"),
         ("t.tsv", "a\tb\tx\nc\td\ty\n", "has 3 columns"),
@@ -142,8 +142,14 @@ def test_wrong_columns_are_named(tmp_path):
             labelled(tmp_path / "t.tsv", COLA, columns=list(columns))
     with pytest.raises(zoo.ZooError, match=r"data\.columns must be two, the text's and the label's, not \['4'\]"):
         LabelledTextData(columns=["4"]).check()
-    with pytest.warns(UserWarning, match="row 1 may be a header, since its label 'Quality' occurs once"):
+    with pytest.warns(UserWarning, match="may be a header, since its label 'Quality' occurs once"):
         labelled(tmp_path / "t.tsv", "Quality\tID\tString\n" + "1\t7\tA\n0\t8\tB\n" * 3, columns=["3", "1"])
+
+
+def test_a_small_held_out_table_without_a_header_keeps_its_first_row(tmp_path):
+    (tmp_path / "train.tsv").write_text("a\tx\nb\ty\nc\tz\n" * 3)
+    (tmp_path / "test.tsv").write_text("a\tx\nb\ty\nb\ty\nc\tz\nc\tz\n")
+    assert LabelledTextData(path=str(tmp_path), context=8).load((8,)).test.size == 5
 
 
 def test_a_table_of_many_labels_is_one_if_they_occur_again(tmp_path):
@@ -175,7 +181,8 @@ def test_labels_of_a_model_are_matched_by_name(tmp_path):
     ("content", "settings", "first"),
     [
         (BOM + "hund\tdog\nkatze\tcat\n", {}, ("hund", "dog")),
-        ("source\ttarget\nhund\tdog\n", {}, ("hund", "dog")),
+        ("source\ttarget\nhund\tdog\n\t\n\n", {}, ("hund", "dog")),
+        ("Answer\tQuestion\nhund\tdog\n", {}, ("dog", "hund")),
         (BOM + "DE\tEN\r\nhund\tdog\r\n", {}, ("hund", "dog")),
         ("de\ten\nhund\tdog\n", {"source": "en", "target": "de"}, ("dog", "hund")),
         ("hund\tdog\n", {"source": "de", "target": "en"}, ("hund", "dog")),  # a recipe's names, of TFDS's features

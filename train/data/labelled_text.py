@@ -33,6 +33,7 @@ LABELS = frozenset(
     )
 )
 NUMBERS = frozenset(("id", "idx", "index", "no", "#", ""))  # of columns that count rows
+ASK = "name the columns of text and label with data.columns, or give their numbers"
 MOST_LABELS = 50  # of which nearly each row may have its own
 
 
@@ -126,6 +127,7 @@ def read_tables(path: pathlib.Path, columns: list[str], own: bool = True) -> Lab
     files = table_files(path)
     splits: dict[str, list[tuple[str, str]]] = {}
     notes: list[str] = []
+    headers: dict[str, bool] = {}
     for split, file in files.items():
         table = read_table(file)
         places = columns_of(table, columns, may_lack_labels=split == "test")
@@ -133,13 +135,13 @@ def read_tables(path: pathlib.Path, columns: list[str], own: bool = True) -> Lab
         if places is None or (split == "test" and {label for _, label in rows} == {"-1"}):
             warn_left_out([file], "it has no labels")
             continue
-        splits[split] = rows
+        splits[split], headers[split] = rows, places.header
         if places.header:
             names = table.rows[0][1]
             notes.append(f"{file.name}: texts from column {names[places.text]!r}, labels from {names[places.label]!r}")
     labels = {split: {label for _, label in rows} for split, rows in splits.items()}
     if own:
-        _check_labels(files["train"], splits["train"], labels["train"])
+        _check_labels(files["train"], splits["train"], headers["train"], bool(columns))
         for split, found in labels.items():
             if unexpected := sorted(found - labels["train"]):
                 raise ZooError(
@@ -163,41 +165,27 @@ def columns_of(table: Table, asked: list[str], may_lack_labels: bool = False) ->
                 return None
             raise
         by_name = not all(column.isdecimal() for column in asked)
-        found = Columns(text, label, by_name or (table.names[text] in TEXTS and table.names[label] in LABELS))
-        if not found.header and (doubt := _like_a_header(table, label)):
-            warnings.warn(f"{where}: {doubt}", stacklevel=3)
-        return found
+        return Columns(text, label, by_name or (table.names[text] in TEXTS and table.names[label] in LABELS))
     texts, labels = recognised(table, TEXTS), [i for i in recognised(table, LABELS) if not _again(table, i)]
     if len(labels) == 1 and not texts and table.width == 2 and table.names[1 - labels[0]] not in NUMBERS:
         texts = [1 - labels[0]]
     if len(texts) == len(labels) == 1:
         return Columns(texts[0], labels[0], header=True)
-    ask = "name the columns of text and label with data.columns, or give their numbers"
     if texts and not labels:
         if may_lack_labels:
             return None
-        raise ZooError(f"{where} has no column of labels: its first row is {' | '.join(table.rows[0][1]):.120}; {ask}")
+        raise ZooError(f"{where} has no column of labels: its first row is {' | '.join(table.rows[0][1]):.120}; {ASK}")
     if table.width == 1:
-        raise ZooError(f"{where}: row {table.rows[0][0]} has 1 columns, not a text and a label by a tab")
+        by = "comma" if table.path.suffix.lower() == ".csv" else "tab"
+        raise ZooError(f"{where}: row {table.rows[0][0]} has 1 columns, not a text and a label by a {by}")
     if texts or labels or table.width > 2:
-        raise ZooError(f"{where} has {table.width} columns: {' | '.join(table.rows[0][1]):.120}; {ask}")
-    if doubt := _like_a_header(table, 1):
-        raise ZooError(f"{where}: {doubt}; {ask}")
+        raise ZooError(f"{where} has {table.width} columns: {' | '.join(table.rows[0][1]):.120}; {ASK}")
     return Columns(0, 1, header=False)
 
 
 def _again(table: Table, place: int) -> bool:
     """Whether what the first row has in a column stands there again, so that it is no name."""
     return table.names[place] in (row[place].strip().lower() for _, row in table.rows[1:])
-
-
-def _like_a_header(table: Table, place: int) -> str | None:
-    """Says so where the label of the first row is the only one that occurs once, of three labels or more."""
-    counts = collections.Counter(row[place] for _, row in table.rows)
-    first = table.rows[0][1][place]
-    if len(counts) > 2 and counts[first] == 1 and list(counts.values()).count(1) == 1:
-        return f"row {table.rows[0][0]} may be a header, since its label {first!r} occurs once"
-    return None
 
 
 def _pairs(table: Table, columns: Columns) -> list[tuple[str, str]]:
@@ -211,13 +199,19 @@ def _pairs(table: Table, columns: Columns) -> list[tuple[str, str]]:
     return pairs
 
 
-def _check_labels(path: pathlib.Path, pairs: list[tuple[str, str]], labels: set[str]) -> None:
-    """ZooError for fewer than two labels, and for so many that they must be texts."""
-    if len(labels) < 2:
-        raise ZooError(f"{str(path)!r} needs at least two labels; it has {sorted(labels)}")
-    swapped = len({text for text, _ in pairs}) < len(labels)
-    if 2 * len(labels) > len(pairs) and (swapped or len(labels) > MOST_LABELS):
-        raise ZooError(
-            f"{str(path)!r} has {len(labels)} labels in {len(pairs)} rows, such as {min(labels)[:40]!r}; name the "
-            "columns of text and label with data.columns"
-        )
+def _check_labels(path: pathlib.Path, pairs: list[tuple[str, str]], header: bool, asked: bool) -> None:
+    """ZooError for fewer than two labels, for so many that they must be texts, and, unless columns are `asked` for, for
+    a first row without a `header` whose label is the only one that occurs once, of three or more."""
+    counts = collections.Counter(label for _, label in pairs)
+    if len(counts) < 2:
+        raise ZooError(f"{str(path)!r} needs at least two labels; it has {sorted(counts)}")
+    swapped = len({text for text, _ in pairs}) < len(counts)
+    if 2 * len(counts) > len(pairs) and (swapped or len(counts) > MOST_LABELS):
+        what = f"{len(counts)} labels in {len(pairs)} rows, such as {min(counts)[:40]!r}"
+        raise ZooError(f"{str(path)!r} has {what}; {ASK}")
+    first = pairs[0][1]
+    if not header and len(counts) > 2 and counts[first] == 1 and list(counts.values()).count(1) == 1:
+        doubt = f"the first row of {str(path)!r} may be a header, since its label {first!r} occurs once"
+        if not asked:
+            raise ZooError(f"{doubt}; {ASK}")
+        warnings.warn(doubt, stacklevel=3)

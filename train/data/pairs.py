@@ -169,7 +169,8 @@ def read_pairs(table: Table, source: str | None, target: str | None) -> list[Pai
             f"{table.rows[0][1]!r:.80}; data.source and data.target name two of several columns"
         )
     else:
-        first, second = 0, 1
+        first, second = (1, 0) if not header and tuple(table.names[::-1]) in HEADERS else (0, 1)
+        header = header or first == 1
     pairs = []
     for line, row in table.rows[header:]:
         if not (row[first].strip() and row[second].strip()):

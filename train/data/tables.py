@@ -41,15 +41,12 @@ class Table:
         first = " | ".join(self.rows[0][1])
         raise ZooError(f"{str(self.path)!r} has no column {column!r}; its first row is {first:.120}")
 
-    def without_header(self) -> "Table":
-        return dataclasses.replace(self, rows=self.rows[1:])
-
 
 def read_table(path: pathlib.Path) -> Table:
     """A table whose cells are separated by a tab; of a `.csv` by a comma, or else a semicolon, or a tab.
 
     Cells of a `.csv` may be quoted (RFC 4180); those of other files where the file cannot be read otherwise, or where
-    its quotes are doubled. Empty lines are left out. ZooError for a row of another width than the first, by the number
+    its quotes are doubled. Empty rows are left out. ZooError for a row of another width than the first, by the number
     of its line.
     """
     return read_csv(path) if path.suffix.lower() == ".csv" else _checked(path, _tsv(read_text(path)))
@@ -72,24 +69,24 @@ def _checked(path: pathlib.Path, rows: Rows) -> Table:
 
 
 def _csv(text: str, path: pathlib.Path) -> Rows:
-    """Rows by the first delimiter that gives each of them the same number of cells, two or more."""
-    error: Exception | None = None
-    parsed = []
+    """Rows by the first delimiter that gives each of them the same number of cells, two or more; else by commas."""
+    found: list[Rows | csv.Error] = []
     for delimiter in DELIMITERS:
         try:
-            parsed.append(_quoted(text, delimiter))
-        except csv.Error as wrong:
-            error = error or wrong
-    even = [rows for rows in parsed if _even(rows)]
-    if not parsed:
-        raise ZooError(f"{str(path)!r} is not a CSV: {error}")
-    return (even or parsed)[0]
+            found.append(rows := _quoted(text, delimiter))
+            if _even(rows):
+                return rows
+        except csv.Error as error:
+            found.append(error)
+    if isinstance(found[0], csv.Error):
+        raise ZooError(f"{str(path)!r} is not a CSV: {found[0]}")
+    return found[0]
 
 
 def _tsv(text: str) -> Rows:
-    """Rows by tabs, without empty lines; quotes are characters like others, unless they are those of a quoted table."""
+    """Rows by tabs, without empty ones; quotes are characters like others, unless they are those of a quoted table."""
     rows = [(number, line.split("\t")) for number, line in enumerate(lines_of(text), start=1)]
-    rows = [(number, cells) for number, cells in rows if len(cells) > 1 or cells[0].strip()]
+    rows = [(number, cells) for number, cells in rows if any(map(str.strip, cells))]
     if '"' in text and (not _even(rows) or _looks_quoted(rows)):
         try:
             quoted = _quoted(text, "\t")
@@ -101,13 +98,13 @@ def _tsv(text: str) -> Rows:
 
 
 def _quoted(text: str, delimiter: str) -> Rows:
-    """Rows of cells that may be quoted, without empty lines; csv.Error, with the row, where quotes are not a CSV's."""
+    """Rows of cells that may be quoted, without empty ones; csv.Error, with the row, where quotes are not a CSV's."""
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     text = text.replace("\r", "\0" if "\n" in text else "\n")  # a CR within a cell is none of csv's line ends
     reader, rows, line = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True), [], 1
     try:
         for cells in reader:
-            if len(cells) > 1 or any(map(str.strip, cells)):
+            if any(map(str.strip, cells)):
                 rows.append((line, [cell.replace("\0", "\r") for cell in cells]))
             line = reader.line_num + 1
     except csv.Error as error:
