@@ -89,6 +89,7 @@ def test_a_return_within_a_text_is_a_character(tmp_path):
         ("t.csv", 'text,label\n"a"b,x\nc,y\n', r"is not a CSV: row 2: ',' expected after '\"'"),
         ("t.csv", 'text,label\n"a,x\nc,y\n', r"is not a CSV: row 2: unexpected end of data"),
         ("t.tsv", "good\t\nbad\tneg\n", "row 1 has no label"),
+        ("t.tsv", "text\tlabel\n", "has no row but its header"),
         ("t.tsv", "\ufeff", "is empty"),
         ("t.csv", '""\n', "is empty"),
         ("t.tsv", PLAIN.encode("utf-16"), "is UTF-16, not UTF-8 text; save it as UTF-8"),
@@ -137,6 +138,7 @@ def test_wrong_columns_are_named(tmp_path):
     for columns, message in {
         ("nothing", "2"): r"has no column 'nothing'; its first row is src0 \| 0",
         ("5", "2"): "has no column '5'",
+        ("4", "4"): r"data\.columns 4 4 are one column of",
     }.items():
         with pytest.raises(zoo.ZooError, match=message):
             labelled(tmp_path / "t.tsv", COLA, columns=list(columns))
@@ -207,6 +209,9 @@ def test_pairs_in_a_csv_and_wrong_columns_of_pairs(tmp_path):
         PairData(path=str(tmp_path / "p.tsv")).load(())
     with pytest.raises(zoo.ZooError, match=r"has no column 'fr'; its first row is a \| b \| c"):
         PairData(path=str(tmp_path / "p.tsv"), source="fr", target="2").load(())
+    (tmp_path / "p.tsv").write_text("source\ttarget\n")
+    with pytest.raises(zoo.ZooError, match="has no row but its header"):
+        PairData(path=str(tmp_path / "p.tsv")).load(())
     with pytest.raises(zoo.ZooError, match=r"data\.source and data\.target go together"):
         PairData(path="p.tsv", source="2").check()
 

@@ -164,6 +164,8 @@ def columns_of(table: Table, asked: list[str], may_lack_labels: bool = False) ->
             if may_lack_labels:
                 return None
             raise
+        if text == label:
+            raise ZooError(f"data.columns {' '.join(asked)} are one column of {where}")
         by_name = not all(column.isdecimal() for column in asked)
         return Columns(text, label, by_name or (table.names[text] in TEXTS and table.names[label] in LABELS))
     texts, labels = recognised(table, TEXTS), [i for i in recognised(table, LABELS) if not _again(table, i)]
@@ -196,6 +198,8 @@ def _pairs(table: Table, columns: Columns) -> list[tuple[str, str]]:
         if not label:
             raise ZooError(f"{str(table.path)!r}: row {line} has no label: {row!r:.80}")
         pairs.append((row[columns.text], label))
+    if not pairs:
+        raise ZooError(f"{str(table.path)!r} has no row but its header")
     return pairs
 
 

@@ -176,6 +176,8 @@ def read_pairs(table: Table, source: str | None, target: str | None) -> list[Pai
         if not (row[first].strip() and row[second].strip()):
             raise ZooError(f"{str(table.path)!r}: row {line} is not a source and a target by a tab: {row!r:.80}")
         pairs.append((row[first], row[second]))
+    if not pairs:
+        raise ZooError(f"{str(table.path)!r} has no row but its header")
     return pairs
 
 
