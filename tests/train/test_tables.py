@@ -4,11 +4,10 @@ import csv
 import io
 import random
 
-import numpy as np
 import pytest
 
 import zoo
-from train import LabelledTextData, MultiLabelData, PairData
+from train import LabelledTextData, PairData
 from train.data.tables import read_table
 from zoo.inputs.text import TextInputs
 
@@ -176,7 +175,7 @@ def test_labels_of_a_model_are_matched_by_name(tmp_path):
         source.load((8,), known)
 
 
-# Tables of pairs, and of images with labels.
+# Tables of pairs.
 
 
 @pytest.mark.parametrize(
@@ -214,18 +213,3 @@ def test_pairs_in_a_csv_and_wrong_columns_of_pairs(tmp_path):
         PairData(path=str(tmp_path / "p.tsv")).load(())
     with pytest.raises(zoo.ZooError, match=r"data\.source and data\.target go together"):
         PairData(path="p.tsv", source="2").check()
-
-
-def test_a_table_of_images_may_have_a_mark_and_long_cells(tmp_path):
-    from PIL import Image
-
-    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
-    label = "x" * 140_000  # longer than csv's own limit of a cell
-    for text in (f"file,labels\r\nx.png,{label}\r\n", f"labels,file\r{label};y,x.png\r"):
-        (tmp_path / "t.csv").write_bytes((BOM + text).encode())
-        dataset = MultiLabelData(path=str(tmp_path / "t.csv"), image_size=8, validation_fraction=0.0).load((8, 8, 3))
-        assert dataset.inputs.labels[0] == label
-        assert np.all(dataset.train.arrays["labels"] == 1)
-    (tmp_path / "t.csv").write_text("file,labels\nx.png\n")
-    with pytest.raises(zoo.ZooError, match="row 2 has 1 columns, not 2 as row 1"):
-        MultiLabelData(path=str(tmp_path / "t.csv"), image_size=8).load((8, 8, 3))

@@ -135,7 +135,8 @@ def test_ids_may_have_gaps_and_those_without_a_token_have_no_text(name):
     vocabulary[moved] += 500
     inputs = TextInputs(INPUTS[name].tokenizer, json.dumps(written), 16)
     assert inputs.vocab_size == vocabulary[moved] + 1
-    gaps = sorted({*range(inputs.vocab_size)} - {*inputs._library.get_vocab().values()})
+    gaps = inputs.gaps
+    assert {*gaps} | {*inputs._library.get_vocab().values()} == {*range(inputs.vocab_size)}
     assert len(gaps) >= 450
     tokens = inputs.encode("the cat")
     padding = [inputs.vocab_size, inputs.vocab_size + 100]  # rows of a model beyond the tokenizer
@@ -174,8 +175,13 @@ def test_a_long_text_is_cut_around_its_mask():
         assert (row[0], row[-1]) == (2, 3)  # [CLS], [SEP]
         assert (row == inputs.mask).sum() == 1
         at = int(np.flatnonzero(row == inputs.mask)[0])
-        assert place < 6 or at == 1 + max(3, 6 - (len(body) - place))  # in the middle, or nearer to the text's end
+        assert at == 1 + (place if place < 6 else max(3, 6 - (len(body) - place)))  # in the middle, or near an end
         np.testing.assert_array_equal(row[1:at], body[place - at + 1 : place])
+    for first in range(len(body)):
+        for second in range(first + 1, min(first + 6, len(body))):  # six tokens between [CLS] and [SEP]
+            parts = np.split(np.delete(body, [first, second]), [first, second - 1])
+            row = np.concatenate([parts[0], [inputs.mask], parts[1], [inputs.mask], parts[2]])
+            assert (inputs.batch([inputs.decode(row)])["tokens"] == inputs.mask).sum() == 2
     with pytest.warns(UserWarning, match=r"1 of 2 \[MASK\] are outside the 8 tokens of a text"):
         inputs.batch(["[MASK] " + inputs.decode(body) + " [MASK]"])
     assert INPUTS["roberta"].mask == 2

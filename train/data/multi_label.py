@@ -1,5 +1,6 @@
 """Images with several labels each: scenes of digits (built in), or a table of image files and their labels."""
 
+import csv
 import dataclasses
 import functools
 import pathlib
@@ -9,7 +10,7 @@ import numpy as np
 from train.data import digits
 from train.data.images import statistics
 from train.data.source import ArraySplit, Dataset, NamedSource, hold_out
-from train.data.tables import read_csv
+from train.data.text import read_text
 from train.settings import at_least
 from zoo.errors import ZooError, unknown
 from zoo.inputs import Inputs
@@ -88,8 +89,10 @@ def read_table(path: pathlib.Path, size: tuple[int, int]) -> tuple[str, dict[str
 
     ZooError for a table without the columns, a row without a file, an unknown split, or a file that is no image.
     """
-    names, *cells = (row for _, row in read_csv(path).rows)
-    rows = [dict(zip(map(str.strip, names), row, strict=True)) for row in cells]
+    try:
+        rows = list(csv.DictReader(read_text(path).splitlines()))
+    except csv.Error as error:
+        raise ZooError(f"{str(path)!r} is no CSV file: {error}") from None
     if not rows or not {"file", "labels"} <= {*rows[0]}:
         raise ZooError(f"{str(path)!r} must have the columns file and labels, and a row; it has {[*rows[:1]]!r:.80}")
     if short := next((number for number, row in enumerate(rows, start=1) if not row["file"]), None):

@@ -49,15 +49,8 @@ def read_table(path: pathlib.Path) -> Table:
     its quotes are doubled. Empty rows are left out. ZooError for a row of another width than the first, by the number
     of its line.
     """
-    return read_csv(path) if path.suffix.lower() == ".csv" else _checked(path, _tsv(read_text(path)))
-
-
-def read_csv(path: pathlib.Path) -> Table:
-    """`read_table` of a CSV with any name."""
-    return _checked(path, _csv(read_text(path), path))
-
-
-def _checked(path: pathlib.Path, rows: Rows) -> Table:
+    text = read_text(path)
+    rows = _csv(text, path) if path.suffix.lower() == ".csv" else _tsv(text)
     if not rows:
         raise ZooError(f"{str(path)!r} is empty")
     table = Table(path, rows)

@@ -82,6 +82,13 @@ class TextInputs(Inputs):
             raise ZooError(f"the vocabulary has a token of id {size - 1:,}; ids must be below {MOST_TOKENS:,}")
         return size
 
+    @functools.cached_property
+    def gaps(self) -> tuple[int, ...]:
+        """The ids below `vocab_size` that no token has."""
+        if self.tokenizer in ("char", "byte"):
+            return ()
+        return tuple(sorted({*range(self.vocab_size)} - {*self._library.get_vocab().values()}))
+
     @property
     def mask(self) -> int:
         """The id of the mask token; ZooError if the vocabulary has none."""
@@ -171,8 +178,8 @@ class TextInputs(Inputs):
     def batch(self, raws: Sequence[str]) -> dict[str, np.ndarray]:
         """Texts cut to `length` tokens: `tokens` int32 [n, length], padded with zeros, and `length` int32 [n].
 
-        Special tokens that open or close a text are kept, as [SEP]. A text is cut around its first [MASK] if that is
-        not among the first tokens, and before its end otherwise.
+        Special tokens that open or close a text are kept, as [SEP]. A text with a [MASK] that is not among the first
+        tokens is cut around all of its [MASK], or else the first; another loses its end.
         """
         rows = [self._cut(self.encode(raw)) for raw in raws]
         return {"tokens": padded(rows, self.length), "length": np.array([*map(len, rows)], np.int32)}
@@ -184,8 +191,9 @@ class TextInputs(Inputs):
         body, start = row[opening : len(row) - closing], 0
         room = max(self.length - opening - closing, 0)
         masks = np.flatnonzero(body == (-1 if self._mask is None else self._mask))
-        if len(masks) and masks[0] >= room:
-            start = min(int(masks[0]) - room // 2, len(body) - room)
+        if len(masks) and masks[-1] >= room:
+            first, last = (int(masks[0]), int(masks[-1])) if masks[-1] - masks[0] < room else (int(masks[0]),) * 2
+            start = min(max((first + last - room) // 2, last - room + 1, 0), first, len(body) - room)
         if lost := sum(not start <= place < start + room for place in masks):
             warnings.warn(f"{lost} of {len(masks)} {MASK} are outside the {self.length} tokens of a text", stacklevel=3)
         return np.r_[row[:opening], body[start : start + room], row[len(row) - closing :]][: self.length]
