@@ -102,6 +102,7 @@ def test_a_return_within_a_text_is_a_character(tmp_path):
             r"60 labels in 60 rows, .* with data\.columns",
         ),
         ("t.tsv", "phrase\tscore\n" + PLAIN, "may be a header, since its label 'score' occurs once; name the"),
+        ("t.tsv", "phrase\tscore\na\trare\n" + PLAIN, "may be a header, since its label 'score' occurs once; name the"),
         ("t.tsv", "premise\thypothesis\tlabel\na\tb\tx\n", r"has 3 columns: premise \| hypothesis \| label; name the"),
         ("t.tsv", "title\ttext\tlabel\na\tb\tx\n", "has 3 columns"),
         ("t.tsv", "a\tb\tx\nc\td\ty\n", "has 3 columns"),

@@ -205,7 +205,7 @@ def _pairs(table: Table, columns: Columns) -> list[tuple[str, str]]:
 
 def _check_labels(path: pathlib.Path, pairs: list[tuple[str, str]], header: bool, asked: bool) -> None:
     """ZooError for fewer than two labels, for so many that they must be texts, and, unless columns are `asked` for, for
-    a first row without a `header` whose label is the only one that occurs once, of three or more."""
+    a first row, of a table without a `header`, whose label occurs once, where the others do twice on average."""
     counts = collections.Counter(label for _, label in pairs)
     if len(counts) < 2:
         raise ZooError(f"{str(path)!r} needs at least two labels; it has {sorted(counts)}")
@@ -214,7 +214,7 @@ def _check_labels(path: pathlib.Path, pairs: list[tuple[str, str]], header: bool
         what = f"{len(counts)} labels in {len(pairs)} rows, such as {min(counts)[:40]!r}"
         raise ZooError(f"{str(path)!r} has {what}; {ASK}")
     first = pairs[0][1]
-    if not header and len(counts) > 2 and counts[first] == 1 and list(counts.values()).count(1) == 1:
+    if not header and len(counts) > 2 and counts[first] == 1 and len(pairs) - 1 >= 2 * (len(counts) - 1):
         doubt = f"the first row of {str(path)!r} may be a header, since its label {first!r} occurs once"
         if not asked:
             raise ZooError(f"{doubt}; {ASK}")
