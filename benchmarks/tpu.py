@@ -160,7 +160,7 @@ def stand_in(settings: Config, **sizes: int) -> tuple[Any, dict[str, np.ndarray]
     text: Any = settings.data
     inputs = TextInputs("char", symbols, text.context)
     documents = (np.zeros(1, int),) if text.packed else ()
-    stream = Stream(np.zeros(2, np.int32), text.context, inputs.characters, *documents)
+    stream = Stream(np.zeros(2, np.int32), text.context, np.ones(2, np.uint8), *documents)
     return inputs, {**stream.read(np.zeros(1, int)), "row": ones["row"]}
 
 

@@ -109,13 +109,15 @@ def read_settings(data: Any) -> Config:
 
 
 def _upgraded(data: Any) -> Any:
-    """Settings of earlier versions in today's form: augmentation was no part of a task, every text had `packed`, and a
-    recurrent model's state was not reset."""
+    """Settings of earlier versions in today's form: a recurrent model's state was not reset, and CRLF in files was turned
+    into LF; in 0.1.0 augmentation was no part of a task, and every text had `packed`."""
     if not isinstance(data, dict):
         return data
-    data, task = dict(data), data.get("task")
+    data, task, source = dict(data), data.get("task"), data.get("data")
     if isinstance(task, dict) and task.get("kind") == "LanguageModel":
         data["task"] = {"reset_state": 0.0, **task}
+    if isinstance(source, dict) and source.get("kind") in ("TextConfig", "TextData") and source.get("path"):
+        data["data"] = {"newlines": "unix", **source}
     if "augment" not in data:
         return data
     augment, task, source = data.pop("augment"), data.get("task"), data.get("data")

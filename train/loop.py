@@ -292,7 +292,7 @@ class Trainer:
                 except Exception as error:
                     failure = error
         result: dict[str, Any] = {"data": dataset.name, "seed": config.seed, "steps": self.step, "best_step": best}
-        result |= metrics
+        result |= metrics | config.task.about(dataset)
         if processes.first():
             run_folder.describe_export(self.workdir, **about, metrics=metrics)
             self._leave_behind(result, run)

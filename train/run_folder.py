@@ -45,6 +45,7 @@ MAY_CHANGE = (
     "data.path",  # the content is compared, not its place
     "data.target_path",
     "data.most_unreadable",
+    "data.newlines",  # check_data compares the texts
     "log.every",
     "log.tensorboard",
     "log.stall",

@@ -1,6 +1,7 @@
 """Errors for users, one line each, and the exit status of a command line."""
 
 import difflib
+import io
 import os
 import signal
 import sys
@@ -31,9 +32,12 @@ def exit_status(command: Callable[[], object], extra: str = "") -> int:
     printed in one line.
 
     If the reader of the output has gone, as `head` does, the status is 128 + SIGPIPE and nothing is printed. (SIGPIPE
-    itself stays ignored, as Python has it: it would end a run whose connection to another process breaks.) `extra` is
+    itself stays ignored, as Python has it: it would end a run whose connection to another process breaks.) What the
+    output's encoding does not have, as a byte of a file's name that is not UTF-8, is printed as an escape. `extra` is
     printed where a package is missing.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)

@@ -208,7 +208,7 @@ NEW = {
     ),
     "text": Config(
         "runs/gpt", 100, 8, model=ModelConfig("bert_base", {"dtype": "bfloat16"}), task=MaskedLanguageModel(0.2),
-        data=TextData(path="plays", packed=True, tokenizer="bpe", context=32),
+        data=TextData(path="plays", packed=True, tokenizer="bpe", context=32, newlines="unix"),
     ),
     "language model": Config(
         "runs/lstm", 800, 64, model=ModelConfig("lstm_lm"), data=TextData("stdlib"), task=LanguageModel(reset_state=0.0)

@@ -193,10 +193,10 @@ def test_two_files_line_for_line(tmp_path):
         ("a\n\n", "x\ny\n", "a.de': line 2 is empty"),
         ("a\nb\n", "x\n \n", "a.en': line 2 is empty"),
         ("a\nb\n", "", "a.en' is empty"),
-        ("a\tx\nb\n", None, r"line 2 is not a source and a target by a tab: \['b'\]"),
-        ("a\tx\n\nb\ty\n", None, "line 2 is not a source and a target by a tab"),
-        ("a\tx\ty\n", None, "line 1 is not a source and a target by a tab"),
-        ("a\t \n", None, "line 1 is not a source and a target by a tab"),
+        ("a\tx\nb\n", None, r"row 2 has 1 columns, not 2 as row 1: \['b'\]"),
+        ("a\tx\n\n \ty\n", None, "row 3 is not a source and a target by a tab"),
+        ("a\tx\ty\n", None, r"row 1 is not a source and a target by a tab: .*; data\.source and data\.target name"),
+        ("a\t \n", None, "row 1 is not a source and a target by a tab"),
     ],
 )
 def test_wrong_files_are_named_with_the_line(source, target, message, tmp_path):

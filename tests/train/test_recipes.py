@@ -148,7 +148,7 @@ def parts(config):
     if isinstance(config.data, TextData):
         vocabulary = "".join(map(chr, range(config.data.vocab_size)))
         inputs = TextInputs("char", vocabulary, config.data.context)
-        stream = Stream(np.zeros(2, np.int32), config.data.context, inputs.characters, np.zeros(1, int))
+        stream = Stream(np.zeros(2, np.int32), config.data.context, np.ones(2, np.uint8), np.zeros(1, int))
         example = {**stream.read(np.zeros(1, int)), "row": np.zeros(1, np.int32)}
         shapes = {key: (array.shape[1:], array.dtype) for key, array in example.items()}
     else:

@@ -25,7 +25,9 @@ def test_every_text_round_trips(tokenizer):
     tokens = inputs.encode(TEXT)
     assert inputs.decode(tokens) == TEXT
     assert tokens.max() < inputs.vocab_size
-    assert inputs.characters[tokens].sum() == len(TEXT)
+    counted, characters = inputs.encode_counted(TEXT)
+    np.testing.assert_array_equal(counted, tokens)
+    assert characters.sum() == len(TEXT)
     again = inputs_from_json(inputs.to_json())
     assert again == inputs
     np.testing.assert_array_equal(again.encode(TEXT), tokens)

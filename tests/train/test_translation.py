@@ -5,7 +5,6 @@ import functools
 import io
 import json
 import random
-import sys
 
 import flax.linen as nn
 import jax
@@ -20,13 +19,13 @@ from train.__main__ import main
 from train.forward import Forward
 from train.interrupt import Stop
 from train.loop import Trainer
-from train.quality import edit_distance, quality
+from train.report.alignments import draw_attention
 from train.setup import make_model
 from train.tasks.task import Extra
 from train.timing import Phases
 from zoo.__main__ import main as zoo_main
 from zoo.decode import translate
-from zoo.inputs.pairs import PairInputs
+from zoo.inputs.pairs import PairInputs, learn_pairs
 from zoo.inputs.text import TextInputs
 
 SIZES = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "mlp_size": 64, "norm_first": True, "dropout_rate": 0.0}
@@ -58,6 +57,7 @@ def test_a_tiny_model_learns_to_copy_every_held_out_word(run_folder):
     assert result["validation"]["exact_match"] == 1.0
     assert result["validation"]["error_rate"] == 0.0
     assert result == {**json.loads((workdir / "result.json").read_text())}
+    assert result["bleu_signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
     assert (workdir / "attention.png").stat().st_size > 1000
 
 
@@ -98,10 +98,47 @@ def test_translate_refuses_wrong_sources_and_options(args, message, run_folder, 
     assert message in err
 
 
-def test_an_empty_line_of_standard_input_is_named(run_folder, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", io.StringIO("ab\n\ncd\n"))
-    assert zoo_main(["translate", str(run_folder[0])]) == 2
-    assert "line 2 of standard input is empty" in capsys.readouterr().err
+class Bytes:
+    """Standard input as bytes."""
+
+    def __init__(self, content):
+        self.buffer = io.BytesIO(content)
+
+
+@pytest.mark.parametrize("num_best", [1, 2])
+def test_every_line_of_standard_input_has_its_line_of_output(num_best, run_folder, monkeypatch, capsys):
+    """Empty, too long and not UTF-8 among the first and the second batch of lines; the last without a line end."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcd", k=4)) for _ in range(130)]
+    lines = [word.encode() for word in words]
+    for place, wrong in {1: b"", 2: b"  \t", 70: b"abcd" * 9, 71: b"ab\xff", 100: b"a\rb", 129: b""}.items():
+        lines[place] = wrong
+    monkeypatch.setattr("sys.stdin", Bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines) + b"\r\nabcd"))
+    options = ["--beam-size", "2", "--num-best", str(num_best)]
+    assert zoo_main(["translate", str(run_folder[0]), *options]) == 0
+    out, err = capsys.readouterr()
+    found = [line.split("\t")[-1] for line in out.split("\n")[:-1]][::num_best]
+    assert out.count("\n") == 131 * num_best
+    assert [i for i, line in enumerate(found) if not line] == [1, 2, 70, 129]
+    right = [found[i] == word for i, word in enumerate([*words, "abcd"]) if i not in (1, 2, 70, 71, 100, 129)]
+    assert np.mean(right) > 0.9
+    warned = err.splitlines()
+    assert [line.split(":")[1].split()[1] for line in warned] == ["2", "3", "71", "72", "130"]
+    assert "warning: line 71 of standard input: the source has 37 tokens, more than the model's limit of 7" in warned[2]
+    assert "warning: line 72 of standard input is not UTF-8; its bytes become U+FFFD" in warned[3]
+
+
+def test_a_target_of_several_lines_is_printed_in_one(run_folder, monkeypatch, capsys):
+    monkeypatch.setattr("zoo.inputs.pairs.PairInputs.decode", lambda *_: "a\nb\r\nc")
+    monkeypatch.setattr("sys.stdin", io.StringIO("ab\ncd\n"))
+    assert zoo_main(["translate", str(run_folder[0]), "--beam-size", "1"]) == 0
+    assert capsys.readouterr().out == "a b c\n" * 2
+
+
+def test_lines_of_standard_input_do_not_hide_a_wrong_model(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("ab\ncd\n"))
+    assert zoo_main(["translate", "lenet5"]) == 2
+    assert "cannot translate: it is not an encoder-decoder" in capsys.readouterr().err
 
 
 def test_a_run_of_pairs_only_translates_and_others_do_not(run_folder, capsys):
@@ -121,7 +158,19 @@ def test_evaluate_and_report_of_a_run(run_folder, capsys):
     page = (run_folder[0] / "report" / "report.html").read_text()
     assert page.count("data:image/png") == 3
     assert "exact_match 1.0000" in page
+    assert "(BLEU: nrefs:1|case:mixed|eff:no|tok:13a|" in page
     assert main(["report", workdir]) == 0  # no test split: validation again
+
+
+def test_tokens_that_look_like_formulas_are_drawn_as_they_are(tmp_path):
+    """Two dollar signs would begin and end one of Matplotlib's, a wrong one of which is an error."""
+    texts = [("$x_$ $$", "$\\frac$ $$")]
+    inputs = learn_pairs(texts, ("word", "word"), 300, (9, 9), shared=True, lowercase=False)
+    model = zoo.create_model("transformer_base", **SIZES, max_length=9, **inputs.model_args())
+    args, kwargs = inputs.arguments({**inputs.batch([texts[0][0]]), "target": np.zeros((1, 9), np.int32)})
+    variables = jax.jit(model.init)(jax.random.key(0), *args, **kwargs)
+    drawn = draw_attention(zoo.Run(model, variables, inputs), texts, [texts[0][1]], tmp_path / "a.png")
+    assert drawn.stat().st_size > 1000
 
 
 def test_resume_is_bit_exact(config, tmp_path, monkeypatch):
@@ -254,44 +303,12 @@ def test_a_run_with_scheduled_sampling_reads_the_sampled_tokens(config, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "edits"), [("", "", 0), ("", "abc", 3), ("abc", "", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)]
-)
-def test_edit_distance(a, b, edits):
-    assert edit_distance(a, b) == edits
-
-
-def test_quality_counts_edits_of_the_whole_set():
-    right, decoded = ["the cat sat on the mat", "a dog"], ["the cat sat on a mat", "a dog"]
-    by_word = quality(decoded, right, by_character=False)
-    assert (by_word["exact_match"], by_word["error_rate"]) == (0.5, 1 / 8)
-    by_character = quality(decoded, right, by_character=True)
-    assert by_character["error_rate"] == 3 / 27
-    same = quality(right, right, by_character=False)
-    assert (same["error_rate"], same["bleu"], same["chrf"]) == (0.0, pytest.approx(100), pytest.approx(100))
-
-
-def test_bleu_on_the_tokens_of_spacy():
-    pytest.importorskip("spacy", reason="spaCy comes with the extra benchmarks")
-    right, decoded = ["they don't run on the street today"], ["they do n't run on the street today"]
-    found = quality(decoded, right, by_character=False, spacy_language="en")
-    assert found["spacy_bleu"] == pytest.approx(100)
-    assert found["bleu"] < 90
-    with pytest.raises(zoo.ZooError, match=r"task\.spacy-language 'xyz'"):
-        Translation(spacy_language="xyz").check()
-
-
-def test_a_missing_spacy_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "spacy", None)
-    with pytest.raises(zoo.ZooError, match=r"task\.spacy-language needs spacy: pip install spacy"):
-        Translation(spacy_language="en").check()
-
-
-@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"task": Translation(label_smoothing=1.0)}, r"task.label-smoothing must be in \[0, 1\)"),
         ({"task": Translation(beam_size=0)}, "task.beam-size must be at least 1"),
         ({"task": Translation(sampling_rate=1.5)}, r"task.sampling-rate must be in \[0, 1\], not 1.5"),
+        ({"task": Translation(bleu_tokenizer="13b")}, "unknown task.bleu-tokenizer '13b'; did you mean 13a"),
         ({"task": Translation(sampling_steps=0)}, "task.sampling-steps must be at least 1"),
         ({"data": PairData(target_path="x")}, "data.target-path goes with a data.path"),
         ({"data": PairData(source_length=1)}, "data.source-length must be at least 2, not 1"),

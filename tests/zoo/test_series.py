@@ -7,6 +7,7 @@ import pytest
 
 import zoo
 from zoo.inputs import SeriesInputs, inputs_from_json
+from zoo.inputs.series import read_series
 
 INPUTS = SeriesInputs(("a", "b"), ("b",), (1.0, -2.0), (2.0, 0.5), horizon=3, length=16)
 
@@ -34,6 +35,14 @@ def test_series_are_normalised_by_column_and_forecasts_are_in_the_units_of_their
     np.testing.assert_allclose(INPUTS.decode(np.array([[0.0], [1.0]])), [[-2.0], [-1.5]])
     assert inputs_from_json(INPUTS.to_json()) == INPUTS
     assert INPUTS.model_args() == {"num_targets": 1}
+
+
+def test_a_table_may_have_a_mark_and_notes_of_any_length_and_several_lines(tmp_path):
+    note = '"two\r\nlines\u2028' + "x" * 140_000 + '"'
+    (tmp_path / "t.csv").write_bytes(f"\ufeffb,note,a\r\n-2,{note},1\r\n-1.5,,3\r\n".encode())
+    names, values = read_series(tmp_path / "t.csv")
+    assert names == ["b", "a"]
+    np.testing.assert_array_equal(values, [[-2, 1], [-1.5, 3]])
 
 
 def test_a_table_is_read_by_the_names_of_its_columns(tmp_path):

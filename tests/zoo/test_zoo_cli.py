@@ -3,6 +3,7 @@
 import pytest
 
 from zoo.__main__ import main
+from zoo.errors import exit_status
 
 
 def test_list_prints_names_with_parameters(capsys):
@@ -33,3 +34,9 @@ def test_mistakes_get_one_line_and_status_2(args, message, capsys):
     err = capsys.readouterr().err
     assert err.startswith(message)
     assert err.count("\n") == 1
+
+
+def test_a_name_that_is_not_utf8_is_printed_as_an_escape(capsys):
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")  # as Python reads an argument or a file's name
+    assert exit_status(lambda: print(name)) == 0
+    assert capsys.readouterr().out == "caf\\udce9\n"

@@ -1,19 +1,32 @@
 """Pairs of a source and a target: dates or docstrings (built in), TFDS, a table, or two files line for line."""
 
 import dataclasses
+import itertools
 import pathlib
 import warnings
 
 import numpy as np
 
 from train.data import dates, stdlib, tfds
-from train.data.source import ArraySplit, Dataset, TfdsSource
-from train.data.text import SPLIT_FILES, read_text
+from train.data.files import read_lines, warn_left_out
+from train.data.source import ArraySplit, Dataset
+from train.data.splits import split_of
+from train.data.tables import Table, read_table, table_files
+from train.data.text import TextSource
 from train.settings import at_least
 from zoo.errors import ZooError
 from zoo.inputs import Inputs
 from zoo.inputs.pairs import Pair, PairInputs, learn_pairs
 from zoo.inputs.text import padded
+
+LANGUAGES = ("ar", "cs", "de", "en", "es", "fi", "fr", "hi", "it", "ja", "ko", "nl", "pl", "pt", "ro", "ru", "tr", "zh")
+HEADERS = frozenset(
+    {  # the first rows that are names of columns, in lower case
+        *(("source", "target"), ("src", "tgt"), ("src", "trg"), ("input", "output"), ("input", "target")),
+        *(("question", "answer"), ("prompt", "response"), ("document", "summary"), ("text", "summary")),
+        *itertools.permutations(LANGUAGES, 2),
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +41,18 @@ class PairSplit(ArraySplit):
 
 
 @dataclasses.dataclass(frozen=True)
-class PairData(TfdsSource):
+class PairData(TextSource):
     """Pairs of a source and a target."""
 
     name: str = "dates"  # dates or docstrings (built in), or any set of TFDS with two texts
-    # instead of a name: a table of source and target by a tab, a folder of train.tsv, validation.tsv, test.tsv, or a
-    # file of sources, whose targets are the lines of target_path
+    # instead of a name: a table of source and target, TSV or CSV; a folder of such tables (train.tsv, validation.tsv,
+    # test.tsv) or of files that go line for line (train.de and train.en); or a file of sources, whose targets are the
+    # lines of target_path
     path: str | None = None
     target_path: str | None = None
-    source: str | None = None  # the features of a TFDS set, such as de and en; default: the set's own choice
+    # such as de and en: the features of a TFDS set, the columns of a table (or their numbers from 1), the last parts of
+    # the names of files; default: the set's own choice, a table's two columns
+    source: str | None = None
     target: str | None = None
     source_tokenizer: str = "char"  # char, byte, bpe, unigram, word, wordpiece; or a tokenizer.json, or its folder
     target_tokenizer: str = "char"
@@ -56,16 +72,15 @@ class PairData(TfdsSource):
                 at_least(f"data.{name.replace('_', '-')}", getattr(self, name), 2)
         if self.target_path is not None and self.path is None:
             raise ZooError("data.target-path goes with a data.path of the sources, line for line")
+        if self.path is not None and (self.source is None) != (self.target is None):
+            raise ZooError("data.source and data.target go together where data.path is given")
 
     def load(self, model_shape: tuple[int, ...], inputs: Inputs | None = None) -> Dataset:
         """Lengths that the settings leave open are those of the longest pair. Longer training pairs than the settings
         allow are left out, with a warning; longer held-out ones are a ZooError, since all of them count."""
         known: PairInputs | None = self.inputs_of_kind(inputs, "pair")
-        name, splits = self._pairs()
-        if "validation" not in splits:
-            held = int(len(splits["train"]) * self.validation_fraction)
-            cut = len(splits["train"]) - held
-            splits = {**splits, "train": splits["train"][:cut], "validation": splits["train"][cut:]}
+        name, splits = self._texts()
+        splits = self.held_out(splits, _cut)
         learned = known or learn_pairs(
             splits["train"], (self.source_tokenizer, self.target_tokenizer), self.vocab_size, (0, 0),
             self.shared_vocabulary, self.lowercase,
@@ -84,13 +99,13 @@ class PairData(TfdsSource):
         arrays = {split: _split(known, split, splits[split], pairs) for split, pairs in rows.items() if pairs}
         return Dataset(name, arrays["train"], arrays.get("validation"), arrays.get("test"), known)
 
-    def _pairs(self) -> tuple[str, dict[str, list[Pair]]]:
+    def _texts(self) -> tuple[str, dict[str, list[Pair]]]:
         """A name, and the pairs of each split."""
         if self.path is not None:
             path = pathlib.Path(self.path)
             if self.target_path is not None:
-                return path.name, {"train": read_lines(path, pathlib.Path(self.target_path))}
-            return path.resolve().name, read_table(path)
+                return path.name, {"train": read_line_pairs(path, pathlib.Path(self.target_path))}
+            return path.resolve().name, read_path(path, self.source, self.target)
         if self.name == "dates":
             pairs = {s: [dates.example(self.seed, s, k) for k in range(size)] for s, size in dates.SIZES.items()}
             return f"dates of seed {self.seed}", pairs
@@ -119,26 +134,80 @@ def _split(inputs: PairInputs, split: str, texts: list[Pair], rows: list[list[np
     return PairSplit(arrays, [text for text, fit in zip(lower, fits, strict=True) if fit])
 
 
-def read_table(path: pathlib.Path) -> dict[str, list[Pair]]:
-    """Pairs of a TSV file, source and target by a tab; or a folder's, train.tsv, validation.tsv (or dev), test.tsv."""
-    files = {"train": path}
-    if path.is_dir():
-        files = {SPLIT_FILES[file.stem]: file for file in sorted(path.glob("*.tsv")) if file.stem in SPLIT_FILES}
-        if "train" not in files:
-            raise ZooError(f"{str(path)!r} has no train.tsv")
-    splits = {}
-    for split, file in files.items():
-        rows = [line.split("\t") for line in _lines(file)]
-        for number, row in enumerate(rows, start=1):
-            if len(row) != 2 or not all(map(str.strip, row)):
-                raise ZooError(f"{str(file)!r}: line {number} is not a source and a target by a tab: {row!r:.80}")
-        splits[split] = [(source, target) for source, target in rows]
-    return splits
+def _cut(pairs: list[Pair], fraction: float) -> tuple[list[Pair], list[Pair]]:
+    left = len(pairs) - int(len(pairs) * fraction)
+    return pairs[:left], pairs[left:]
 
 
-def read_lines(source: pathlib.Path, target: pathlib.Path) -> list[Pair]:
+def read_path(path: pathlib.Path, source: str | None, target: str | None) -> dict[str, list[Pair]]:
+    """Pairs by split: of a table, of a folder's tables, or of its files that go line for line.
+
+    `source` and `target` are names or numbers of columns, or the last parts of the names of files.
+    """
+    if path.is_dir() and source and target and (found := parallel_files(path, source, target)):
+        return {split: read_line_pairs(*files) for split, files in found.items()}
+    files = table_files(path, "; data.source and data.target are the last parts of such names, as de and en")
+    return {split: read_pairs(read_table(file), source, target) for split, file in files.items()}
+
+
+def read_pairs(table: Table, source: str | None, target: str | None) -> list[Pair]:
+    """The pairs of a table's columns `source` and `target`, by default of the two that it has.
+
+    The first row is a header if `source` and `target` are names in it, or if it is made of names that such columns
+    commonly have. ZooError for a row with an empty side.
+    """
+    header = tuple(table.names) in HEADERS
+    asked = [side for side in (source, target) if side]
+    if asked and (table.width > 2 or all(side.isdecimal() or side.lower() in table.names for side in asked)):
+        first, second = map(table.place, asked)
+        header = header or not all(map(str.isdecimal, asked))
+        if first == second:
+            raise ZooError(f"data.source {source!r} and data.target {target!r} are the same column")
+    elif table.width != 2:
+        raise ZooError(
+            f"{str(table.path)!r}: row {table.rows[0][0]} is not a source and a target by a tab: "
+            f"{table.rows[0][1]!r:.80}; data.source and data.target name two of several columns"
+        )
+    else:
+        first, second = (1, 0) if not header and tuple(table.names[::-1]) in HEADERS else (0, 1)
+        header = header or first == 1
+    pairs = []
+    for line, row in table.rows[header:]:
+        if not (row[first].strip() and row[second].strip()):
+            raise ZooError(f"{str(table.path)!r}: row {line} is not a source and a target by a tab: {row!r:.80}")
+        pairs.append((row[first], row[second]))
+    if not pairs:
+        raise ZooError(f"{str(table.path)!r} has no row but its header")
+    return pairs
+
+
+def parallel_files(folder: pathlib.Path, source: str, target: str) -> dict[str, tuple[pathlib.Path, pathlib.Path]]:
+    """The files of sources and of targets of each split, as train.de and train.en; none where there is no train."""
+    found: dict[str, dict[str, pathlib.Path]] = {}
+    left = []
+    for file in sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")):
+        stem, _, side = file.name.rpartition(".")
+        split = split_of(stem)
+        if split is None or side not in (source, target):
+            left.append(file)
+        elif side in found.setdefault(split, {}):
+            raise ZooError(
+                f"{str(folder)!r} has two files {side} of the split {split}: {found[split][side].name} and {file.name}"
+            )
+        else:
+            found[split][side] = file
+    if "train" not in found:
+        return {}
+    for split, sides in found.items():
+        if missing := sorted({source, target} - {*sides}):
+            raise ZooError(f"{str(folder)!r} has no file {missing[0]} of the split {split}")
+    warn_left_out(left, f"no {source} or {target} of a split (train, validation, test)")
+    return {split: (sides[source], sides[target]) for split, sides in found.items()}
+
+
+def read_line_pairs(source: pathlib.Path, target: pathlib.Path) -> list[Pair]:
     """Pairs of two files, of which line n of the second is the target of line n of the first."""
-    first, second = _lines(source), _lines(target)
+    first, second = read_lines(source), read_lines(target)
     if len(first) != len(second):
         raise ZooError(
             f"{str(source)!r} has {len(first):,} lines, {str(target)!r} {len(second):,}: they must go line for line"
@@ -148,7 +217,3 @@ def read_lines(source: pathlib.Path, target: pathlib.Path) -> list[Pair]:
         if empty is not None:
             raise ZooError(f"{str(path)!r}: line {empty} is empty")
     return list(zip(first, second, strict=True))
-
-
-def _lines(path: pathlib.Path) -> list[str]:
-    return read_text(path).removesuffix("\n").split("\n")

@@ -13,7 +13,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """One long text: `tokens` [N], read in windows of `window` targets; `characters` [V] per token.
+    """One long text: `tokens` [N], read in windows of `window` targets; `characters` [N] of the text per token.
 
     Where documents are packed, `begins` are the positions at which they begin, the first of them 0.
     """
@@ -47,7 +47,8 @@ class Stream:
         places = starts[:, None] % len(self.tokens) + np.arange(self.window + 1)
         laps, within = np.divmod(places, len(self.tokens))
         rows = self.tokens[within].astype(np.int32)
-        batch = {"tokens": rows[:, :-1], "targets": rows[:, 1:], "characters": self.characters[rows[:, 1:]]}
+        characters = self.characters[within[:, 1:]].astype(np.float32)
+        batch = {"tokens": rows[:, :-1], "targets": rows[:, 1:], "characters": characters}
         if self.begins is None:
             return {**batch, "weight": np.ones(batch["targets"].shape, np.float32)}
         numbers = (laps * len(self.begins) + np.searchsorted(self.begins, within, side="right")).astype(np.int32)

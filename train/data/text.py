@@ -4,13 +4,14 @@ import dataclasses
 import inspect
 import itertools
 import pathlib
-import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import flax.linen as nn
 import numpy as np
 
 from train.data import stdlib, tfds
+from train.data.files import read_text, shown_files, split_names, warn_left_out
 from train.data.source import Dataset, TfdsSource
 from train.data.streams import Stream
 from train.settings import at_least
@@ -18,11 +19,37 @@ from zoo.errors import ZooError
 from zoo.inputs import Inputs
 from zoo.inputs.text import TextInputs, learn
 
-SPLIT_FILES = {"train": "train", "validation": "validation", "dev": "validation", "test": "test"}
+
+@dataclasses.dataclass(frozen=True)
+class TextSource(TfdsSource, abstract=True):
+    """Settings of all sources of texts."""
+
+    test_fraction: float = 0.0  # the end of train that tests, after what validates, where a set has no test split
+
+    def check(self) -> None:
+        super().check()
+        if not 0 <= self.test_fraction < 1 - self.validation_fraction:
+            raise ZooError(
+                f"data.test-fraction must be at least 0, and with data.validation-fraction {self.validation_fraction} "
+                f"below 1, not {self.test_fraction}"
+            )
+
+    def held_out(self, splits: dict[str, Any], cut: Callable[[Any, float], tuple[Any, Any]]) -> dict[str, Any]:
+        """Splits with the test and the validation that they lack, cut off the end of train.
+
+        `cut` gives a split without its last fraction, and that part.
+        """
+        splits, rest = dict(splits), 1.0
+        for name, fraction in (("test", self.test_fraction), ("validation", self.validation_fraction)):
+            if name not in splits and fraction:
+                share = fraction if rest == 1 else fraction / rest + 1e-9  # 0.3 / 0.8 is a little less than it is
+                splits["train"], splits[name] = cut(splits["train"], share)
+                rest -= fraction
+        return splits
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizedData(TfdsSource, abstract=True):
+class TokenizedData(TextSource, abstract=True):
     """Settings of all texts that one tokenizer reads.
 
     A vocabulary is learned from the training split alone, except that of characters, which has those of all splits.
@@ -45,6 +72,7 @@ class TextData(TokenizedData):
     """Text read as one long stream, or as packed documents. Back-propagation reaches back `context` tokens."""
 
     packed: bool = False  # documents (a folder's files, a set's texts) share examples but see nothing of one another
+    newlines: Literal["keep", "unix"] = "keep"  # of files: keep CRLF as it is, or turn it into LF
 
     def check_model(self, model: type[nn.Module]) -> None:
         if self.packed and "segments" not in inspect.signature(model.__call__).parameters:
@@ -57,12 +85,10 @@ class TextData(TokenizedData):
         name, texts = self._texts()
         if not self.packed:
             texts = {split: ["\n".join(documents)] for split, documents in texts.items()}
+        texts = self.held_out(texts, _cut)
         if known is None:
             corpus = itertools.chain(*texts.values()) if self.tokenizer == "char" else texts["train"]
             known = learn(self.tokenizer, corpus, self.vocab_size, self.context)
-        if "validation" not in texts:
-            train, validation = _cut(texts["train"], self.validation_fraction)
-            texts = {**texts, "train": train, "validation": validation}
         streams = {}
         for split, documents in texts.items():
             stream = self._stream(documents, known)
@@ -76,7 +102,9 @@ class TextData(TokenizedData):
         """A name, and the documents of each split."""
         if self.path is not None:
             path = pathlib.Path(self.path)
-            return path.resolve().name, read_folder(path) if path.is_dir() else {"train": [read_text(path)]}
+            if path.is_dir():
+                return path.resolve().name, read_folder(path, self.newlines)
+            return path.resolve().name, {"train": [read_text(path, self.newlines)]}
         if self.name == "stdlib":
             name, modules = stdlib.load()
             parts = {"train": stdlib.TRAIN, "validation": stdlib.VALIDATION}
@@ -86,10 +114,13 @@ class TextData(TokenizedData):
     def _stream(self, documents: list[str], inputs: TextInputs) -> Stream:
         """The documents end to end; without packing there is one."""
         dtype: Any = np.uint16 if inputs.vocab_size <= 1 << 16 else np.int32
-        pieces = [piece for document in documents if len(piece := inputs.encode(document).astype(dtype))]
-        begins = np.cumsum([0, *map(len, pieces)])[:-1]
-        tokens = np.concatenate([np.zeros(0, dtype), *pieces])
-        return Stream(tokens, self.context, inputs.characters, begins if self.packed else None)
+        pieces, characters = [np.zeros(0, dtype)], [np.zeros(0, np.uint8)]
+        for tokens, covered in map(inputs.encode_counted, documents):
+            if len(tokens):
+                pieces.append(tokens.astype(dtype))
+                characters.append(covered.astype(np.min_scalar_type(int(covered.max()))))
+        begins = np.cumsum([*map(len, pieces)])[:-1]
+        return Stream(np.concatenate(pieces), self.context, np.concatenate(characters), begins if self.packed else None)
 
 
 def _cut(documents: list[str], fraction: float) -> tuple[list[str], list[str]]:
@@ -103,42 +134,25 @@ def _cut(documents: list[str], fraction: float) -> tuple[list[str], list[str]]:
     return first, last
 
 
-def read_text(path: pathlib.Path) -> str:
-    """A file's text; ZooError where it is missing, empty or not UTF-8."""
-    if not path.is_file():
-        raise ZooError(f"data.path {str(path)!r} is no file or folder")
-    raw = path.read_bytes()
-    if not raw.strip():
-        raise ZooError(f"{str(path)!r} is empty")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ZooError(f"{str(path)!r} is not UTF-8 text: byte {raw[error.start]:#04x} at {error.start:,}") from None
-    if "\0" in text:
-        raise ZooError(f"{str(path)!r} is not text: it has a zero byte at {raw.index(0):,}")
-    return text.replace("\r\n", "\n")
-
-
-def read_folder(folder: pathlib.Path) -> dict[str, list[str]]:
+def read_folder(folder: pathlib.Path, newlines: str = "unix") -> dict[str, list[str]]:
     """The texts of all files under a folder, in the order of their paths, by split.
 
-    Folders and files at its top that are named train, validation (or dev) and test are splits; without a train, all
-    is train. Hidden files are skipped; files that are empty or not UTF-8 are left out with a warning. ZooError where no
-    text is left.
+    Folders and files that are named after splits are splits, in a folder that has a train (`train.data.files`); without
+    any, all is train. Hidden files are skipped. Files of no split, empty ones and those that are not UTF-8 are left out
+    with a warning. ZooError where no text is left, or where there is another split but no train.
     """
     texts: dict[str, list[str]] = {}
-    files, wrong = [(path, path.relative_to(folder).parts) for path in sorted(folder.rglob("*")) if path.is_file()], []
-    shown = [(path, parts) for path, parts in files if not any(part.startswith(".") for part in parts)]
-    tops = [parts[0] if len(parts) > 1 else path.stem for path, parts in shown]
-    for (path, _), top in zip(shown, tops, strict=True):
-        split = SPLIT_FILES.get(top) if "train" in tops else "train"
-        if split is not None:
-            try:
-                texts.setdefault(split, []).append(read_text(path))
-            except ZooError:
-                wrong.append(path)
+    files, wrong, left = shown_files(folder), [], []
+    for parts, split in split_names(files, repr(str(folder))).items():
+        if split is None:
+            left.append(files[parts])
+            continue
+        try:
+            texts.setdefault(split, []).append(read_text(files[parts], newlines))
+        except ZooError:
+            wrong.append(files[parts])
     if not texts.get("train"):
         raise ZooError(f"{str(folder)!r} has no text to train on: no file that is UTF-8, not empty and not hidden")
-    if wrong:
-        warnings.warn(f"left out {len(wrong)} files, empty or not UTF-8 text, such as {str(wrong[0])!r}", stacklevel=2)
-    return texts
+    warn_left_out(wrong, "empty, or not UTF-8 text")
+    warn_left_out(left, "in no split (train, validation, test)")
+    return {split: found for split, found in texts.items() if found}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from train.data.source import Dataset
-from train.quality import edit_distance, quality, units
+from train.quality import edit_distance, quality, spaceless, units
 from train.report.page import CURVES, Options, draw_curves, save, write_page
 from zoo.decode import source_attention
 from zoo.errors import ZooError
@@ -44,36 +44,29 @@ def samples(run: Run, texts: Sequence[Pair], translations: Translations, workdir
     return "\n".join(["samples:", *lines, *shown, command])
 
 
-def draw(
-    run: Run,
-    dataset: Dataset,
-    options: Options,
-    metric: str,
-    translations: Translations,
-    spacy_language: str | None,
-) -> pathlib.Path:
-    """Draws the pictures and the page of a run of pairs; returns the page's path.
-
-    `translations` gives the decoded target of each source; `spacy_language` is that of `train.quality.quality`.
-    """
+def draw(run: Run, dataset: Dataset, options: Options, task: Any) -> pathlib.Path:
+    """Draws the pictures and the page of a run of pairs, whose `task` is Translation; returns the page's path."""
     split = getattr(dataset, options.split) or dataset.validation
     if split is None:
         raise ZooError(f"{dataset.name} has no split {options.split}")
     texts = split.texts[:TEXTS]
     inputs: Any = run.inputs
-    decoded, by_character = translations(run, [source for source, _ in texts]), inputs.by_character
+    references = [right for _, right in texts]
+    decoded = task.translations(run, [source for source, _ in texts])
+    by_character = inputs.by_character or spaceless(references)
     output = options.make_output()
     pairs = [(units(a, by_character), units(right, by_character)) for a, (_, right) in zip(decoded, texts, strict=True)]
     edits = np.array([edit_distance(*pair) for pair in pairs])
     sizes = np.array([len(right) for _, right in pairs])
-    pictures = {CURVES: draw_curves(options.folder(), metric, output / f"{CURVES}.png")}
+    pictures = {CURVES: draw_curves(options.folder(), task.metric, output / f"{CURVES}.png")}
     if picture := draw_attention(run, texts, decoded, output / f"{ATTENTION}.png"):
         pictures[ATTENTION] = picture
     lengths = split.arrays["source_length"][: len(texts)]
     pictures[LENGTHS] = draw_lengths(lengths, edits, sizes, by_character, output / f"{LENGTHS}.png")
-    whole = quality(decoded, [right for _, right in texts], by_character, spacy_language)
+    whole = quality(decoded, references, by_character, task.spacy_language, task.bleu_tokenizer)
     summary = f"{dataset.name}: {len(texts):,} pairs of {options.split}, "
     summary += ", ".join(f"{name} {value:.4f}" for name, value in whole.items())
+    summary += f" (BLEU: {task.signature(references)})"
     worst = np.argsort(-edits / sizes, kind="stable")[: options.number]
     rows = [(*texts[i], decoded[i], f"{edits[i]}") for i in worst if edits[i]]
     return write_page(options, summary, pictures, CAPTIONS, table(rows))
@@ -110,8 +103,8 @@ def draw_attention(run: Run, texts: Sequence[Pair], decoded: Sequence[str], path
         columns = inputs.pieces(inputs.source, inputs.encode(source))
         rows = inputs.pieces(inputs.target, inputs.tokens(inputs.target, target))[: len(array)]
         turned = 90 if max(map(len, columns[:-1]), default=0) > 1 else 0
-        axis.set_xticks(range(len(columns)), columns, rotation=turned, fontsize=8)
-        axis.set_yticks(range(len(rows)), rows, fontsize=8)
+        axis.set_xticks(range(len(columns)), columns, rotation=turned, fontsize=8, parse_math=False)
+        axis.set_yticks(range(len(rows)), rows, fontsize=8, parse_math=False)
     return save(figure, path)
 
 

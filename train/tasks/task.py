@@ -128,6 +128,10 @@ class Task(Registered):
         """The metrics of a split."""
         return self.metrics(evaluation.sums(split))
 
+    def about(self, dataset: Dataset) -> dict[str, Any]:
+        """What a finished run's result.json says of the metrics besides their values."""
+        return {}
+
     def score(self, metrics: Mapping[str, float]) -> float:
         """What the best checkpoint maximises."""
         return -metrics["loss"]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from train.data.source import Dataset, Split
 from train.forward import Forward
-from train.quality import quality, spacy_tokenizer
+from train.quality import bleu_signature, check_bleu_tokenizer, quality, spacy_tokenizer
 from train.report import alignments
 from train.tasks.task import Batch, Extra, Loss, Task
 from zoo.decode import translate
@@ -37,6 +37,8 @@ class Translation(Task):
     beam_size: int = 5  # of the final decoding
     length_penalty: float = 0.6  # exponent of a length by which its score is divided
     spacy_language: str | None = None  # such as en: adds BLEU on the tokens of spaCy's blank pipeline (needs spaCy)
+    # sacreBLEU's: 13a, zh, ja-mecab, ko-mecab, char, intl, flores200, none; default: by the script of the targets
+    bleu_tokenizer: str | None = None
 
     metric: ClassVar[str] = "accuracy"
     unit: ClassVar[str] = "tokens"
@@ -53,6 +55,8 @@ class Translation(Task):
             raise ZooError(f"task.beam-size must be at least 1, not {self.beam_size}")
         if self.spacy_language is not None:
             spacy_tokenizer(self.spacy_language)
+        if self.bleu_tokenizer is not None:
+            check_bleu_tokenizer(self.bleu_tokenizer)
 
     def check_model(self, model: type[nn.Module]) -> None:
         if not hasattr(model, "encode"):
@@ -108,7 +112,8 @@ class Translation(Task):
         """The quality of a split's decoded targets."""
         sources, right = zip(*split.texts, strict=True)
         inputs: Any = run.inputs
-        return quality(self.translations(run, sources), right, inputs.by_character, self.spacy_language)
+        decoded = self.translations(run, sources)
+        return quality(decoded, right, inputs.by_character, self.spacy_language, self.bleu_tokenizer)
 
     def translations(self, run: Run, sources: Any) -> list[str]:
         """The best target of each source."""
@@ -118,8 +123,16 @@ class Translation(Task):
     def score(self, metrics: Mapping[str, float]) -> float:
         return metrics["accuracy"]
 
+    def about(self, dataset: Dataset) -> dict[str, str]:
+        """sacreBLEU's signature, which says how BLEU was computed."""
+        split = dataset.test or dataset.validation
+        return {"bleu_signature": self.signature([right for _, right in split.texts])} if split else {}
+
+    def signature(self, references: list[str]) -> str:
+        return bleu_signature(references, self.bleu_tokenizer)
+
     def report(self, run: Run, dataset: Dataset, options: Any) -> pathlib.Path:
-        return alignments.draw(run, dataset, options, self.metric, self.translations, self.spacy_language)
+        return alignments.draw(run, dataset, options, self)
 
     def example(self, run: Run, dataset: Dataset, workdir: pathlib.Path) -> str:
         """Samples of held-out sources, and a picture of their attention."""

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import math
 import os
 import pathlib
@@ -121,7 +122,9 @@ def read_series(path: str | os.PathLike) -> tuple[list[str], np.ndarray]:
 
 def _read_csv(path: pathlib.Path) -> tuple[list[str], np.ndarray]:
     try:
-        rows = list(csv.reader(path.read_text("utf-8-sig").splitlines()))
+        text = path.read_text("utf-8-sig")
+        csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+        rows = list(csv.reader(io.StringIO(text)))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ZooError(f"{str(path)!r} is no CSV file in UTF-8: {error}") from None
     rows = [row for row in rows if row]

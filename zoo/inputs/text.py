@@ -11,6 +11,8 @@ import functools
 import json
 import os
 import pathlib
+import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -24,6 +26,12 @@ from zoo.inputs.base import Inputs
 
 TOKENIZERS = ("char", "byte", "bpe", "word", "wordpiece", "unigram")
 UNKNOWN, BEGIN, END, MASK = "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+MASKS = (MASK, "<mask>")
+ENDS = (  # in the order in which they are looked for
+    *("<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
+    *("</s>", "<eos>", "<|eos|>", "[EOS]", "<EOS>", "<|return|>"),
+)
+SURROGATES = re.compile("[\ud800-\udfff]")
 MOST_LENGTH = 2**24  # maximum of `length`
 MOST_TOKENS = 2**22  # limit of token ids
 SPECIAL = ("[PAD]", UNKNOWN, BEGIN, END, MASK)  # tokens of wordpiece, in BERT's order
@@ -75,37 +83,52 @@ class TextInputs(Inputs):
         return size
 
     @functools.cached_property
-    def characters(self) -> np.ndarray:
-        """The number of characters of each token, float32 [vocab_size]; of a UTF-8 sequence the first byte counts."""
-        if self.tokenizer == "char":
-            return np.ones(self.vocab_size, np.float32)
-        if self.tokenizer == "byte":
-            return np.array([(byte & 0xC0) != 0x80 for byte in range(256)], np.float32)
-        tokens = [self._library.id_to_token(i) or "" for i in range(self.vocab_size)]  # ids may have gaps
-        if self.tokenizer in ("word", "wordpiece"):  # plus the space next to a word
-            return np.array([len(t) - 2 if t.startswith("##") else len(t) + 1 for t in tokens], np.float32)
-        if self.tokenizer == "unigram":
-            return np.array([1 if t == UNKNOWN else len(t) for t in tokens], np.float32)
-        inside = {chr(code) for code in _byte_symbols()[0x80:0xC0]}
-        return np.array([sum(symbol not in inside for symbol in token) for token in tokens], np.float32)
+    def gaps(self) -> tuple[int, ...]:
+        """The ids below `vocab_size` that no token has."""
+        if self.tokenizer in ("char", "byte"):
+            return ()
+        return tuple(sorted({*range(self.vocab_size)} - {*self._library.get_vocab().values()}))
 
     @property
     def mask(self) -> int:
         """The id of the mask token; ZooError if the vocabulary has none."""
-        token = self._library.token_to_id(MASK) if self.tokenizer not in ("char", "byte") else None
-        if token is None:
+        if self._mask is None:
             raise ZooError(f"a {self.tokenizer} vocabulary has no {MASK}; use wordpiece")
-        return token
+        return self._mask
+
+    @property
+    def end(self) -> int | None:
+        """The id of the token that ends a text, as `</s>`; None for a vocabulary without one."""
+        if self.tokenizer in ("char", "byte"):
+            return None
+        added = {token.content: number for number, token in self._library.get_added_tokens_decoder().items()}
+        return next((added[name] for name in ENDS if name in added), None)
+
+    @property
+    def first_prompt(self) -> str:
+        """What a text begins with if nothing is given: a new line; the empty text, where the vocabulary has no new line
+        but a token that begins every text; else the first character or word of the vocabulary."""
+        if self.tokenizer == "char":
+            return "\n" if "\n" in self.vocabulary else self.vocabulary[0]
+        if self.tokenizer == "byte" or self.decode(self.prompt("\n")).endswith("\n"):
+            return "\n"
+        if len(self.prompt("")):
+            return ""
+        added = self._library.get_added_tokens_decoder()
+        words = (self.decode([i]).strip() for i in range(self.vocab_size) if i not in added)
+        return next((word for word in words if word and self.decode(self.prompt(word)).strip() == word), "")
 
     def encode(self, raw: str) -> np.ndarray:
-        """Token ids int32 [n]; ZooError if `raw` is not a string or has a character outside the vocabulary."""
-        if not isinstance(raw, str):
-            raise ZooError(f"a text must be a str, not {type(raw).__name__}")
+        """Token ids int32 [n]; ZooError if `raw` is not a string or has a character outside the vocabulary.
+
+        Lone surrogates, which are no characters, become U+FFFD.
+        """
+        raw = _characters(raw)
         if self.tokenizer == "byte":
-            return np.frombuffer(raw.encode("utf-8", errors="replace"), np.uint8).astype(np.int32)
+            return np.frombuffer(raw.encode("utf-8"), np.uint8).astype(np.int32)
         if self.tokenizer != "char":
             return np.array(_asked(self._library.encode, raw).ids, np.int32)
-        codes = np.frombuffer(raw.encode("utf-32-le", errors="surrogatepass"), np.uint32)
+        codes = np.frombuffer(raw.encode("utf-32-le"), np.uint32)
         known = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
         unknown = codes[self._codes[known] != codes]
         if len(unknown):
@@ -113,27 +136,67 @@ class TextInputs(Inputs):
             raise ZooError(f"{some:.80} is not among the {self.vocab_size} characters of the vocabulary")
         return known.astype(np.int32)
 
+    def encode_counted(self, raw: str) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids int32 [n], and the number of characters of `raw` that each stands for, int64 [n].
+
+        A character counts for the first token that covers it; one that no token covers, as a space between words, for
+        the next token, or else the last. If there is a token, the sum is `len(raw)`.
+        """
+        raw = _characters(raw)
+        if self.tokenizer in ("char", "byte"):
+            tokens = self.encode(raw)
+            continues = tokens & 0xC0 == 0x80  # a byte within a character of UTF-8
+            return tokens, np.where((self.tokenizer == "byte") & continues, 0, 1)
+        found = _asked(self._library.encode, raw)
+        ends = np.fromiter((end for _, end in found.offsets), np.int64, len(found.ids))
+        ends = np.maximum.accumulate(np.minimum(ends, len(raw)))
+        ends[-1:] = len(raw)
+        return np.array(found.ids, np.int32), np.diff(ends, prepend=0)
+
+    def prompt(self, raw: str) -> np.ndarray:
+        """The token ids of a text to continue, int32 [n]: without the special tokens that close a text, as [SEP]."""
+        tokens = self.encode(raw)
+        return tokens[: len(tokens) - self._special[1]]
+
     def decode(self, array: Any) -> str:
-        """The text of token ids [n]; ZooError for an id outside the vocabulary."""
+        """The text of token ids [n]; ZooError for an id outside the vocabulary.
+
+        Ids that a tokenizer of the library does not have, as those of a model's padded rows, have no text.
+        """
         tokens = np.asarray(array).reshape(-1)
-        wrong = tokens[(tokens < 0) | (tokens >= self.vocab_size)]
+        library = self.tokenizer not in ("char", "byte")
+        wrong = tokens[(tokens < 0) | (tokens >= self.vocab_size) & (not library)]
         if len(wrong):
             raise ZooError(f"token {wrong[0]} is outside the vocabulary of {self.vocab_size}")
         if self.tokenizer == "byte":
             return bytes(tokens.tolist()).decode("utf-8", errors="replace")
         if self.tokenizer == "char":
             return "".join(self.vocabulary[token] for token in tokens)
-        return _asked(self._library.decode, tokens.tolist(), skip_special_tokens=False)
+        known = tokens[tokens < self.vocab_size].tolist()
+        return _asked(self._library.decode, known, skip_special_tokens=False)
 
     def batch(self, raws: Sequence[str]) -> dict[str, np.ndarray]:
-        """Texts truncated to `length` tokens (wordpiece keeps its final [SEP]): `tokens` int32 [n, length], padded with
-        zeros, and `length` int32 [n]."""
-        rows = [self.encode(raw) for raw in raws]
-        last = 1 if self.tokenizer == "wordpiece" else 0
-        rows = [
-            np.r_[row[: self.length - last], row[len(row) - last :]] if len(row) > self.length else row for row in rows
-        ]
+        """Texts cut to `length` tokens: `tokens` int32 [n, length], padded with zeros, and `length` int32 [n].
+
+        Special tokens that open or close a text are kept, as [SEP]. A text with a [MASK] that is not among the first
+        tokens is cut around all of its [MASK], or else the first; another loses its end.
+        """
+        rows = [self._cut(self.encode(raw)) for raw in raws]
         return {"tokens": padded(rows, self.length), "length": np.array([*map(len, rows)], np.int32)}
+
+    def _cut(self, row: np.ndarray) -> np.ndarray:
+        if len(row) <= self.length:
+            return row
+        opening, closing = self._special
+        body, start = row[opening : len(row) - closing], 0
+        room = max(self.length - opening - closing, 0)
+        masks = np.flatnonzero(body == (-1 if self._mask is None else self._mask))
+        if len(masks) and masks[-1] >= room:
+            first, last = (int(masks[0]), int(masks[-1])) if masks[-1] - masks[0] < room else (int(masks[0]),) * 2
+            start = min(max((first + last - room) // 2, last - room + 1, 0), first, len(body) - room)
+        if lost := sum(not start <= place < start + room for place in masks):
+            warnings.warn(f"{lost} of {len(masks)} {MASK} are outside the {self.length} tokens of a text", stacklevel=3)
+        return np.r_[row[:opening], body[start : start + room], row[len(row) - closing :]][: self.length]
 
     def arguments(self, batch: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         named = {"lengths": "length", "segments": "segments"}  # argument of the model: array of the batch
@@ -145,6 +208,23 @@ class TextInputs(Inputs):
     def example(self) -> Example:
         """Abstract `arguments` of a batch of one: tokens int32 [1, length]."""
         return (jax.ShapeDtypeStruct((1, self.length), np.dtype(np.int32)),), {}
+
+    @functools.cached_property
+    def _mask(self) -> int | None:
+        if self.tokenizer in ("char", "byte"):
+            return None
+        found = (self._library.token_to_id(name) for name in MASKS)
+        return next((number for number in found if number is not None), None)
+
+    @functools.cached_property
+    def _special(self) -> tuple[int, int]:
+        """How many special tokens open a text, and how many close it."""
+        if self.tokenizer in ("char", "byte"):
+            return 0, 0
+        library = _tokenizers()
+        one = library.Tokenizer(library.models.WordLevel({"x": 0}, unk_token="x")).encode("x")
+        mask = _asked(self._library.post_process, one).special_tokens_mask
+        return (mask.index(0), mask[::-1].index(0)) if 0 in mask else (0, 0)
 
     @functools.cached_property
     def _codes(self) -> np.ndarray:
@@ -164,6 +244,7 @@ def learn(tokenizer: str, texts: Iterable[str], vocab_size: int, length: int, la
     A `tokenizer` that is not one of TOKENIZERS is the path of an existing one. The same texts give the same vocabulary,
     except for unigram: the library sums probabilities in varying order, so that their last digits vary.
     """
+    texts = map(_characters, texts)
     if tokenizer == "char":
         symbols = sorted(set().union(*map(set, texts)))
         return TextInputs("char", "".join(symbols), length, tuple(labels))
@@ -219,6 +300,15 @@ def learn(tokenizer: str, texts: Iterable[str], vocab_size: int, length: int, la
     return TextInputs(tokenizer, model.to_str(), length, tuple(labels))
 
 
+def _characters(raw: str) -> str:
+    """A text whose pairs of surrogates are characters and whose lone ones are U+FFFD; ZooError for another object."""
+    if not isinstance(raw, str):
+        raise ZooError(f"a text must be a str, not {type(raw).__name__}")
+    if not SURROGATES.search(raw):
+        return raw
+    return raw.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def padded(rows: Sequence[np.ndarray], length: int) -> np.ndarray:
     """Rows of at most `length` tokens as one array int32 [n, length], padded with zeros."""
     array = np.zeros((len(rows), length), np.int32)
@@ -237,32 +327,29 @@ def width_for(longest: int) -> int:
 def read_tokenizer(path: str | os.PathLike, length: int, labels: Sequence[str] = ()) -> TextInputs:
     """Inputs from a `tokenizer.json` of the `tokenizers` library, or from a folder with one, as Hugging Face's.
 
-    ZooError if the file is not such a tokenizer, or its kind is not supported: WordPiece, byte-level BPE and WordLevel
-    are.
+    ZooError if the file is not such a tokenizer, or of another kind than WordPiece, BPE, Unigram and WordLevel.
     """
     file = pathlib.Path(path)
     file = file / "tokenizer.json" if file.is_dir() else file
     if not file.is_file():
         raise ZooError(f"no tokenizer {str(path)!r}: give {', '.join(TOKENIZERS)}, or a folder with a tokenizer.json")
     try:
-        kind = read_json(file)["model"].get("type", "WordPiece")
+        content = read_json(file)
+        model = content["model"]
+        added = {str(token["content"]): token["id"] for token in content.get("added_tokens") or ()}
+        kind = model.get("type", "BPE" if "merges" in model else "WordPiece")
         text = file.read_text("utf-8")
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ZooError(f"{str(file)!r} is not a tokenizer's JSON") from None
-    kinds = {"WordPiece": "wordpiece", "BPE": "bpe", "WordLevel": "word"}
+    kinds = {"WordPiece": "wordpiece", "BPE": "bpe", "WordLevel": "word", "Unigram": "unigram"}
     if str(kind) not in kinds:
         raise ZooError(f"{str(file)!r} is a tokenizer of kind {kind}; there are {', '.join(kinds)}")
     inputs = TextInputs(kinds[kind], text, length, tuple(labels))
     inputs.vocab_size  # noqa: B018 - validates the vocabulary now
+    for token, number in added.items():
+        if (found := inputs._library.token_to_id(token)) != number:  # the library numbers added tokens by itself
+            raise ZooError(f"{str(file)!r}: the library reads the token {token!r} as {found}, not as {number}")
     return inputs
-
-
-def _byte_symbols() -> list[int]:
-    """The character by which byte-level BPE writes each byte: the byte's own where it is printable, else one from 256
-    on."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = iter(range(256, 512))
-    return [byte if byte in visible else next(hidden) for byte in range(256)]
 
 
 def _asked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
