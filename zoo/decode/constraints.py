@@ -24,7 +24,8 @@ class Constraints:
 
     A processor is a pure function of the logits [N, V] (in beam search log probabilities), the tokens so far int32
     [N, T], prompt included, and their number int32 [N]; what lies beyond is padding. It returns logits [N, V], minus
-    infinity for excluded tokens, and is traced once: give the same function object again, not a new lambda.
+    infinity for excluded tokens (those excluded before it stay so), and is traced once: give the same function object
+    again, not a new lambda.
     """
 
     repetition_penalty: float = 1.0  # above 1, tokens of the prompt and the output become less probable
