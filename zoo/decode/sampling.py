@@ -21,7 +21,7 @@ from zoo.errors import ZooError
 from zoo.sequence import check_source
 from zoo.transformer.layers import unscanned
 
-ROUNDING = 8  # machine epsilons by which a sum of probabilities may miss its decimal value
+ROUNDING = 4  # machine epsilons by which a sum of probabilities may miss its decimal value
 
 
 @dataclasses.dataclass(frozen=True)
