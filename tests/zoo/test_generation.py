@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import zoo
-from zoo.decode import Sampling, generate_samples, sample, stream
+from zoo.decode import Sampling, generate_samples, sample, stream, translate
 from zoo.decode.text import continuation, first_stop
+from zoo.inputs.pairs import PairInputs
 from zoo.inputs.text import TextInputs, learn
 from zoo.run import Run
 
@@ -83,8 +84,9 @@ def test_the_draws_of_a_row_depend_on_its_number_alone(decoder):
 
 def test_a_prompt_as_long_as_the_context_is_read_whole(decoder):
     prompts = np.random.default_rng(2).integers(0, 6, (16, LIMIT))
-    expected = np.argmax(decoder[0].apply(decoder[1], prompts)[:, -1], axis=-1)
-    of_half = np.argmax(decoder[0].apply(decoder[1], prompts[:, LIMIT // 2 :])[:, -1], axis=-1)
+    apply = jax.jit(decoder[0].apply)
+    expected = np.argmax(apply(decoder[1], prompts)[:, -1], axis=-1)
+    of_half = np.argmax(apply(decoder[1], prompts[:, LIMIT // 2 :])[:, -1], axis=-1)
     assert (expected != of_half).any()
     np.testing.assert_array_equal(drawn(*decoder, prompts, 1, GREEDY)[:, 0], expected)
 
@@ -153,14 +155,13 @@ def test_greedy_tokens_under_constraints_are_the_best_of_those_left(recurrent):
     prompts, lengths = ragged([[1, 2, 3], [4]])
     found = drawn(model, variables, prompts, 9, Sampling(0.0, **options), lengths=lengths, chunk=4)
     for row, length, prompt in zip(found, lengths, prompts, strict=True):
-        text = prompt[:length].tolist()
-        for _ in range(9):
-            logits = np.array(model.apply(variables, np.array([text]))[0, -1])
-            logits[text[0]] -= 9 * (len(text) % 2 == 0)
-            pairs = set(itertools.pairwise(text))
-            left = [token for token in range(1, 6) if (text[-1], token) not in pairs] or range(1, 6)
-            text.append(max(left, key=lambda token: logits[token]))
-        assert row.tolist() == text[length:]
+        text = [*prompt[:length].tolist(), *row.tolist()]
+        logits = np.array(jax.jit(model.apply)(variables, np.array([text + [0] * (12 - len(text))]))[0])
+        for n in range(length, len(text)):
+            logits[n - 1, text[0]] -= 9 * (n % 2 == 0)
+            pairs = set(itertools.pairwise(text[:n]))
+            left = [token for token in range(1, 6) if (text[n - 1], token) not in pairs] or range(1, 6)
+            assert text[n] == max(left, key=logits[n - 1].__getitem__)
 
 
 def test_no_token_is_drawn_for_a_banned_one_when_ngrams_leave_none(recurrent):
@@ -275,6 +276,16 @@ def test_rows_beyond_the_tokenizers_vocabulary_and_its_gaps_are_never_drawn():
     text = zoo.generate(run, "a b", 200, temperature=5.0)
     assert set(text.split()) == {"a", "b", "c"}
     assert len(text.split()) == 200
+
+
+def test_translations_have_no_tokens_beyond_the_targets_vocabulary():
+    inputs = PairInputs(TextInputs("char", "abc", 6), TextInputs("char", "xy", 6))
+    sizes = {"source_vocab_size": 7, "hidden_size": 8, "embedding_size": 6, "num_layers": 1, "vocab_size": 90}
+    model = zoo.create_model("seq2seq_lstm", **sizes)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))
+    (found,) = translate(Run(model, variables, inputs), ["abca"], beam_size=4, num_best=4, min_length=5)
+    assert all(set(text) <= set("xy\ufffd") for text, _ in found)
+    assert any(text for text, _ in found)
 
 
 def test_several_texts_with_their_tokens(recurrent):

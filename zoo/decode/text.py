@@ -143,7 +143,7 @@ def _prepared(
     if not hasattr(model, "init_state"):
         raise ZooError(f"{type(model).__name__} cannot generate text: it is not a language model")
     if isinstance(stop, str) or any(not word for word in stop):
-        raise ZooError(f"stop must be a list of strings of at least one character, not {stop!r}")
+        raise ZooError(f"stop must be strings of at least one character, in a list, not {stop!r}")
     end = options.pop("end", None)
     end = inputs.end if end is None else end
     unknown = (*inputs.gaps, *range(inputs.vocab_size, model.vocab_size))

@@ -42,6 +42,8 @@ def translate(
         raise ZooError(f"{type(model).__name__} cannot translate: it is not an encoder-decoder")
     if batch_size < 1:
         raise ZooError(f"batch_size must be at least 1, not {batch_size}")
+    unknown = range(inputs.model_args()["vocab_size"], model.vocab_size)  # type: ignore[attr-defined]
+    options["banned"] = (*options.get("banned", ()), *unknown)
     rows = [inputs.encode(text) for text in texts]
     order = np.argsort([len(row) for row in rows], kind="stable")
     found: list[list[Hypothesis]] = [[] for _ in rows]
