@@ -181,6 +181,13 @@ def test_a_finished_run_generates_evaluates_and_has_a_report(config, tmp_path, c
     text = capsys.readouterr().out
     assert text.startswith("1 green")
     assert len(text) == len("1 green") + 30 + 1
+    assert zoo_main(["generate", workdir, "--length", "9", "--num-samples", "2", "--no-repeat-ngram", "4"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rsplit(" ", 1)[0] for line in lines if line.startswith("--- ")] == [
+        f"--- sample {n}, log probability" for n in (1, 2)
+    ]
+    assert zoo_main(["generate", workdir, "--num-samples", "0"]) == 2
+    assert capsys.readouterr().err == "error: num-samples must be at least 1, not 0\n"
     assert zoo_main(["generate", workdir, "--prompt", "§"]) == 2
     assert capsys.readouterr().err.startswith("error: '§' is not among the")
     assert zoo_main(["predict", workdir, "1 green"]) == 2

@@ -81,7 +81,7 @@ def every_target():
 
 
 @functools.cache
-def exhaustive(kind, row, length_penalty, coverage_penalty=0.0):
+def exhaustive(kind, row, length_penalty, coverage_penalty=0.0, form="gnmt"):
     """Every target, its length and its score, best first."""
     model, variables = tiny(kind)
     tokens, lengths, read = every_target()
@@ -89,7 +89,8 @@ def exhaustive(kind, row, length_penalty, coverage_penalty=0.0):
     source, source_lengths = np.repeat(SOURCE[row : row + 1], n, axis=0), np.full(n, LENGTHS[row], np.int32)
     scores, attention = log_probabilities(model, variables, tokens, source, source_lengths)
     reads = np.arange(MOST) < read[:, None]
-    scores = np.sum(np.where(reads, scores, 0), axis=1) / ((5 + read) / 6) ** length_penalty
+    scores = np.sum(np.where(reads, scores, 0), axis=1)
+    scores = scores / ((5 + read) / 6 if form == "gnmt" else read) ** length_penalty
     if coverage_penalty:
         covered = np.sum(np.where(reads[..., None], attention, 0), axis=1)[:, : LENGTHS[row]]
         scores = scores + coverage_penalty * np.log(np.minimum(covered, 1)).sum(axis=1)
@@ -111,6 +112,67 @@ def test_a_wide_beam_finds_what_trying_every_target_finds(kind, length_penalty):
         np.testing.assert_array_equal(found.tokens[row], tokens)
         np.testing.assert_array_equal(found.lengths[row], lengths)
         np.testing.assert_allclose(found.scores[row], scores, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("early_stopping", [None, "never"])
+def test_scores_may_be_divided_by_a_power_of_the_length(early_stopping):
+    options = {"length_penalty": 1.3, "length_penalty_form": "length", "early_stopping": early_stopping}
+    found = decode("gru", beam_size=len(every_target()[0]), num_best=6, **options)
+    for row in range(len(SOURCE)):
+        tokens, lengths, scores = best_of(exhaustive("gru", row, 1.3, form="length"), 6)
+        np.testing.assert_array_equal(found.tokens[row], tokens)
+        np.testing.assert_array_equal(found.lengths[row], lengths)
+        np.testing.assert_allclose(found.scores[row], scores, rtol=1e-5, atol=1e-5)
+
+
+def test_constraints_leave_the_best_of_the_targets_that_obey_them():
+    found = decode("gru", beam_size=len(every_target()[0]), num_best=4, banned=[3], min_length=2, no_repeat_ngram=2)
+    for row in range(len(SOURCE)):
+        targets, lengths, scores = exhaustive("gru", row, 0.6)
+        pairs = [[*itertools.pairwise([FIRST, *t[: n + 1]])] for t, n in zip(targets.tolist(), lengths, strict=True)]
+        once = np.array([len(set(some)) == len(some) for some in pairs])
+        obey = np.flatnonzero(once & (lengths >= 2) & ~(targets == 3).any(axis=1))[:4]
+        np.testing.assert_array_equal(found.tokens[row], targets[obey])
+        np.testing.assert_allclose(found.scores[row], scores[obey], rtol=1e-5, atol=1e-5)
+
+
+def test_a_penalty_for_repeated_tokens_counts_the_first_token_and_the_targets():
+    found = decode("gru", max_length=6, beam_size=1, repetition_penalty=4.0, length_penalty=0.0)
+    model, variables = tiny("gru")
+    before = np.concatenate([np.full((len(SOURCE), 1), FIRST), found.tokens[:, 0]], axis=1)
+    logits = jax.jit(model.apply)(variables, before, source=SOURCE, source_lengths=LENGTHS)
+    for row, scores in enumerate(np.array(jax.nn.log_softmax(logits))):
+        total, read = 0.0, min(found.lengths[row, 0] + 1, 6)
+        for n in range(read):
+            scores[n, np.unique(before[row, : n + 1])] *= 4  # log probabilities are negative
+            assert before[row, n + 1] == scores[n].argmax()
+            total += scores[n].max()
+        np.testing.assert_allclose(found.scores[row, 0], total, rtol=1e-5)
+    assert len(np.unique(found.tokens)) > 2
+
+
+@pytest.mark.parametrize("kind", ["gru", pytest.param("transformer", marks=pytest.mark.slow)])
+def test_x64_changes_nothing_and_float64_is_exact(kind):
+    """Every score to 1e-9 of the one by teacher forcing, in float64."""
+    options = {"max_length": 7, "beam_size": 3, "num_best": 2, "coverage_penalty": 0.2, "no_repeat_ngram": 3}
+    plain = decode(kind, **options)
+    with jax.enable_x64(True):
+        again = decode(kind, **options)
+        np.testing.assert_array_equal(again.tokens, plain.tokens)
+        np.testing.assert_allclose(again.scores, plain.scores, rtol=1e-6)
+        assert again.scores.dtype == np.float32
+        model, variables = tiny(kind)
+        model = model.clone(dtype=jnp.float64, param_dtype=jnp.float64)
+        variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
+        wide = {"first": FIRST, "end": END, "max_length": 7, "beam_size": 3, "length_penalty": 0.0}
+        found = jax.tree.map(np.asarray, decode_sources(model, variables, SOURCE, LENGTHS, **wide))
+        assert found.scores.dtype == np.float64
+        targets, read = found.tokens[:, 0], np.minimum(found.lengths + 1, 7)
+        before = np.concatenate([np.full((len(targets), 1), FIRST), targets[:, :-1]], axis=1)
+        logits = model.apply(variables, before, source=SOURCE, source_lengths=LENGTHS)
+        forced = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), targets[..., None], axis=2)[..., 0]
+        sums = np.where(np.arange(7) < read, forced, 0).sum(axis=1)
+        np.testing.assert_allclose(found.scores[:, 0], sums, rtol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["gru", "luong", "transformer", "t5"])
@@ -227,6 +289,31 @@ def test_the_ends_of_poor_beginnings_do_not_stop_the_best(beam_size):
     assert found.scores[0, 0] > -0.1
 
 
+class Scripted(nn.Module):
+    """The probabilities of the end and of token 2 after 0, 1, 2, ... tokens; the last ones from then on."""
+
+    steps: tuple[tuple[float, float], ...]
+    vocab_size: int = VOCABULARY
+
+    def __call__(self, tokens, state=None):
+        ends, goes_on = jnp.array(self.steps)[jnp.minimum(state["position"], len(self.steps) - 1)].T
+        rest = (1 - ends - goes_on) / 2
+        return jnp.log(jnp.stack([rest, ends, goes_on, rest], axis=1))[:, None], {"position": state["position"] + 1}
+
+
+@pytest.mark.parametrize(("early_stopping", "length"), [(True, 1), (False, 2), ("never", 30)])
+def test_early_stopping_is_a_choice(early_stopping, length):
+    """Two beams, log probabilities divided by the length. After 2 tokens two targets are complete, of scores log(0.3)
+    and log(0.21) / 2: True stops. After 4, they are log(0.49 * 0.69) / 3 and log(0.147 * 0.69) / 4, and the beam, of
+    log(0.0441) / 4 by now, is behind: False stops. In 30 tokens it comes to about log(0.0441) / 30, which wins."""
+    model = Scripted(((0.3, 0.699), (0.3, 0.699), (0.69, 0.3), (0.69, 0.3), (1e-5, 0.9999)))
+    options = {"end": END, "max_length": 30, "beam_size": 2, "length_penalty": 1.0, "length_penalty_form": "length"}
+    state = {"position": np.zeros(1, np.int32)}
+    found = beam_search(model, {}, state, np.full(1, FIRST), **options, early_stopping=early_stopping)
+    assert found.lengths[0, 0] == length
+    assert (found.tokens[0, 0, :length] == 2).all()
+
+
 def test_several_calls_compile_once():
     before = beam._encode_and_search._cache_size()
     for shift in range(3):
@@ -264,6 +351,10 @@ def test_scanned_layers_find_the_same():
         ({"max_length": 17}, "max_length 17 is more than the model's max_length of 16"),
         ({"source": np.zeros((4, 17), np.int32)}, "17 tokens are more than the model's max_length of 16"),
         ({"lengths": np.array([6, 1, 1, 1])}, "length 6 is outside 0 to 5"),
+        ({"length_penalty_form": "log"}, "length_penalty_form must be gnmt or length, not 'log'"),
+        ({"early_stopping": "always"}, "early_stopping must be True, False, 'never' or None, not 'always'"),
+        ({"banned": [4]}, "banned token 4 is outside the vocabulary of 4"),
+        ({"banned": [0, 2, 3], "min_length": 1}, "all 4 tokens are banned"),
     ],
 )
 def test_wrong_options(options, message):

@@ -7,7 +7,7 @@ import pytest
 
 import zoo
 from zoo.decode import Sampling, choose, filtered, sample, stream
-from zoo.decode.sampling import penalised
+from zoo.decode.constraints import penalised
 from zoo.inputs.text import TextInputs
 from zoo.registry import abstract_variables
 from zoo.run import Run

@@ -1,12 +1,15 @@
 """Decoding with any model of the sequence protocol: one implementation for all families."""
 
 from zoo.decode.beam import Beams, beam_search, decode_sources, source_attention
+from zoo.decode.constraints import Constraints
 from zoo.decode.sampling import Sampling, choose, filtered, sample
-from zoo.decode.text import generate, stream
+from zoo.decode.text import Generation, generate, generate_samples, stream
 from zoo.decode.translation import Hypothesis, translate
 
 __all__ = [
     "Beams",
+    "Constraints",
+    "Generation",
     "Hypothesis",
     "Sampling",
     "beam_search",
@@ -14,6 +17,7 @@ __all__ = [
     "decode_sources",
     "filtered",
     "generate",
+    "generate_samples",
     "sample",
     "source_attention",
     "stream",

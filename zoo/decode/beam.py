@@ -1,19 +1,23 @@
 """Beam search over a model of the sequence protocol, compiled as one loop, for many sources at once.
 
 Each row keeps the `beam_size` most probable prefixes (beams). Every step extends them by all tokens. Extensions by the
-token `end` among the `beam_size` best are complete and set aside; the best of the others are the next beams. A row is
-done when as many targets are complete as it has beams and no beam is ahead of the best of them (so that one beam is
-greedy decoding), when no beam can still beat the worst of its `num_best`, or after `max_length` tokens, when its beams
-are complete as they are.
+token `end` among the `beam_size` best are complete and set aside; the best of the others are the next beams.
 
-Complete targets are ranked as in Wu et al. 2016 (arXiv:1609.08144), equation 14: the log probability divided by ((5 +
-n) / 6)^length_penalty, with n tokens including `end`; plus coverage_penalty times the sum over source positions of
-log(min(attention to the position, 1)).
+By default (`early_stopping=None`) a row is done when as many targets are complete as it has beams and no beam is ahead
+of the best of them (so that one beam is greedy decoding), when no beam can still beat the worst of its `num_best`, or
+after `max_length` tokens, when its beams are complete as they are. The other values are those of Hugging Face's
+transformers, which keeps the `beam_size` best complete targets: True, a row is done when it has so many; "never", when
+no beam can still beat the worst of them; False, when the best beam, as long as it is now, does not beat the worst.
+
+Complete targets are ranked as in Wu et al. 2016 (arXiv:1609.08144), equation 14 (`length_penalty_form="gnmt"`): the log
+probability divided by ((5 + n) / 6)^length_penalty, with n tokens including `end`; plus coverage_penalty times the sum
+over source positions of log(min(attention to the position, 1)). The form "length" divides by n^length_penalty, as
+transformers does.
 """
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,10 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from zoo.decode.constraints import Constraints, check_constraints, constrained, in_float32
 from zoo.errors import ZooError
 from zoo.sequence import check_source, room
 from zoo.transformer.layers import unscanned
 
+EarlyStopping = bool | Literal["never"] | None
+LengthPenaltyForm = Literal["gnmt", "length"]
 LEAST_COVERAGE = 1e-6  # minimum attention to a source position, for its logarithm
 
 
@@ -33,7 +40,7 @@ class Beams(NamedTuple):
 
     tokens: jax.Array  # int32 [B, num_best, max_length]; `end` after the last
     lengths: jax.Array  # int32 [B, num_best], of the tokens before `end`
-    scores: jax.Array  # float32 [B, num_best]
+    scores: jax.Array  # float32 [B, num_best]; float64 for a model in float64
 
 
 class Settings(NamedTuple):
@@ -45,6 +52,9 @@ class Settings(NamedTuple):
     length_penalty: float = 0.6
     coverage_penalty: float = 0.0
     num_best: int = 1
+    length_penalty_form: LengthPenaltyForm = "gnmt"
+    early_stopping: EarlyStopping = None
+    constraints: Constraints = Constraints()
 
 
 class Search(NamedTuple):
@@ -73,14 +83,21 @@ def beam_search(
     length_penalty: float = 0.6,
     coverage_penalty: float = 0.0,
     num_best: int = 1,
+    length_penalty_form: LengthPenaltyForm = "gnmt",
+    early_stopping: EarlyStopping = None,
+    **constraints: Any,
 ) -> Beams:
     """The best targets, of at most `max_length` tokens, that continue a state of B rows and the tokens `first` [B].
 
     The state comes from `encode`, or from `init_state` and a prompt, with room for `max_length` more tokens. Rows are
-    independent. ZooError for numbers out of range, a state without that room, and a coverage penalty for a model
-    without attention over a source.
+    independent. `constraints` are fields of `zoo.decode.Constraints`; tokens before `first` do not count for them. They
+    exclude tokens without making the others more probable. ZooError for numbers out of range, a state without that
+    room, and a coverage penalty for a model without attention over a source.
     """
-    settings = Settings(end, max_length, beam_size, length_penalty, coverage_penalty, num_best)
+    settings = Settings(
+        end, max_length, beam_size, length_penalty, coverage_penalty, num_best,
+        length_penalty_form, early_stopping, Constraints(**constraints),
+    )  # fmt: skip
     check_settings(model, settings)
     holds = room(state)
     if holds is not None and max_length > holds:
@@ -105,6 +122,9 @@ def decode_sources(
     length_penalty: float = 0.6,
     coverage_penalty: float = 0.0,
     num_best: int = 1,
+    length_penalty_form: LengthPenaltyForm = "gnmt",
+    early_stopping: EarlyStopping = None,
+    **constraints: Any,
 ) -> Beams:
     """`beam_search` from sources int [B, S], `source_lengths[b]` tokens in row b, in one compiled call.
 
@@ -112,7 +132,10 @@ def decode_sources(
     """
     if not hasattr(model, "encode") or not hasattr(model, "vocab_size"):
         raise ZooError(f"{type(model).__name__} has no encoder for a source")
-    settings = Settings(end, max_length, beam_size, length_penalty, coverage_penalty, num_best)
+    settings = Settings(
+        end, max_length, beam_size, length_penalty, coverage_penalty, num_best,
+        length_penalty_form, early_stopping, Constraints(**constraints),
+    )  # fmt: skip
     check_settings(model, settings)
     check_source(model, np.asarray(source), source_lengths)
     if source_lengths is None:
@@ -133,22 +156,25 @@ def check_settings(model: Any, settings: Settings) -> None:
             raise ZooError(f"{name} must be a number of at least 0, not {getattr(settings, name)}")
     if settings.num_best > settings.beam_size:
         raise ZooError(f"num_best {settings.num_best} is more than beam_size {settings.beam_size}")
-    if not 0 <= settings.end < model.vocab_size:
-        raise ZooError(f"end {settings.end} is outside the vocabulary of {model.vocab_size}")
+    if settings.length_penalty_form not in ("gnmt", "length"):
+        raise ZooError(f"length_penalty_form must be gnmt or length, not {settings.length_penalty_form!r}")
+    if settings.early_stopping not in (None, True, False, "never"):
+        raise ZooError(f"early_stopping must be True, False, 'never' or None, not {settings.early_stopping!r}")
+    check_constraints(settings.constraints, model.vocab_size, settings.end)
     if limit is not None and settings.max_length > limit:
         raise ZooError(f"max_length {settings.max_length} is more than the model's max_length of {limit}")
 
 
 def source_attention(features: Any) -> jax.Array:
-    """The attention of each target token over the source, float32 [B, T, S], from the collection `features`.
+    """The attention of each target token over the source, float32 (or wider) [B, T, S], from the collection `features`.
 
     A recurrent decoder's `attention`, or the mean of `cross/weights` over a Transformer's layers and heads. ZooError if
     there is none.
     """
     if "attention" in features:
-        return features["attention"].astype(jnp.float32)
+        return in_float32(features["attention"])
     found = [
-        jnp.mean(leaf, axis=1, dtype=jnp.float32)
+        jnp.mean(in_float32(leaf), axis=1)
         for path, leaf in jax.tree_util.tree_leaves_with_path(features)
         if jax.tree_util.keystr(path, simple=True, separator="/").endswith("cross/weights")
     ]
@@ -172,7 +198,7 @@ def _search(model: nn.Module, settings: Settings, variables: Any, state: Any, fi
     nothing = Beams(
         jnp.full((rows, beams, length), settings.end, jnp.int32),
         jnp.zeros((rows, beams), jnp.int32),
-        jnp.full((rows, beams), -jnp.inf, jnp.float32),
+        jnp.full((rows, beams), -jnp.inf, dtype_of(model)),
     )
     search = Search(
         step=jnp.zeros((), jnp.int32),
@@ -187,7 +213,7 @@ def _search(model: nn.Module, settings: Settings, variables: Any, state: Any, fi
     )
     search = lax.while_loop(
         lambda search: (search.step < length) & ~jnp.all(search.done),
-        functools.partial(_step, model, settings, variables),
+        functools.partial(_step, model, settings, variables, first),
         search,
     )
     scores = jnp.where(search.done[:, None], -jnp.inf, ranked(settings, search.scores, length, search.coverage))
@@ -195,14 +221,17 @@ def _search(model: nn.Module, settings: Settings, variables: Any, state: Any, fi
     return _best(settings.num_best, settings.end, search.ended, cut)
 
 
-def _step(model: nn.Module, settings: Settings, variables: Any, search: Search) -> Search:
+def _step(model: nn.Module, settings: Settings, variables: Any, first: jax.Array, search: Search) -> Search:
     """Extends every beam by one token."""
     (rows, beams), end, n = search.scores.shape, settings.end, search.step + 1
     logits, state, attention = _read(model, variables, search.state, search.last, search.coverage is not None)
+    log_z = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    if settings.constraints.active:
+        logits, log_z = _constrained(settings, first, search, logits - log_z), jnp.zeros_like(log_z)
     # Of the best 2 K extensions at least K do not end, since each beam has one extension that ends.
     each = min(2 * beams, logits.shape[-1])
     best, tokens = lax.top_k(logits, each)
-    totals = search.scores[..., None] + best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    totals = search.scores[..., None] + best - log_z
     totals, index = lax.top_k(totals.reshape(rows, -1), min(2 * beams, beams * each))
     parent, token = index // each, jnp.take_along_axis(tokens.reshape(rows, -1), index, axis=1)
     tokens = _of(search.tokens, parent).at[:, :, search.step].set(token)
@@ -211,15 +240,16 @@ def _step(model: nn.Module, settings: Settings, variables: Any, search: Search) 
         coverage = _of(coverage + attention, parent)
 
     ends = token == end
+    if settings.early_stopping is not None:
+        ends |= n == settings.max_length
     scores = ranked(settings, totals, n, coverage)
     scores = jnp.where(ends & (jnp.arange(token.shape[1]) < beams) & ~search.done[:, None], scores, -jnp.inf)
-    num_ended = search.num_ended + jnp.sum(jnp.isfinite(scores), axis=1)
-    ended = _best(beams, end, search.ended, Beams(tokens, jnp.full_like(token, search.step), scores))
+    num_ended = search.num_ended + jnp.sum(jnp.isfinite(scores), axis=1, dtype=jnp.int32)
+    lengths = jnp.where(token == end, search.step, n)
+    ended = _best(beams, end, search.ended, Beams(tokens, lengths, scores))
 
     totals, live = lax.top_k(jnp.where(ends, -jnp.inf, totals), beams)
     coverage = None if coverage is None else _of(coverage, live)
-    behind = jnp.max(ranked(settings, totals, n, coverage), axis=1) <= ended.scores[:, 0]
-    hopeless = possible(settings, totals[:, 0]) <= ended.scores[:, settings.num_best - 1]
     parent = _of(parent, live)
     if beams > 1:
         flat = (jnp.arange(rows)[:, None] * beams + parent).reshape(-1)
@@ -234,32 +264,65 @@ def _step(model: nn.Module, settings: Settings, variables: Any, search: Search) 
         coverage=coverage,
         ended=ended,
         num_ended=num_ended,
-        done=search.done | ((num_ended >= beams) & behind) | hopeless,
+        done=search.done | _finished(settings, n, totals, coverage, ended, num_ended),
     )
+
+
+def _constrained(settings: Settings, first: jax.Array, search: Search, scores: jax.Array) -> jax.Array:
+    """Log probabilities [B, K, V] under the constraints."""
+    rows, beams, size = scores.shape
+    tokens = jnp.concatenate([jnp.repeat(first[:, None, None], beams, axis=1), search.tokens], axis=2)
+    flat = tokens.reshape(rows * beams, -1), jnp.full((rows * beams,), search.step + 1, jnp.int32)
+    flat_scores = scores.reshape(rows * beams, size)
+    return constrained(flat_scores, settings.constraints, settings.end, search.step, *flat).reshape(scores.shape)
+
+
+def _finished(
+    settings: Settings, n: jax.Array, totals: jax.Array, coverage: jax.Array | None, ended: Beams, num_ended: jax.Array
+) -> jax.Array:
+    """Whether a row is done after n tokens, bool [B]; its beams have the log probabilities [B, K]."""
+    if settings.early_stopping is None:
+        behind = jnp.max(ranked(settings, totals, n, coverage), axis=1) <= ended.scores[:, 0]
+        hopeless = possible(settings, totals[:, 0]) <= ended.scores[:, settings.num_best - 1]
+        return ((num_ended >= settings.beam_size) & behind) | hopeless
+    worst = ended.scores[:, -1]  # minus infinity until there are as many as beams
+    last = n == settings.max_length
+    if settings.early_stopping is True:
+        return last | jnp.isfinite(worst)
+    never = settings.early_stopping == "never"
+    best = possible(settings, totals[:, 0]) if never else ranked(settings, totals[:, 0], n, None)
+    return last | (best <= worst)
+
+
+def dtype_of(model: Any) -> Any:
+    """The dtype of log probabilities: the model's, at least float32."""
+    return jnp.promote_types(getattr(model, "dtype", None) or jnp.float32, jnp.float32)
 
 
 def _read(
     model: nn.Module, variables: Any, state: Any, tokens: jax.Array, attends: bool
 ) -> tuple[jax.Array, Any, jax.Array | None]:
-    """Logits float32 [B, K, V] after tokens [B, K], the state, and on request the attention [B, K, S]."""
+    """Logits [B, K, V] after tokens [B, K], in `dtype_of` the model; the state; on request the attention [B, K, S]."""
     out, changed = model.apply(variables, tokens.reshape(-1, 1), state, mutable=["features"] if attends else [])
     (logits, state), attention = out, None
     if attends:
         attention = source_attention(changed.get("features", {})).reshape(*tokens.shape, -1)
-    return logits.astype(jnp.float32).reshape(*tokens.shape, -1), state, attention
+    return logits.astype(dtype_of(model)).reshape(*tokens.shape, -1), state, attention
 
 
 def _no_coverage(model: nn.Module, variables: Any, state: Any, rows: int) -> jax.Array:
     """Zeros [B, K, S], and ones for rows without a source, so that its coverage costs nothing."""
     lengths = state["source"]["lengths"].reshape(rows, -1) if "source" in state else jnp.zeros((rows, 1), jnp.int32)
     read = functools.partial(_read, model, attends=True)
-    shape = jax.eval_shape(read, variables, state, jnp.zeros_like(lengths))[2].shape
-    return (jnp.arange(shape[-1]) >= lengths[..., None]).astype(jnp.float32)
+    attention = jax.eval_shape(read, variables, state, jnp.zeros_like(lengths))[2]
+    return (jnp.arange(attention.shape[-1]) >= lengths[..., None]).astype(attention.dtype)
 
 
 def ranked(settings: Settings, scores: jax.Array, n: Any, coverage: jax.Array | None) -> jax.Array:
     """The ranking score of targets of n tokens, from their log probabilities [B, K]."""
-    scores = scores / ((5 + n) / 6) ** settings.length_penalty
+    n = jnp.asarray(n, scores.dtype)
+    n = (5 + n) / 6 if settings.length_penalty_form == "gnmt" else n
+    scores = scores / n**settings.length_penalty
     if coverage is None:
         return scores
     covered = jnp.log(jnp.clip(coverage, LEAST_COVERAGE, 1))

@@ -2,36 +2,40 @@
 
 The most probable token, or one drawn at a temperature from the `top_k` most probable (Fan et al. 2018), from the
 smallest set whose probability reaches `top_p` (Holtzman et al. 2020), or from those at least `min_p` times as probable
-as the most probable (Nguyen et al. 2024). Earlier tokens can be made less probable (Keskar et al. 2019).
+as the most probable (Nguyen et al. 2024); `zoo.decode.constraints` exclude tokens before.
 """
 
 import dataclasses
 import functools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.decode.constraints import Constraints, check_constraints, constrained, in_float32
 from zoo.errors import ZooError
 from zoo.sequence import check_source
 from zoo.transformer.layers import unscanned
 
+ROUNDING = 4  # machine epsilons by which a sum of probabilities may miss its decimal value
+
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How a token is chosen from logits."""
+class Sampling(Constraints):
+    """How a token is chosen from logits, and the token that ends a text. The fields of `Constraints` are keywords."""
 
     temperature: float = 1.0  # divides the logits; 0 takes the most probable token
     top_k: int | None = None  # draw from this many of the most probable
     top_p: float | None = None  # draw from the smallest set with this total probability
     min_p: float | None = None  # draw from those with this share of the highest probability
-    repetition_penalty: float = 1.0  # above 1, tokens of the prompt and the output become less probable
+    end: int | None = dataclasses.field(default=None, kw_only=True)  # id of the token after which a row has ended
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ZooError(f"temperature must be a number of at least 0, not {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
@@ -40,31 +44,29 @@ class Sampling:
             raise ZooError(f"top-p must be in (0, 1], not {self.top_p}")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ZooError(f"min-p must be in [0, 1], not {self.min_p}")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise ZooError(f"repetition-penalty must be above 0, not {self.repetition_penalty}")
 
 
 def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """Logits [..., V] in float32 divided by the temperature, minus infinity for excluded tokens."""
-    logits = logits.astype(jnp.float32) / (sampling.temperature or 1.0)
+    """Logits [..., V] in float32 (or wider) divided by the temperature, minus infinity for excluded tokens.
+
+    Of tokens that are equally probable at the boundary, top-k keeps all, top-p the first that it needs.
+    """
+    logits = in_float32(logits) / (sampling.temperature or 1.0)
+    rounding = ROUNDING * float(jnp.finfo(logits.dtype).eps)
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         least = jax.lax.top_k(logits, sampling.top_k)[0][..., -1:]
         logits = jnp.where(logits < least, -jnp.inf, logits)
     if sampling.top_p is not None and sampling.top_p < 1:
-        descending = -jnp.sort(-logits, axis=-1)
+        order = jnp.argsort(-logits, axis=-1)  # stable
+        descending = jnp.take_along_axis(logits, order, axis=-1)
         probabilities = jax.nn.softmax(descending, axis=-1)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities  # total probability of the more probable tokens
-        least = jnp.min(jnp.where(before < sampling.top_p, descending, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits < least, -jnp.inf, logits)
+        kept = (before < sampling.top_p - rounding).at[..., 0].set(True)
+        logits = jnp.put_along_axis(logits, order, jnp.where(kept, descending, -jnp.inf), axis=-1, inplace=False)
     if sampling.min_p:
-        least = jnp.max(logits, axis=-1, keepdims=True) + math.log(sampling.min_p)
+        least = jnp.max(logits, axis=-1, keepdims=True) + math.log(sampling.min_p) - rounding
         logits = jnp.where(logits < least, -jnp.inf, logits)
     return logits
-
-
-def penalised(logits: jax.Array, seen: jax.Array, penalty: float) -> jax.Array:
-    """Logits [B, V] with those of `seen` tokens, bool [B, V], lowered by the penalty (raised, if it is below 1)."""
-    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def choose(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
@@ -81,6 +83,15 @@ def first_largest(logits: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(logits == largest, jnp.arange(size, dtype=jnp.int32), size - 1), axis=-1)
 
 
+class Progress(NamedTuple):
+    """The carry of the loop over tokens, for B rows."""
+
+    logits: jax.Array  # [B, V], of the next token
+    state: Any  # of the model
+    history: tuple[jax.Array, jax.Array] | None  # all tokens int32 [B, T], their number int32 [B]; if constraints need
+    ended: jax.Array  # bool [B]
+
+
 def sample(
     model: nn.Module,
     variables: Any,
@@ -91,37 +102,66 @@ def sample(
     lengths: Any = None,
     source: Any = None,
     source_lengths: Any = None,
+    num_samples: int = 1,
+    log_probabilities: bool = False,
     seed: int = 0,
     chunk: int | None = None,
-) -> Iterator[np.ndarray]:
-    """The `steps` tokens that continue each of the prompts int [B, T], `lengths[b]` tokens in row b: int32 [B, n].
+) -> Iterator[Any]:
+    """At most `steps` tokens that continue each of the prompts int [B, T], `lengths[b]` tokens in row b.
 
-    Yields `chunk` tokens at a time (fewer where a context is full), each chunk from one dispatch of a compiled loop; by
-    default all at once. Token i depends on the seed and i, not on the chunks. When the context of a model with
-    `max_length` is full, generation continues from its last half. ZooError for an empty prompt, for tokens outside the
-    vocabulary, and for a prompt longer than max_length.
+    Yields int32 [B * num_samples, n], the samples of a prompt beside one another, `chunk` tokens at a time (fewer where
+    a context is full), each from one dispatch of a compiled loop; by default all at once. Token i of a row depends on
+    the seed, the row's number, its prompt and i, neither on the chunks nor on other rows. When a row has the context's
+    `max_length` tokens, it continues from the last half of them; a prompt of that length is read whole for its first
+    token. After `sampling.end` a row is padded with it, and when all rows have ended, generation stops.
+
+    With `log_probabilities` yields pairs: the tokens, and their log probabilities float32 [B * num_samples, n], the
+    model's own at temperature 1 without constraints; 0 for padding.
 
     An encoder-decoder needs a `source` int [B, S], `source_lengths[b]` tokens in row b, and its prompts are
     the beginnings of targets. It does not continue from half of a target: ZooError if `steps` exceeds its max_length.
+
+    ZooError for an empty prompt, tokens outside the vocabulary, a prompt longer than max_length, and constraints that
+    leave no token.
     """
     prompts, sampling = np.asarray(prompts), sampling or Sampling()
     lengths = np.full(len(prompts), prompts.shape[1], np.int32) if lengths is None else np.asarray(lengths, np.int32)
     check_prompts(model, prompts, lengths, steps)
     check_sources(model, source, source_lengths, int(lengths.max()) + steps)
+    check_sampling(model, sampling, num_samples)
     model, variables = unscanned(model, variables)
     limit = getattr(model, "max_length", None)
-    key, chunk, done = jax.random.key(seed), min(chunk or steps, steps), 0
+    size = min(chunk or steps, steps, limit or steps)
     texts = [row[:length] for row, length in zip(prompts.astype(np.int32), lengths, strict=True)]
-    seen = _seen(prompts, lengths, model.vocab_size)  # type: ignore[attr-defined]
-    while done < steps:
-        logits, state, room = _begin(model, variables, texts, steps - done, limit, (source, source_lengths))
-        while room > 0 and done < steps:
-            n = min(chunk, room)
-            tokens, logits, state, seen = _continue(model, sampling, n, variables, state, logits, seen, key, done)
-            tokens = np.asarray(tokens)
-            yield tokens[:, : steps - done]
+    begun, capacity = _begin(model, variables, texts, steps, (source, source_lengths))
+    texts = [text for text in texts for _ in range(num_samples)]
+    logits, state = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_samples, axis=0), begun)
+    progress = Progress(logits, state, _history(sampling, texts, steps), jnp.zeros(len(texts), bool))
+    advance = functools.partial(_continue, model, sampling, size, log_probabilities, variables)
+    key, done, ended = jax.random.key(seed), 0, np.zeros(len(texts), bool)
+    while done < steps and not ended.all():
+        count = min(size, steps - done)
+        if limit is not None:
+            if done:
+                progress = _restart(model, capacity, variables, progress, texts, ended)
+            longest = max(len(text) for text, over in zip(texts, ended, strict=True) if not over)
+            count = min(count, max(limit - longest, 1))
+        drawn, scores, progress, counted = advance(progress, key, np.int32(done), np.int32(count))
+        count = int(counted)
+        tokens, ended = np.asarray(drawn)[:, :count], np.asarray(progress.ended)
+        yield (tokens, np.asarray(scores)[:, :count]) if log_probabilities else tokens
+        done += count
+        if limit is not None:
             texts = [np.concatenate(pair) for pair in zip(texts, tokens, strict=True)]
-            done, room = done + n, room - n
+
+
+def check_sampling(model: Any, sampling: Sampling, num_samples: int) -> None:
+    """ZooError for constraints that leave no token, and for several samples of the most probable tokens."""
+    check_constraints(sampling, model.vocab_size, sampling.end)
+    if num_samples < 1:
+        raise ZooError(f"num_samples must be at least 1, not {num_samples}")
+    if num_samples > 1 and sampling.temperature == 0:
+        raise ZooError(f"{num_samples} samples at temperature 0 are all the same: give a temperature above 0")
 
 
 def check_prompts(model: nn.Module, prompts: np.ndarray, lengths: np.ndarray, steps: int) -> None:
@@ -153,29 +193,53 @@ def check_sources(model: nn.Module, source: Any, lengths: Any, longest: int) -> 
         raise ZooError(f"a target of {longest} tokens is longer than {name}'s max_length of {limit}")
 
 
-def _seen(prompts: np.ndarray, lengths: np.ndarray, vocab_size: int) -> np.ndarray:
-    """The set of tokens in each prompt, bool [B, V]."""
-    seen = np.zeros((len(prompts), vocab_size), bool)
-    for row, prompt, length in zip(seen, prompts, lengths, strict=True):
-        row[prompt[:length]] = True
-    return seen
+def _history(sampling: Sampling, texts: list[np.ndarray], steps: int) -> tuple[jax.Array, jax.Array] | None:
+    """The texts with room for `steps` more tokens, int32 [B, T], and their lengths, where constraints need them."""
+    if not sampling.need_history:
+        return None
+    longest = max(map(len, texts))
+    return jnp.asarray(_stacked(texts, longest + steps)), jnp.array([*map(len, texts)], jnp.int32)
+
+
+def _stacked(texts: list[np.ndarray], length: int) -> np.ndarray:
+    return np.stack([np.pad(text, (0, length - len(text))) for text in texts])
 
 
 def _begin(
-    model: nn.Module, variables: Any, texts: list[np.ndarray], steps: int, limit: int | None, source: Any
-) -> tuple[jax.Array, Any, int]:
-    """The logits after the texts (the last half of a full context), the state, and how many tokens may follow."""
-    if limit is not None and max(map(len, texts)) >= limit:  # no room to continue from all of it
-        texts = [text[-max(1, limit // 2) :] for text in texts]
-    lengths = np.array([len(text) for text in texts], np.int32)
-    longest = int(lengths.max())
-    padded = 1 << (longest - 1).bit_length()  # so that few lengths are compiled
-    capacity, room = padded + steps, steps
-    if limit is not None:  # the last token is generated, but never read
-        padded, capacity, room = min(padded, limit), min(capacity, limit), max(limit - longest, 1)
-    prompts = np.stack([np.pad(text, (0, padded - len(text))) for text in texts])
-    logits, state = _read(model, capacity, variables, prompts, lengths, *source)
-    return logits, state, room
+    model: nn.Module, variables: Any, texts: list[np.ndarray], steps: int, source: Any
+) -> tuple[tuple[jax.Array, Any], int]:
+    """The logits after the texts and the state; and how many tokens its caches hold."""
+    lengths, limit = np.array([len(text) for text in texts], np.int32), getattr(model, "max_length", None)
+    padded = 1 << (int(lengths.max()) - 1).bit_length()  # so that few lengths are compiled
+    capacity = padded + steps
+    if limit is not None:
+        padded, capacity = min(padded, limit), min(capacity, limit)
+    return _read(model, capacity, variables, _stacked(texts, padded), lengths, *source), capacity
+
+
+def _restart(
+    model: Any, capacity: int, variables: Any, progress: Progress, texts: list[np.ndarray], ended: np.ndarray
+) -> Progress:
+    """Cuts the texts that fill the context to its last half, and reads these rows anew."""
+    limit = model.max_length
+    full = [row for row, text in enumerate(texts) if len(text) >= limit and not ended[row]]
+    if not full:
+        return progress
+    for row in full:
+        texts[row] = texts[row][-max(1, limit // 2) :]
+    rows = np.resize(full, 1 << (len(full) - 1).bit_length())  # so that few sizes are compiled
+    return _reread(model, capacity, variables, progress, np.stack([texts[row] for row in rows]), rows)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _reread(
+    model: nn.Module, capacity: int, variables: Any, progress: Progress, prompts: jax.Array, rows: jax.Array
+) -> Progress:
+    lengths = jnp.full(len(prompts), prompts.shape[1], jnp.int32)
+    new = _read(model, capacity, variables, prompts, lengths, None, None)
+    held = progress.logits, progress.state
+    logits, state = jax.tree.map(lambda leaf, by: leaf.at[rows].set(by), held, new)
+    return progress._replace(logits=logits, state=state)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -197,29 +261,53 @@ def _read(
     return jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0], state
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _continue(
     model: nn.Module,
     sampling: Sampling,
-    steps: int,
+    size: int,
+    scored: bool,
     variables: Any,
-    state: Any,
-    logits: jax.Array,
-    seen: jax.Array,
+    progress: Progress,
     key: jax.Array,
     start: jax.Array,
-) -> tuple[jax.Array, jax.Array, Any, jax.Array]:
-    """Tokens [B, steps] that follow `logits`; then the next logits, the state and the seen tokens."""
+    count: jax.Array,
+) -> tuple[jax.Array, jax.Array | None, Progress, jax.Array]:
+    """The next `count` tokens, fewer if all rows end, in [B, size]; their log probabilities; and how many they are."""
+    shape = len(progress.logits), size
+    tokens = jnp.full(shape, sampling.end or 0, jnp.int32)
+    scores = jnp.zeros(shape, in_float32(progress.logits).dtype) if scored else None
 
-    def step(carry: tuple[jax.Array, Any, jax.Array], i: jax.Array) -> tuple[tuple[Any, Any, Any], jax.Array]:
-        logits, state, seen = carry
-        if sampling.repetition_penalty != 1:
-            logits = penalised(logits.astype(jnp.float32), seen, sampling.repetition_penalty)
-        tokens = choose(logits, sampling, jax.random.fold_in(key, i))
-        if sampling.repetition_penalty != 1:
-            seen = seen | jax.nn.one_hot(tokens, seen.shape[-1], dtype=bool)
-        logits, state = model.apply(variables, tokens[:, None], state=state)
-        return (logits[:, 0], state, seen), tokens
+    def step(loop: tuple[Any, ...]) -> tuple[Any, ...]:
+        i, tokens, scores, (logits, state, history, ended) = loop
+        chosen = _next(logits, history, sampling, start + i, jax.random.fold_in(key, start + i))
+        if sampling.end is not None:
+            chosen = jnp.where(ended, jnp.int32(sampling.end), chosen)
+        tokens = tokens.at[:, i].set(chosen)
+        if scores is not None:
+            of_all = jax.nn.log_softmax(in_float32(logits))
+            of_chosen = jnp.take_along_axis(of_all, chosen[:, None], axis=1)[:, 0]
+            scores = scores.at[:, i].set(jnp.where(ended, 0, of_chosen))
+        if sampling.end is not None:
+            ended |= chosen == sampling.end
+        if history is not None:
+            held, lengths = history
+            history = held.at[jnp.arange(len(held)), lengths].set(chosen), lengths + 1
+        logits, state = model.apply(variables, chosen[:, None], state=state)
+        return i + 1, tokens, scores, Progress(logits[:, 0], state, history, ended)
 
-    (logits, state, seen), tokens = jax.lax.scan(step, (logits, state, seen), start + jnp.arange(steps))
-    return tokens.T, logits, state, seen
+    def unfinished(loop: tuple[Any, ...]) -> jax.Array:
+        more = loop[0] < count
+        return more if sampling.end is None else more & ~jnp.all(loop[3].ended)
+
+    done, tokens, scores, progress = jax.lax.while_loop(
+        unfinished, step, (jnp.zeros((), jnp.int32), tokens, scores, progress)
+    )
+    return tokens, scores, progress, done
+
+
+def _next(logits: jax.Array, history: Any, sampling: Sampling, new: jax.Array, key: jax.Array) -> jax.Array:
+    """The next token int32 [B], the one after `new` generated ones."""
+    if sampling.active:
+        logits = constrained(in_float32(logits), sampling, sampling.end, new, *(history or (None, None)))
+    return choose(logits, sampling, key)

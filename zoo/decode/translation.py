@@ -1,7 +1,7 @@
 """Translation of texts by an encoder-decoder and beam search."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -28,18 +28,22 @@ def translate(
     length_penalty: float = 0.6,
     coverage_penalty: float = 0.0,
     batch_size: int = 64,
+    **options: Any,
 ) -> list[list[Hypothesis]]:
     """The `num_best` best targets of each source, best first, from a run of pairs as `zoo.load` returns it.
 
-    Sources of similar length are decoded together, in batches of a few widths, each in one dispatch. ZooError for a
-    model that is not an encoder-decoder, a source that is empty or longer than the model accepts, and numbers out of
-    range.
+    `options` are others of `zoo.decode.decode_sources`: length_penalty_form, early_stopping, and constraints such as
+    no_repeat_ngram. Sources of similar length are decoded together, in batches of a few widths, each in one dispatch.
+    ZooError for a model that is not an encoder-decoder, a source that is empty or longer than the model accepts, and
+    numbers out of range.
     """
     model, variables, inputs = run.model, run.variables, cast(PairInputs, run.inputs)
     if not hasattr(model, "encode"):
         raise ZooError(f"{type(model).__name__} cannot translate: it is not an encoder-decoder")
     if batch_size < 1:
         raise ZooError(f"batch_size must be at least 1, not {batch_size}")
+    unknown = range(inputs.model_args()["vocab_size"], model.vocab_size)  # type: ignore[attr-defined]
+    options["banned"] = (*options.get("banned", ()), *unknown)
     rows = [inputs.encode(text) for text in texts]
     order = np.argsort([len(row) for row in rows], kind="stable")
     found: list[list[Hypothesis]] = [[] for _ in rows]
@@ -51,7 +55,7 @@ def translate(
         beams = decode_sources(
             model, variables, padded(batch, width), np.array([*map(len, batch)], np.int32),
             first=inputs.first, end=inputs.end, max_length=inputs.target.length, beam_size=beam_size,
-            num_best=num_best, length_penalty=length_penalty, coverage_penalty=coverage_penalty,
+            num_best=num_best, length_penalty=length_penalty, coverage_penalty=coverage_penalty, **options,
         )  # fmt: skip
         tokens, scores = np.asarray(beams.tokens), np.asarray(beams.scores)
         for row, place in enumerate(places):
