@@ -1,5 +1,6 @@
 """Layers that the convolutional models share."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -118,7 +119,8 @@ class DenseOverMap(nn.Module):
         kernel = self.param("kernel", init, (*x.shape[1:], self.features), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return x.reshape(len(x), -1) @ kernel.reshape(-1, self.features) + bias
+        size = math.prod(x.shape[1:])
+        return x.reshape(x.shape[0], size) @ kernel.reshape(size, self.features) + bias
 
 
 def round_width(width: float) -> int:

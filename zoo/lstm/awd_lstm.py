@@ -78,7 +78,7 @@ class AwdLstm(nn.Module):
         if train:
             locked = nn.Dropout(self.input_dropout_rate, broadcast_dims=(1,), deterministic=False)
             x = locked(take_rows(*x))
-        old = self.init_state(len(tokens)) if state is None else state
+        old = self.init_state(tokens.shape[0]) if state is None else state
         hidden, layers = self.layers(name="layers")(x, old["layers"], lengths, train)
         dropout = nn.Dropout(self.output_dropout_rate, broadcast_dims=(1,), deterministic=not train)
         hidden = dropout(sow(self, "hidden", hidden))

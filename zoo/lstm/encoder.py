@@ -54,7 +54,7 @@ class RecurrentEncoder(nn.Module):
             param_dtype=self.param_dtype,
             name="layers",
         )
-        rows = len(x.tokens) if isinstance(x, Rows) else len(x)
+        rows = (x.tokens if isinstance(x, Rows) else x).shape[0]
         _, state = layers(x, layers.init_state(rows), lengths, train)
         last = jnp.concatenate([state[name][0] for name in layers.directions(self.num_layers - 1)], axis=-1)
         head = nn.Dense(self.embedding_size, dtype=self.dtype, param_dtype=self.param_dtype, name="head")

@@ -72,7 +72,7 @@ class RecurrentLM(nn.Module):
         x: jax.Array | Rows = Rows(table, tokens)
         if train and self.input_dropout_rate:
             x = nn.Dropout(self.input_dropout_rate, deterministic=False)(take_rows(table, tokens))
-        old = self.init_state(len(tokens)) if state is None else state
+        old = self.init_state(tokens.shape[0]) if state is None else state
         hidden, layers = self.layers(name="layers")(x, old["layers"], lengths, train)
         hidden = nn.Dropout(self.dropout_rate, deterministic=not train)(sow(self, "hidden", hidden))
         if self.tied:

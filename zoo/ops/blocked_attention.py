@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zoo.ops.attention_scores import LEAST, Mask, by_head, by_time, scaled_scores, weighted_sums
+from zoo.ops.attention_scores import LEAST, Mask, by_head, by_time, merged, scaled_scores, weighted_sums
 
 
 class Arrays(NamedTuple):
@@ -147,8 +147,7 @@ def _blocked_backward(causal, window, scale, soft_cap, saved, gradient):
     by_out = _to_blocks(by_head(gradient, key.shape[2]), out.shape[4], 3)
 
     def transposed_times(weights, rows):  # [B, K, G, t, s] and [B, K, G, t, D] to [B, K, s, D]
-        weights = weights.reshape(*weights.shape[:2], -1, weights.shape[-1]).astype(rows.dtype)
-        rows = rows.reshape(*rows.shape[:2], -1, rows.shape[-1])
+        weights, rows = merged(weights).astype(rows.dtype), merged(rows)
         contract = (((2,), (2,)), ((0, 1), (0, 1)))
         return lax.dot_general(weights, rows, contract, preferred_element_type=jnp.float32)
 

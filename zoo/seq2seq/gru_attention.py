@@ -58,7 +58,7 @@ class Seq2SeqGRUAttention(Seq2Seq):
 
     def read_source(self, source: jax.Array, lengths: jax.Array, train: bool) -> tuple[dict[str, Any], Any]:
         x = self.embed(source, train, of_source=True)
-        encoded, state = self.encoder(x, self.encoder.init_state(len(source)), lengths, train)
+        encoded, state = self.encoder(x, self.encoder.init_state(source.shape[0]), lengths, train)
         (first,) = state[f"layer{self.num_layers - 1}_reverse"]  # the final state of the reverse direction
         return self.alignment.memory(encoded), {"layer0": (jnp.tanh(self.begin(first)),)}
 
@@ -84,7 +84,7 @@ class Seq2SeqGRUAttention(Seq2Seq):
             return carry, (carry["layer0"][0], context.astype(self.dtype), attention)
 
         inputs = projected(x, cell.kernel[:width], cell.candidate_bias)
-        items = (inputs, present_steps(len(inputs), lengths))
+        items = (inputs, present_steps(inputs.shape[0], lengths))
         decoder, (hidden, context, attention) = jax.lax.scan(step, decoder, items)
         sow(self, "attention", jnp.moveaxis(attention, 0, 1))
         words = take_rows(*x) if isinstance(x, Rows) else x

@@ -45,7 +45,7 @@ class Seq2SeqLSTM(Seq2Seq):
 
     def read_source(self, source: jax.Array, lengths: jax.Array, train: bool) -> tuple[dict[str, Any], Any]:
         x = self.embed(reversed_rows(source, lengths), train, of_source=True)
-        _, decoder = self.encoder(x, self.encoder.init_state(len(source)), lengths, train)
+        _, decoder = self.encoder(x, self.encoder.init_state(source.shape[0]), lengths, train)
         return {}, decoder
 
     def decode(

@@ -62,9 +62,9 @@ class Seq2SeqLuong(Seq2Seq):
 
     def read_source(self, source: jax.Array, lengths: jax.Array, train: bool) -> tuple[dict[str, Any], Any]:
         x = self.embed(reversed_rows(source, lengths), train, of_source=True)
-        encoded, decoder = self.encoder(x, self.encoder.init_state(len(source)), lengths, train)
+        encoded, decoder = self.encoder(x, self.encoder.init_state(source.shape[0]), lengths, train)
         if self.input_feeding:
-            decoder["fed"] = jnp.zeros((len(source), self.hidden_size), self.dtype)
+            decoder["fed"] = jnp.zeros((source.shape[0], self.hidden_size), self.dtype)
         return self.alignment.memory(reversed_rows(encoded, lengths)), decoder
 
     def decode(
@@ -111,7 +111,7 @@ class Seq2SeqLuong(Seq2Seq):
         if train and self.dropout_rate:
             ones = jnp.ones((*inputs.shape[:2], self.hidden_size), self.dtype)
             masks = [self.dropout(ones, deterministic=False) for _ in rest]
-        items = (inputs, masks, present_steps(len(inputs), lengths))
+        items = (inputs, masks, present_steps(inputs.shape[0], lengths))
         decoder, (attentional, attention) = jax.lax.scan(step, decoder, items)
         sow(self, "attention", jnp.moveaxis(attention, 0, 1))
         return jnp.moveaxis(attentional, 0, 1), decoder

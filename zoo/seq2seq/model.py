@@ -65,7 +65,7 @@ class Seq2Seq(nn.Module):
         """The state before the first target token, with the source [B, S] encoded; of the same size for any
         `max_length`."""
         memory, decoder = self.read(source, source_lengths, train=False)
-        return {"decoder": decoder, "position": jnp.zeros((len(source),), jnp.int32), "source": memory}
+        return {"decoder": decoder, "position": jnp.zeros(source.shape[:1], jnp.int32), "source": memory}
 
     def read(self, source: jax.Array, lengths: jax.Array | None, train: bool) -> tuple[dict[str, Any], Any]:
         check_source(self, source, lengths)
@@ -91,8 +91,9 @@ class Seq2Seq(nn.Module):
             memory, decoder = state["source"], state["decoder"]
         else:
             memory, decoder = self.read(source, source_lengths, train)
-        if len(memory["lengths"]) != len(tokens):
-            raise ZooError(f"{type(self).__name__}: {len(tokens)} targets for {len(memory['lengths'])} sources")
+        rows, sources = tokens.shape[0], memory["lengths"].shape[0]
+        if rows != sources:
+            raise ZooError(f"{type(self).__name__}: {rows} targets for {sources} sources")
         hidden, decoder = self.decode(self.embed(tokens, train), decoder, memory, lengths, train)
         logits = self.head_layer(self.dropout(sow(self, "hidden", hidden), deterministic=not train))
         if state is None:

@@ -114,7 +114,7 @@ class Encoder(nn.Module):
 def embedding_of(x: jax.Array, lengths: jax.Array | None) -> jax.Array:
     """The mean of states [B, T, D] over each row's tokens, float32 [B, D] of length 1 (zeros for an empty row)."""
     steps = x.shape[1]
-    present = jnp.arange(steps) < (jnp.full((len(x),), steps) if lengths is None else lengths)[:, None]
+    present = jnp.arange(steps) < (jnp.full(x.shape[:1], steps) if lengths is None else lengths)[:, None]
     mean = jnp.sum(x, axis=1, where=present[..., None], dtype=jnp.float32)
     mean = mean / jnp.maximum(jnp.sum(present, axis=1, keepdims=True), 1)
     return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)

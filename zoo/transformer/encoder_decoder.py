@@ -138,12 +138,12 @@ class SourceToTarget(nn.Module):
     def encode(self, source: jax.Array, source_lengths: jax.Array | None, max_length: int) -> dict[str, Any]:
         """The state before the first of at most `max_length` target tokens, with the source [B, S] encoded."""
         self.check_room(max_length)
-        shape = (len(source), max_length, *self.sizes)
+        shape = (source.shape[0], max_length, *self.sizes)
         layers = {
             f"layer{i}": {"key": jnp.zeros(shape, self.dtype), "value": jnp.zeros(shape, self.dtype)}
             for i in range(self.num_layers)
         }
-        position = jnp.zeros((len(source),), jnp.int32)
+        position = jnp.zeros(source.shape[:1], jnp.int32)
         return {"layers": layers, "position": position, "source": self.read(source, source_lengths, train=False)}
 
     def read(self, source: jax.Array, lengths: jax.Array | None, train: bool) -> dict[str, Any]:

@@ -66,10 +66,10 @@ class ViT(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         side, width = (self.patch_size, self.patch_size), self.hidden_size
         x = Conv(width, side, strides=side, padding="VALID", **dtypes, name="patches")(x)
-        x = x.reshape(len(x), -1, width)  # [B, T, hidden_size], row by row
+        x = x.reshape(x.shape[0], x.shape[1] * x.shape[2], width)  # [B, T, hidden_size], row by row
         if self.pooling == "token":
             token = self.param("class_token", nn.initializers.zeros, (1, 1, width), self.param_dtype)
-            token = jnp.broadcast_to(token.astype(self.dtype), (len(x), 1, width))
+            token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, width))
             x = jnp.concatenate([token, x], axis=1)
         positions = self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:]), self.param_dtype)
         x = x + positions.astype(self.dtype)
