@@ -15,7 +15,7 @@ from zoo.features import sow
 from zoo.lstm.layers import Recurrent, Rows
 from zoo.ops.recurrence import take_rows
 from zoo.registry import register
-from zoo.sequence import check_tokens
+from zoo.sequence import check_state, check_tokens, position_after
 
 
 @register(
@@ -66,6 +66,8 @@ class AwdLstm(nn.Module):
         self, tokens: jax.Array, state: Any = None, lengths: jax.Array | None = None, train: bool = False
     ) -> Any:
         check_tokens(self, tokens, self.vocab_size, lengths)
+        if state is not None:
+            check_state(self, state, lambda: self.init_state(tokens.shape[0]))
         init = nn.initializers.uniform(0.2)  # shifted to the paper's -0.1 to 0.1
 
         def shifted(key: jax.Array, shape: Any, dtype: Any) -> jax.Array:
@@ -86,5 +88,4 @@ class AwdLstm(nn.Module):
         logits = hidden @ table.T + bias.astype(self.dtype)
         if state is None:
             return logits
-        consumed = tokens.shape[1] if lengths is None else lengths
-        return logits, {"layers": layers, "position": old["position"] + consumed}
+        return logits, {"layers": layers, "position": position_after(state, tokens, lengths)}

@@ -15,7 +15,7 @@ from zoo.features import sow
 from zoo.lstm.layers import Recurrent, Rows
 from zoo.ops.recurrence import Cell
 from zoo.registry import register
-from zoo.sequence import check_tokens
+from zoo.sequence import check_series, check_tokens
 
 _PAPER = "Wan et al. 2018, arXiv:1710.10467"
 
@@ -39,6 +39,7 @@ class RecurrentEncoder(nn.Module):
     head = "head"
 
     def __call__(self, x: jax.Array, lengths: jax.Array | None = None, train: bool = False) -> jax.Array:
+        check_series(self, x, lengths)
         return self.embed(x, lengths, train)
 
     @nn.compact

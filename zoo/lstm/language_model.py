@@ -17,7 +17,7 @@ from zoo.features import sow
 from zoo.lstm.layers import Recurrent, Rows
 from zoo.ops.recurrence import Cell, take_rows
 from zoo.registry import register
-from zoo.sequence import check_tokens
+from zoo.sequence import check_state, check_tokens, position_after
 
 
 class RecurrentLM(nn.Module):
@@ -64,6 +64,8 @@ class RecurrentLM(nn.Module):
         self, tokens: jax.Array, state: Any = None, lengths: jax.Array | None = None, train: bool = False
     ) -> Any:
         check_tokens(self, tokens, self.vocab_size, lengths)
+        if state is not None:
+            check_state(self, state, lambda: self.init_state(tokens.shape[0]))
         width = self.embedding_size or self.hidden_size
         if self.tied and width != self.hidden_size:
             raise ZooError(f"a tied head needs embedding_size {width} to be hidden_size {self.hidden_size}")
@@ -82,8 +84,7 @@ class RecurrentLM(nn.Module):
             logits = nn.Dense(self.vocab_size, dtype=self.dtype, param_dtype=self.param_dtype, name="head")(hidden)
         if state is None:
             return logits
-        consumed = tokens.shape[1] if lengths is None else lengths
-        return logits, {"layers": layers, "position": old["position"] + consumed}
+        return logits, {"layers": layers, "position": position_after(state, tokens, lengths)}
 
 
 _PAPER = "Karpathy, Johnson and Li 2015, arXiv:1506.02078"

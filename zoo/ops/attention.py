@@ -192,7 +192,9 @@ def _unnormalised(
     heads = key.shape[2]
     scores = scaled_scores(by_head(query, heads), key.transpose(0, 2, 1, 3), scale, soft_cap)
     if bias is not None:
-        scores = scores + bias.astype(jnp.float32).reshape(bias.shape[0], heads, bias.shape[1] // heads, *bias.shape[2:])
+        scores = scores + bias.astype(jnp.float32).reshape(
+            bias.shape[0], heads, bias.shape[1] // heads, *bias.shape[2:]
+        )
     visible = mask.visible(query.shape[1], key.shape[1])
     return unnormalised(scores, None if visible is None else visible[:, None, None])
 

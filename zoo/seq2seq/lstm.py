@@ -48,6 +48,9 @@ class Seq2SeqLSTM(Seq2Seq):
         _, decoder = self.encoder(x, self.encoder.init_state(source.shape[0]), lengths, train)
         return {}, decoder
 
+    def empty(self, rows: int) -> dict[str, Any]:
+        return self.decoder.init_state(rows)
+
     def decode(
         self, x: jax.Array | Rows, decoder: Any, memory: dict[str, Any], lengths: jax.Array | None, train: bool
     ) -> tuple[jax.Array, Any]:

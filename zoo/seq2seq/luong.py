@@ -56,7 +56,7 @@ class Seq2SeqLuong(Seq2Seq):
         self.encoder = stack()
         cells = functools.partial(Cells, "lstm", self.hidden_size, self.num_layers, **dtypes)
         self.decoder: Any = cells() if self.input_feeding else stack()
-        self.alignment = SourceAttention(self.score, self.hidden_size, self.hidden_size, **dtypes)
+        self.alignment = SourceAttention(self.score, *[self.hidden_size] * 3, **dtypes)
         init, shape = nn.initializers.lecun_normal(), (2 * self.hidden_size, self.hidden_size)
         self.combine = self.param("combine", init, shape, self.param_dtype)
 
@@ -64,8 +64,15 @@ class Seq2SeqLuong(Seq2Seq):
         x = self.embed(reversed_rows(source, lengths), train, of_source=True)
         encoded, decoder = self.encoder(x, self.encoder.init_state(source.shape[0]), lengths, train)
         if self.input_feeding:
-            decoder["fed"] = jnp.zeros((source.shape[0], self.hidden_size), self.dtype)
+            decoder["fed"] = self.empty(source.shape[0])["fed"]
         return self.alignment.memory(reversed_rows(encoded, lengths)), decoder
+
+    def empty(self, rows: int) -> dict[str, Any]:
+        layers = self.encoder.init_state(rows)
+        return {**layers, "fed": jnp.zeros((rows, self.hidden_size), self.dtype)} if self.input_feeding else layers
+
+    def empty_memory(self, rows: int, steps: int) -> dict[str, jax.Array]:
+        return self.alignment.empty(rows, steps)
 
     def decode(
         self, x: jax.Array | Rows, decoder: Any, memory: dict[str, Any], lengths: jax.Array | None, train: bool

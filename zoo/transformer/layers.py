@@ -126,7 +126,9 @@ class Attention(nn.Module):
         if self.is_mutable_collection("features") and not self.is_initializing():
             sow(self, "weights", attention_weights(query, key, mask, **options))
         out = attention(query, key, value, mask, **options, implementation=self.implementation)
-        return self.dense(x.shape[-1], name="out", residual=True)(out.reshape(*x.shape[:2], self.num_heads * self.head_dim)), cache
+        return self.dense(x.shape[-1], name="out", residual=True)(
+            out.reshape(*x.shape[:2], self.num_heads * self.head_dim)
+        ), cache
 
     def heads(self, name: str, x: jax.Array, heads: int) -> jax.Array:
         return self.dense(heads * self.head_dim, name=name)(x).reshape(*x.shape[:2], heads, self.head_dim)
