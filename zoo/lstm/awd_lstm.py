@@ -42,7 +42,7 @@ class AwdLstm(nn.Module):
     embeddings = ("embedding",)
     recurrent = True  # training carries the state, whose size is fixed, from batch to batch
 
-    def layers(self, **fields: Any) -> Recurrent:
+    def new_layers(self, **fields: Any) -> Recurrent:
         return Recurrent(
             cell="lstm",
             hidden_size=self.hidden_size,
@@ -58,7 +58,7 @@ class AwdLstm(nn.Module):
 
     def init_state(self, batch_size: int, max_length: int = 0) -> dict[str, Any]:
         """The state before the first token: zeros, of the same size for any `max_length`."""
-        layers = self.layers(parent=None).init_state(batch_size)
+        layers = self.new_layers(parent=None).init_state(batch_size)
         return {"layers": layers, "position": jnp.zeros((batch_size,), jnp.int32)}
 
     @nn.compact
@@ -81,7 +81,7 @@ class AwdLstm(nn.Module):
             locked = nn.Dropout(self.input_dropout_rate, broadcast_dims=(1,), deterministic=False)
             x = locked(take_rows(*x))
         old = self.init_state(tokens.shape[0]) if state is None else state
-        hidden, layers = self.layers(name="layers")(x, old["layers"], lengths, train)
+        hidden, layers = self.new_layers(name="layers")(x, old["layers"], lengths, train)
         dropout = nn.Dropout(self.output_dropout_rate, broadcast_dims=(1,), deterministic=not train)
         hidden = dropout(sow(self, "hidden", hidden))
         bias = self.param("head_bias", nn.initializers.zeros_init(), (self.vocab_size,), self.param_dtype)

@@ -42,7 +42,7 @@ class RecurrentLM(nn.Module):
     embeddings = ("embedding",)
     recurrent = True  # training carries the state, whose size is fixed, from batch to batch
 
-    def layers(self, **fields: Any) -> Recurrent:
+    def new_layers(self, **fields: Any) -> Recurrent:
         return Recurrent(
             cell=self.cell,
             hidden_size=self.hidden_size,
@@ -56,7 +56,7 @@ class RecurrentLM(nn.Module):
 
     def init_state(self, batch_size: int, max_length: int = 0) -> dict[str, Any]:
         """The state before the first token: zeros, of the same size for any `max_length`."""
-        layers = self.layers(parent=None).init_state(batch_size)
+        layers = self.new_layers(parent=None).init_state(batch_size)
         return {"layers": layers, "position": jnp.zeros((batch_size,), jnp.int32)}
 
     @nn.compact
@@ -75,7 +75,7 @@ class RecurrentLM(nn.Module):
         if train and self.input_dropout_rate:
             x = nn.Dropout(self.input_dropout_rate, deterministic=False)(take_rows(table, tokens))
         old = self.init_state(tokens.shape[0]) if state is None else state
-        hidden, layers = self.layers(name="layers")(x, old["layers"], lengths, train)
+        hidden, layers = self.new_layers(name="layers")(x, old["layers"], lengths, train)
         hidden = nn.Dropout(self.dropout_rate, deterministic=not train)(sow(self, "hidden", hidden))
         if self.tied:
             bias = self.param("head_bias", nn.initializers.zeros_init(), (self.vocab_size,), self.param_dtype)

@@ -131,7 +131,7 @@ class Decoder(nn.Module):
         if state is not None:
             mask = mask._replace(positions=places)
         context = Context(mask, self.rotations(places), train=train)
-        x, layers = self.layers(x, context, None if state is None else state["layers"])
+        x, layers = self.run_layers(x, context, None if state is None else state["layers"])
         x = sow(self, "normalised", self.new_norm()(name="norm")(x))
         if self.tied:
             logits = dot_general(x, table.T, (((2,), (0,)), ((), ())))
@@ -168,7 +168,7 @@ class Decoder(nn.Module):
             param_dtype=self.param_dtype,
         )
 
-    def layers(self, x: jax.Array, context: Context, state: Any) -> tuple[jax.Array, Any]:
+    def run_layers(self, x: jax.Array, context: Context, state: Any) -> tuple[jax.Array, Any]:
         """The blocks over x [B, T, hidden_size], and their caches."""
         dense = functools.partial(
             new_dense,
