@@ -62,7 +62,7 @@ def check_lengths(model: Any, rows: int, steps: int, lengths: jax.Array | None) 
     name = type(model).__name__
     if lengths is None:
         return
-    array = lengths if hasattr(lengths, "dtype") else np.asarray(lengths)
+    array = lengths if hasattr(lengths, "dtype") else jnp.asarray(lengths)
     if array.shape != (rows,):
         raise ZooError(f"{name} takes one length per row, [{rows}], not {list(array.shape)}")
     if not _of_kind(array, np.integer):
