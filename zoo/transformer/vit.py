@@ -39,7 +39,7 @@ class ViT(nn.Module):
     layers/layer0/attention/weights [B, N, T, T], ...; normalised; pooled [B, hidden_size], the head's input.
     """
 
-    num_classes: int = 1000
+    num_classes: int | None = 1000  # None: no head, the result is `pooled`
     image_size: int = 224  # pixels per side, a multiple of patch_size
     patch_size: int = 16
     hidden_size: int = 768
@@ -80,6 +80,8 @@ class ViT(nn.Module):
         x = sow(self, "normalised", norm(name="norm")(x))
         x = x[:, 0] if self.pooling == "token" else jnp.mean(x, axis=1, dtype=jnp.float32).astype(x.dtype)
         x = sow(self, "pooled", x)
+        if self.num_classes is None:
+            return x
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, **dtypes, name="head")(x)
 
     @property
