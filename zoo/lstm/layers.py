@@ -114,11 +114,10 @@ class Recurrent(nn.Module):
     def __call__(
         self, x: jax.Array | Rows, state: Any = None, lengths: jax.Array | None = None, train: bool = False
     ) -> Any:
-        if isinstance(x, Rows):
-            check_lengths(self, *x.tokens.shape, lengths)
-        else:
-            check_series(self, x, lengths)
-        rows = (x.tokens if isinstance(x, Rows) else x).shape[0]
+        if not isinstance(x, Rows):
+            check_series(self, x)
+        rows, steps = x.tokens.shape if isinstance(x, Rows) else x.shape[:2]
+        check_lengths(self, rows, steps, lengths)
         if state is not None:
             check_state(self, state, lambda: self.init_state(rows))
         old = self.init_state(rows) if state is None else state
