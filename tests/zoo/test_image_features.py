@@ -13,6 +13,7 @@ from test_registry import TINY, shapes
 import zoo
 from zoo.features import adding
 from zoo.registry import abstract_variables
+from zoo.weights import save_native
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -99,6 +100,28 @@ def test_the_head_multiplies_pooled(name):
     kernel, bias = (variables["params"][model.head][part] for part in ("kernel", "bias"))
     expected = jax.jit(model.apply)(variables, images)
     np.testing.assert_allclose(pooled @ kernel + bias, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("save", [zoo.save_weights, save_native])
+@pytest.mark.parametrize("name", ["lenet5", "vgg11_bn", "vit_tiny32"])
+def test_a_model_without_classes_reads_weights_with_a_head(name, save, tmp_path):
+    fields, shape = TINY.get(name, ({"hidden_size": 8, "num_heads": 2, "num_layers": 1}, (224, 224, 3)))
+    model, rng = zoo.create_model(name, **fields, num_classes=3), np.random.default_rng(0)
+    abstract = abstract_variables(model, [jax.ShapeDtypeStruct((1, *shape), jnp.float32)])
+    variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), abstract)
+    save(variables, tmp_path / "weights.safetensors")
+    headless = model.clone(num_classes=None)
+    found = zoo.load_weights(headless, tmp_path / "weights.safetensors", shape)
+    del variables["params"][model.head]
+    jax.tree.map(np.testing.assert_array_equal, found, variables)
+
+
+def test_the_zoos_own_weights_without_a_head():
+    run, images = zoo.load("resnet20", num_classes=None), np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+    whole = zoo.load("resnet20")
+    _, changed = jax.jit(functools.partial(whole.model.apply, mutable=["features"]))(whole.variables, images)
+    pooled = jax.jit(run.model.apply)(run.variables, images)
+    np.testing.assert_allclose(pooled, changed["features"]["pooled"], rtol=1e-5, atol=1e-5)
 
 
 IMAGE_MODELS = [name for name in zoo.list_models() if len(zoo.model_info(name).input_shape) == 3]
