@@ -22,11 +22,14 @@ the beginning of a target; the task chooses it. Source and target share one voca
 `source_vocab_size`.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from zoo.arrays import named_leaves
 from zoo.errors import ZooError
 
 
@@ -37,8 +40,8 @@ def check_tokens(model: Any, tokens: jax.Array, vocab_size: int, lengths: jax.Ar
     valid values.
     """
     name = type(model).__name__
-    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
-        raise ZooError(f"{name} takes integer tokens [batch, time], not {tokens.dtype} {list(tokens.shape)}")
+    if np.ndim(tokens) != 2 or not _of_kind(tokens, np.integer):
+        raise ZooError(f"{name} takes integer tokens [batch, time], not {described(tokens)}")
     if not isinstance(tokens, jax.core.Tracer) and tokens.size:
         known = np.asarray(tokens)
         wrong = [int(token) for token in (known.min(), known.max()) if not 0 <= token < vocab_size]
@@ -47,18 +50,74 @@ def check_tokens(model: Any, tokens: jax.Array, vocab_size: int, lengths: jax.Ar
     check_lengths(model, tokens.shape[0], tokens.shape[1], lengths)
 
 
+def check_series(model: Any, x: jax.Array, lengths: jax.Array | None = None) -> None:
+    """ZooError unless x is an array [B, T, F] and lengths are at most T."""
+    if not hasattr(x, "dtype") or x.ndim != 3:
+        raise ZooError(f"{type(model).__name__} takes series [batch, time, features], not {described(x)}")
+    check_lengths(model, x.shape[0], x.shape[1], lengths)
+
+
 def check_lengths(model: Any, rows: int, steps: int, lengths: jax.Array | None) -> None:
-    """ZooError unless lengths are integers [B] from 0 to `steps`."""
+    """ZooError unless lengths are an array of integers [B] from 0 to `steps`."""
     name = type(model).__name__
     if lengths is None:
         return
-    if np.shape(lengths) != (rows,):
-        raise ZooError(f"{name} takes one length per row, [{rows}], not {list(np.shape(lengths))}")
-    if not isinstance(lengths, jax.core.Tracer):
-        known = np.asarray(lengths)
+    array = lengths if hasattr(lengths, "dtype") else jnp.asarray(lengths)
+    if array.shape != (rows,):
+        raise ZooError(f"{name} takes one length per row, [{rows}], not {list(array.shape)}")
+    if not _of_kind(array, np.integer):
+        raise ZooError(f"{name} takes integer lengths, not {described(array)}")
+    if not isinstance(array, jax.core.Tracer) and array.size:
+        known = np.asarray(array)
         wrong = [int(n) for n in (known.min(), known.max()) if not 0 <= n <= steps]
         if wrong:
             raise ZooError(f"{name}: length {wrong[0]} is outside 0 to {steps}, the array's steps")
+    if array is not lengths:
+        raise ZooError(f"{name} takes lengths as an array of integers, not as a {type(lengths).__name__}")
+
+
+def check_room(model: Any, tokens: int) -> None:
+    """ZooError if `tokens` are more than the model's `max_length`, or a symbolic number that may be."""
+    limit = model.max_length
+    try:
+        fits = tokens <= limit
+    except jax.errors.InconclusiveDimensionOperation:
+        raise ZooError(
+            f"{type(model).__name__} reads at most {limit} tokens; "
+            f"give the symbolic length {tokens} the constraint '{tokens} <= {limit}'"
+        ) from None
+    if not fits:
+        raise ZooError(f"{tokens} tokens are more than the model's max_length of {limit}")
+
+
+def check_state(model: Any, state: Any, like: Callable[[], Any]) -> None:
+    """ZooError unless `state` has the structure, shapes and kinds of numbers of the one that `like()` returns."""
+    wrong = _difference(state, like) if isinstance(state, Mapping) else f"is a {type(state).__name__}"
+    if wrong:
+        begin = "init_state" if hasattr(model, "init_state") else "encode"
+        raise ZooError(f"the state {wrong}; {type(model).__name__} takes one from `{begin}` or from its last call")
+
+
+def _difference(state: Mapping[str, Any], like: Callable[[], Any]) -> str:
+    """The first difference between a state and the one that `like()` returns; empty if there is none."""
+    expected, found = named_leaves(jax.eval_shape(like)), named_leaves(state)
+    for path, leaf in expected.items():
+        if path not in found:
+            return f"has no {path} {described(leaf)}"
+        kind = jnp.inexact if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.integer
+        if np.shape(found[path]) != leaf.shape or not _of_kind(found[path], kind):
+            return f"has {path} {described(found[path])}, not {described(leaf)}"
+    extra = sorted(found.keys() - expected.keys())
+    return f"has an unexpected {extra[0]} {described(found[extra[0]])}" if extra else ""
+
+
+def described(x: Any) -> str:
+    """An array's dtype and shape; the type of anything else."""
+    return f"{x.dtype} {list(x.shape)}" if hasattr(x, "dtype") else f"a {type(x).__name__}"
+
+
+def _of_kind(x: Any, kind: Any) -> bool:
+    return hasattr(x, "dtype") and bool(jnp.issubdtype(x.dtype, kind))
 
 
 def check_source(model: Any, source: Any, lengths: jax.Array | None = None) -> None:
@@ -73,10 +132,26 @@ def check_begun(model: Any, state: Any, source: jax.Array | None, source_lengths
         raise ZooError(f"{type(model).__name__} takes a source with its lengths, or a state from `encode`, not {got}")
 
 
+def position_after(state: Any, tokens: jax.Array, lengths: jax.Array | None) -> jax.Array:
+    """The position int32 [B] of a state after tokens [B, T], of which row b consumes `lengths[b]`."""
+    return state["position"] + jnp.asarray(tokens.shape[1] if lengths is None else lengths, jnp.int32)
+
+
+def cache_size(state: Any) -> int | None:
+    """How many tokens the caches of a state can hold; None if they do not grow."""
+    own = {name: leaf for name, leaf in named_leaves(state).items() if not name.startswith("source/")}
+    return min((leaf.shape[1] for name, leaf in own.items() if name.endswith("/key") and leaf.ndim > 1), default=None)
+
+
+def source_size(state: Any) -> int:
+    """How many tokens the encoded source of a state has, padding included; 0 if only its lengths are kept."""
+    leaves = jax.tree.leaves(state.get("source"))
+    return next((leaf.shape[1] for leaf in leaves if np.ndim(leaf) > 1), 0)
+
+
 def room(state: Any) -> int | None:
     """How many more tokens the caches of a state can hold; None if they do not grow. Under a transformation, as if they
     were empty."""
-    paths = jax.tree_util.tree_leaves_with_path({name: value for name, value in state.items() if name != "source"})
-    sizes = [leaf.shape[1] for path, leaf in paths if path[-1] == jax.tree_util.DictKey("key")]
     known = 0 if isinstance(state["position"], jax.core.Tracer) else int(np.max(state["position"], initial=0))
-    return min(sizes) - known if sizes else None
+    size = cache_size(state)
+    return None if size is None else size - known

@@ -233,6 +233,18 @@ def test_embeddings_have_length_one_and_do_not_see_padding(name):
     np.testing.assert_allclose(model.apply(variables, x[1:2, :3])[0], out[1], rtol=1e-5, atol=1e-6)
 
 
+def test_an_encoders_activation_comes_before_the_norm():
+    """Resemblyzer's: relu(linear(hidden)) over its length; zeros where no feature is positive."""
+    model, variables, x = tiny("lstm_encoder", activation="relu")
+    out, changed = model.apply(variables, x, mutable=["features"])
+    head = variables["params"]["head"]
+    embedding = np.maximum(changed["features"]["pooled"] @ head["kernel"] + head["bias"], 0)
+    assert 0 < (embedding == 0).mean() < 1
+    np.testing.assert_allclose(out, embedding / np.linalg.norm(embedding, axis=1, keepdims=True), rtol=1e-4, atol=1e-5)
+    negative = {"params": {**variables["params"], "head": {**head, "bias": head["bias"] - 100}}}
+    assert not model.apply(negative, x).any()
+
+
 # Wrong input.
 
 

@@ -205,6 +205,14 @@ def test_other_classes_get_another_head(folder):
     jax.tree.map(np.testing.assert_array_equal, params, {key: expected[key] for key in expected if key != "head"})
 
 
+def test_a_model_without_classes(folder, tmp_path):
+    model, variables = zoo.from_pretrained(folder, num_classes=None)
+    expected = {name: leaf for name, leaf in tiny()[1]["params"].items() if name != "head"}
+    jax.tree.map(np.testing.assert_array_equal, variables["params"], expected)
+    with pytest.raises(zoo.ZooError, match=r"a ViT without classes has no config\.json"):
+        zoo.save_pretrained(model, variables, tmp_path / "headless")
+
+
 def test_positions_of_another_size_are_resized(folder, tmp_path):
     with pytest.warns(UserWarning, match="positions of 2 x 2 patches are resized to 4 x 4"):
         model, variables = zoo.from_pretrained(folder, image_size=16)

@@ -59,7 +59,7 @@ class AirBench(nn.Module):
     """
 
     widths: tuple[int, int, int] = (64, 256, 256)
-    num_classes: int = 10
+    num_classes: int | None = 10  # None: no head, the result is `pooled`
     logit_scale: float = 1 / 9
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -85,6 +85,8 @@ class AirBench(nn.Module):
         for i, width in enumerate(self.widths, start=1):
             x = sow(self, f"stage{i}", AirBlock(width, new_conv, norm, name=f"layer{i}")(x))  # 15, 7, 3 a side
         x = sow(self, "pooled", jnp.max(x, axis=(1, 2)))
+        if self.num_classes is None:
+            return x
         return self.logit_scale * nn.Dense(self.num_classes, use_bias=False, **dtypes, name="fc")(x)
 
     def calibrate(self, variables: Mapping[str, Any], images: np.ndarray) -> dict[str, Any]:

@@ -33,11 +33,11 @@ LAYERS = (  # index in torchvision's list, width, kernel size, strides, padding,
 class AlexNet(nn.Module):
     """Images [B, H, W, C], at least 63 x 63, to logits [B, num_classes].
 
-    Features: stage1, stage2, stage3, stage4 (at strides 4, 8, 16, 32), hidden1, hidden2. Training needs an rng
-    `dropout`.
+    Features: stage1, stage2, stage3, stage4 (at strides 4, 8, 16, 32), hidden1, hidden2, pooled (the
+    same as hidden2). Training needs an rng `dropout`.
     """
 
-    num_classes: int = 1000
+    num_classes: int | None = 1000  # None: no head, the result is `pooled`
     hidden_size: int = 4096
     dropout_rate: float = 0.5
     dtype: Any = jnp.float32
@@ -62,4 +62,7 @@ class AlexNet(nn.Module):
         x = sow(self, "hidden1", nn.relu(DenseOverMap(self.hidden_size, **dtypes, name="classifier_1")(x)))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         x = sow(self, "hidden2", nn.relu(nn.Dense(self.hidden_size, **dtypes, name="classifier_4")(x)))
+        x = sow(self, "pooled", x)
+        if self.num_classes is None:
+            return x
         return nn.Dense(self.num_classes, **dtypes, name="classifier_6")(x)

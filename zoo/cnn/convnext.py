@@ -46,7 +46,7 @@ class ConvNeXt(nn.Module):
     stage_sizes: tuple[int, ...]
     width: int = 96
     drop_path_rate: float = 0.1
-    num_classes: int = 1000
+    num_classes: int | None = 1000  # None: no head, the result is `pooled`
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -72,6 +72,8 @@ class ConvNeXt(nn.Module):
                 x, done = ConvNeXtBlock(rate, train, **dtypes, name=name)(x), done + 1
             x = sow(self, f"stage{stage + 1}", x)
         x = sow(self, "pooled", norm(name="classifier_0")(global_mean(x)))
+        if self.num_classes is None:
+            return x
         return nn.Dense(self.num_classes, **init, name="classifier_2")(x)
 
 

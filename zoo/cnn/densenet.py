@@ -86,7 +86,7 @@ class DenseNet(nn.Module):
     stage_sizes: tuple[int, ...]
     growth_width: int = 32
     width: int = 64
-    num_classes: int = 1000
+    num_classes: int | None = 1000  # None: no head, the result is `pooled`
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -103,6 +103,8 @@ class DenseNet(nn.Module):
         for i, x in enumerate(stages, start=1):
             x = sow(self, f"stage{i}", x)
         x = sow(self, "pooled", global_mean(x))
+        if self.num_classes is None:
+            return x
         return nn.Dense(self.num_classes, **dtypes, name="classifier")(x)
 
 

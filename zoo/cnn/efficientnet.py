@@ -37,7 +37,7 @@ class EfficientNet(nn.Module):
 
     squeeze: bool = True
     activation: Literal["silu", "relu6"] = "silu"
-    num_classes: int = 1000
+    num_classes: int | None = 1000  # None: no head, the result is `pooled`
     dropout_rate: float = 0.2
     drop_path_rate: float = 0.2
     dtype: Any = jnp.float32
@@ -77,6 +77,8 @@ class EfficientNet(nn.Module):
         x = sow_stages(self, stages)
         x = activation(norm(name="features_8_1")(new_conv(1280, 1, 1, name="features_8_0")(x)))
         x = sow(self, "pooled", global_mean(x))
+        if self.num_classes is None:
+            return x
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes, **dtypes, name="classifier_1")(x)
 

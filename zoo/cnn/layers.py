@@ -1,5 +1,6 @@
 """Layers that the convolutional models share."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zoo.errors import ZooError
 from zoo.ops.convolution import conv_general_dilated
@@ -20,9 +22,9 @@ he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 def check_images(model: nn.Module, x: jax.Array, least: int = 1) -> None:
     """ZooError unless `x` is a batch of images [B, H, W, C] of at least `least` pixels a side."""
-    if x.ndim != 4 or min(x.shape[1:3]) < least:
-        name = type(model).__name__
-        raise ZooError(f"{name} takes images [batch, height, width, channels] of {least} pixels or more, not {x.shape}")
+    if np.ndim(x) != 4 or not hasattr(x, "dtype") or any(side < least for side in x.shape[1:3]):
+        name, given = type(model).__name__, x.shape if hasattr(x, "dtype") else f"a {type(x).__name__}"
+        raise ZooError(f"{name} takes images [batch, height, width, channels] of {least} pixels or more, not {given}")
 
 
 def conv(
@@ -118,7 +120,8 @@ class DenseOverMap(nn.Module):
         kernel = self.param("kernel", init, (*x.shape[1:], self.features), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return x.reshape(len(x), -1) @ kernel.reshape(-1, self.features) + bias
+        size = math.prod(x.shape[1:])
+        return x.reshape(x.shape[0], size) @ kernel.reshape(size, self.features) + bias
 
 
 def round_width(width: float) -> int:

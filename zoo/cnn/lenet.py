@@ -23,9 +23,12 @@ from zoo.registry import register
     paper="LeCun et al. 1998, Gradient-based learning applied to document recognition",
 )
 class LeNet5(nn.Module):
-    """Images [B, H, W, C], at least 16 x 16, to logits [B, num_classes]. Features: stage1, stage2, hidden1, hidden2."""
+    """Images [B, H, W, C], at least 16 x 16, to logits [B, num_classes].
 
-    num_classes: int = 10
+    Features: stage1, stage2 (at strides 2, 4), hidden1, hidden2, pooled (the same as hidden2).
+    """
+
+    num_classes: int | None = 10  # None: no head, the result is `pooled`
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -40,4 +43,7 @@ class LeNet5(nn.Module):
             x = sow(self, f"stage{i}", nn.avg_pool(x, (2, 2), (2, 2)))  # 28 -> 14, then 10 -> 5
         x = sow(self, "hidden1", nn.tanh(DenseOverMap(120, **dtypes, name="fc1")(x)))
         x = sow(self, "hidden2", nn.tanh(nn.Dense(84, **dtypes, name="fc2")(x)))
+        x = sow(self, "pooled", x)
+        if self.num_classes is None:
+            return x
         return nn.Dense(self.num_classes, **dtypes, name="fc3")(x)

@@ -67,7 +67,7 @@ class MobileNetV2(nn.Module):
     """
 
     multiplier: float = 1.0
-    num_classes: int = 1000
+    num_classes: int | None = 1000  # None: no head, the result is `pooled`
     dropout_rate: float = 0.2
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -106,6 +106,8 @@ class MobileNetV2(nn.Module):
         last = round_width(1280 * max(1.0, self.multiplier))
         x = nn.relu6(norm(name=f"features_{place}_1")(new_conv(last, 1, 1, name=f"features_{place}_0")(x)))
         x = sow(self, "pooled", global_mean(x))
+        if self.num_classes is None:
+            return x
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes, **dtypes, name="classifier_1")(x)
 
@@ -113,13 +115,13 @@ class MobileNetV2(nn.Module):
 class MobileNetV3(nn.Module):
     """Images [B, H, W, C], at least 32 x 32, to logits [B, num_classes].
 
-    Features: stage1, stage2, stage3, stage4 (at strides 4, 8, 16, 32), pooled, hidden. `axis_name`: see `ResNet`.
-    Needs an rng `dropout` to train.
+    Features: stage1, stage2, stage3, stage4 (at strides 4, 8, 16, 32), hidden, pooled (the same). `axis_name`: see
+    `ResNet`. Needs an rng `dropout` to train.
     """
 
     variant: Literal["small", "large"]
     hidden_size: int
-    num_classes: int = 1000
+    num_classes: int | None = 1000  # None: no head, the result is `pooled`
     dropout_rate: float = 0.2
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -154,8 +156,10 @@ class MobileNetV3(nn.Module):
         x = sow_stages(self, stages)
         place, last = len(V3[self.variant]) + 1, 6 * x.shape[-1]
         x = nn.hard_swish(norm(name=f"features_{place}_1")(new_conv(last, 1, 1, name=f"features_{place}_0")(x)))
-        x = sow(self, "pooled", global_mean(x))
-        x = sow(self, "hidden", nn.hard_swish(nn.Dense(self.hidden_size, **dtypes, name="classifier_0")(x)))
+        hidden = nn.Dense(self.hidden_size, **dtypes, name="classifier_0")(global_mean(x))
+        x = sow(self, "pooled", sow(self, "hidden", nn.hard_swish(hidden)))
+        if self.num_classes is None:
+            return x
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes, **dtypes, name="classifier_3")(x)
 

@@ -63,7 +63,7 @@ class ResNet(nn.Module):
     stem: Literal["imagenet", "cifar"] = "imagenet"
     shortcut: Literal["projection", "pad"] = "projection"
     width: int = 64
-    num_classes: int = 1000
+    num_classes: int | None = 1000  # None: no head, the result is `pooled`
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -96,6 +96,8 @@ class ResNet(nn.Module):
                 )(x)
             x = sow(self, f"stage{stage + 1}", x)
         x = sow(self, "pooled", global_mean(x))  # [B, C]
+        if self.num_classes is None:
+            return x
         return nn.Dense(self.num_classes, **dtypes, name="fc")(x)
 
 

@@ -17,9 +17,12 @@ from zoo.registry import register
 
 @register("simple_cnn", family="cnn", input_shape=(32, 32, 3))
 class SimpleCNN(nn.Module):
-    """Images [B, H, W, C] to logits [B, num_classes]; H and W at least 4. Features: stage1, stage2, hidden."""
+    """Images [B, H, W, C] to logits [B, num_classes]; H and W at least 4.
 
-    num_classes: int = 10
+    Features: stage1, stage2 (at strides 2, 4), hidden, pooled (the same).
+    """
+
+    num_classes: int | None = 10  # None: no head, the result is `pooled`
     widths: tuple[int, ...] = (32, 64)
     hidden_size: int = 1024
     dropout_rate: float = 0.0
@@ -36,6 +39,8 @@ class SimpleCNN(nn.Module):
             x = Conv(width, (3, 3), kernel_init=nn.initializers.he_normal(), **dtypes, name=f"conv{i}")(x)
             x = sow(self, f"stage{i}", max_pool(nn.relu(x), 2, 2))  # [B, H / 2^i, W / 2^i, width]
         x = DenseOverMap(self.hidden_size, **dtypes, name="fc1")(x)
-        x = sow(self, "hidden", nn.relu(x))
+        x = sow(self, "pooled", sow(self, "hidden", nn.relu(x)))
+        if self.num_classes is None:
+            return x
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes, **dtypes, name="fc2")(x)

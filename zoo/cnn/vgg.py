@@ -21,14 +21,13 @@ WIDTHS = (64, 128, 256, 512, 512)
 class VGG(nn.Module):
     """Images [B, H, W, C], at least 32 x 32, to logits [B, num_classes].
 
-    Features: stage1, stage2, stage3, stage4 (at strides 4, 8, 16, 32), hidden1, hidden2. Training needs an rng
-    `dropout`.
-    `axis_name`: see `ResNet`.
+    Features: stage1, stage2, stage3, stage4 (at strides 4, 8, 16, 32), hidden1, hidden2, pooled (the
+    same as hidden2). Training needs an rng `dropout`. `axis_name`: see `ResNet`.
     """
 
     stage_sizes: tuple[int, ...]  # convolutions before each max-pool
     batch_norm: bool = False
-    num_classes: int = 1000
+    num_classes: int | None = 1000  # None: no head, the result is `pooled`
     hidden_size: int = 4096
     dropout_rate: float = 0.5
     dtype: Any = jnp.float32
@@ -54,9 +53,13 @@ class VGG(nn.Module):
                 x = sow(self, f"stage{stage}", x)
             x, place = max_pool(x, 2, 2), place + 1
         x = adaptive_mean(sow(self, "stage4", x), (7, 7))
-        for i, layer in enumerate((DenseOverMap, nn.Dense), start=1):
-            x = nn.relu(layer(self.hidden_size, **dtypes, name=f"classifier_{3 * i - 3}")(x))
-            x = nn.Dropout(self.dropout_rate, deterministic=not train)(sow(self, f"hidden{i}", x))
+        x = sow(self, "hidden1", nn.relu(DenseOverMap(self.hidden_size, **dtypes, name="classifier_0")(x)))
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        x = sow(self, "hidden2", nn.relu(nn.Dense(self.hidden_size, **dtypes, name="classifier_3")(x)))
+        x = sow(self, "pooled", x)
+        if self.num_classes is None:
+            return x
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return nn.Dense(self.num_classes, **dtypes, name="classifier_6")(x)
 
 

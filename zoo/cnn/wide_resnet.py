@@ -47,7 +47,7 @@ class WideResNet(nn.Module):
 
     stage_sizes: tuple[int, ...] = (4, 4, 4)
     width: int = 160
-    num_classes: int = 10
+    num_classes: int | None = 10  # None: no head, the result is `pooled`
     dropout_rate: float = 0.0
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -69,6 +69,8 @@ class WideResNet(nn.Module):
                 x = PreActivationBlock(width, strides, self.dropout_rate, train, new_conv, norm, name=name)(x)
             x = sow(self, f"stage{stage + 1}", x)
         x = sow(self, "pooled", global_mean(nn.relu(norm(name="bn1")(x))))  # [B, C]
+        if self.num_classes is None:
+            return x
         return nn.Dense(self.num_classes, **dtypes, name="fc")(x)
 
 

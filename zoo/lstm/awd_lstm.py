@@ -15,7 +15,7 @@ from zoo.features import sow
 from zoo.lstm.layers import Recurrent, Rows
 from zoo.ops.recurrence import take_rows
 from zoo.registry import register
-from zoo.sequence import check_tokens
+from zoo.sequence import check_state, check_tokens, position_after
 
 
 @register(
@@ -42,7 +42,7 @@ class AwdLstm(nn.Module):
     embeddings = ("embedding",)
     recurrent = True  # training carries the state, whose size is fixed, from batch to batch
 
-    def layers(self, **fields: Any) -> Recurrent:
+    def new_layers(self, **fields: Any) -> Recurrent:
         return Recurrent(
             cell="lstm",
             hidden_size=self.hidden_size,
@@ -58,7 +58,7 @@ class AwdLstm(nn.Module):
 
     def init_state(self, batch_size: int, max_length: int = 0) -> dict[str, Any]:
         """The state before the first token: zeros, of the same size for any `max_length`."""
-        layers = self.layers(parent=None).init_state(batch_size)
+        layers = self.new_layers(parent=None).init_state(batch_size)
         return {"layers": layers, "position": jnp.zeros((batch_size,), jnp.int32)}
 
     @nn.compact
@@ -66,6 +66,8 @@ class AwdLstm(nn.Module):
         self, tokens: jax.Array, state: Any = None, lengths: jax.Array | None = None, train: bool = False
     ) -> Any:
         check_tokens(self, tokens, self.vocab_size, lengths)
+        if state is not None:
+            check_state(self, state, lambda: self.init_state(tokens.shape[0]))
         init = nn.initializers.uniform(0.2)  # shifted to the paper's -0.1 to 0.1
 
         def shifted(key: jax.Array, shape: Any, dtype: Any) -> jax.Array:
@@ -78,13 +80,12 @@ class AwdLstm(nn.Module):
         if train:
             locked = nn.Dropout(self.input_dropout_rate, broadcast_dims=(1,), deterministic=False)
             x = locked(take_rows(*x))
-        old = self.init_state(len(tokens)) if state is None else state
-        hidden, layers = self.layers(name="layers")(x, old["layers"], lengths, train)
+        old = self.init_state(tokens.shape[0]) if state is None else state
+        hidden, layers = self.new_layers(name="layers")(x, old["layers"], lengths, train)
         dropout = nn.Dropout(self.output_dropout_rate, broadcast_dims=(1,), deterministic=not train)
         hidden = dropout(sow(self, "hidden", hidden))
         bias = self.param("head_bias", nn.initializers.zeros_init(), (self.vocab_size,), self.param_dtype)
         logits = hidden @ table.T + bias.astype(self.dtype)
         if state is None:
             return logits
-        consumed = tokens.shape[1] if lengths is None else lengths
-        return logits, {"layers": layers, "position": old["position"] + consumed}
+        return logits, {"layers": layers, "position": position_after(state, tokens, lengths)}

@@ -60,7 +60,7 @@ class RecurrentClassifier(nn.Module):
             param_dtype=self.param_dtype,
             name="layers",
         )
-        outputs, state = layers(x, layers.init_state(len(tokens)), lengths, train)
+        outputs, state = layers(x, layers.init_state(tokens.shape[0]), lengths, train)
         if self.pooling == "last":
             pooled = jnp.concatenate([state[name][0] for name in layers.directions(self.num_layers - 1)], axis=-1)
         else:

@@ -2,10 +2,10 @@
 
 The stack of Wan et al. 2018 (GE2E, arXiv:1710.10467): the last layer's state at the last step, a dense layer,
 normalised to length one. The widths are those in common use for speakers, 3 layers of 256, instead of the paper's 768
-with projections.
+with projections. Resemblyzer's encoder is `activation="relu"`, a ReLU before the norm.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,7 @@ from zoo.features import sow
 from zoo.lstm.layers import Recurrent, Rows
 from zoo.ops.recurrence import Cell
 from zoo.registry import register
-from zoo.sequence import check_tokens
+from zoo.sequence import check_series, check_tokens
 
 _PAPER = "Wan et al. 2018, arXiv:1710.10467"
 
@@ -33,12 +33,14 @@ class RecurrentEncoder(nn.Module):
     num_layers: int = 3
     bidirectional: bool = False
     dropout_rate: float = 0.0  # between layers
+    activation: Literal["relu"] | None = None  # of the dense layer
     dtype: Any = jnp.float32  # of the computation
     param_dtype: Any = jnp.float32  # of the parameters
 
     head = "head"
 
     def __call__(self, x: jax.Array, lengths: jax.Array | None = None, train: bool = False) -> jax.Array:
+        check_series(self, x, lengths)
         return self.embed(x, lengths, train)
 
     @nn.compact
@@ -54,11 +56,13 @@ class RecurrentEncoder(nn.Module):
             param_dtype=self.param_dtype,
             name="layers",
         )
-        rows = len(x.tokens) if isinstance(x, Rows) else len(x)
+        rows = (x.tokens if isinstance(x, Rows) else x).shape[0]
         _, state = layers(x, layers.init_state(rows), lengths, train)
         last = jnp.concatenate([state[name][0] for name in layers.directions(self.num_layers - 1)], axis=-1)
         head = nn.Dense(self.embedding_size, dtype=self.dtype, param_dtype=self.param_dtype, name="head")
         embedding = head(sow(self, "pooled", last)).astype(jnp.float32)
+        if self.activation == "relu":
+            embedding = nn.relu(embedding)
         length = jnp.sqrt(jnp.sum(jnp.square(embedding), axis=-1, keepdims=True) + 1e-12)
         return (embedding / length).astype(self.dtype)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from zoo.lstm.layers import Recurrent
 from zoo.ops.recurrence import Cell
 from zoo.registry import register
+from zoo.sequence import check_series
 
 _register = functools.partial(register, family="lstm", input_shape=(64, 1), paper="Gers et al. 2001")
 
@@ -37,6 +38,7 @@ class RecurrentForecaster(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        check_series(self, x)
         layers = Recurrent(
             cell=self.cell,
             hidden_size=self.hidden_size,

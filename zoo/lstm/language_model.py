@@ -17,7 +17,7 @@ from zoo.features import sow
 from zoo.lstm.layers import Recurrent, Rows
 from zoo.ops.recurrence import Cell, take_rows
 from zoo.registry import register
-from zoo.sequence import check_tokens
+from zoo.sequence import check_state, check_tokens, position_after
 
 
 class RecurrentLM(nn.Module):
@@ -42,7 +42,7 @@ class RecurrentLM(nn.Module):
     embeddings = ("embedding",)
     recurrent = True  # training carries the state, whose size is fixed, from batch to batch
 
-    def layers(self, **fields: Any) -> Recurrent:
+    def new_layers(self, **fields: Any) -> Recurrent:
         return Recurrent(
             cell=self.cell,
             hidden_size=self.hidden_size,
@@ -56,7 +56,7 @@ class RecurrentLM(nn.Module):
 
     def init_state(self, batch_size: int, max_length: int = 0) -> dict[str, Any]:
         """The state before the first token: zeros, of the same size for any `max_length`."""
-        layers = self.layers(parent=None).init_state(batch_size)
+        layers = self.new_layers(parent=None).init_state(batch_size)
         return {"layers": layers, "position": jnp.zeros((batch_size,), jnp.int32)}
 
     @nn.compact
@@ -64,6 +64,8 @@ class RecurrentLM(nn.Module):
         self, tokens: jax.Array, state: Any = None, lengths: jax.Array | None = None, train: bool = False
     ) -> Any:
         check_tokens(self, tokens, self.vocab_size, lengths)
+        if state is not None:
+            check_state(self, state, lambda: self.init_state(tokens.shape[0]))
         width = self.embedding_size or self.hidden_size
         if self.tied and width != self.hidden_size:
             raise ZooError(f"a tied head needs embedding_size {width} to be hidden_size {self.hidden_size}")
@@ -72,8 +74,8 @@ class RecurrentLM(nn.Module):
         x: jax.Array | Rows = Rows(table, tokens)
         if train and self.input_dropout_rate:
             x = nn.Dropout(self.input_dropout_rate, deterministic=False)(take_rows(table, tokens))
-        old = self.init_state(len(tokens)) if state is None else state
-        hidden, layers = self.layers(name="layers")(x, old["layers"], lengths, train)
+        old = self.init_state(tokens.shape[0]) if state is None else state
+        hidden, layers = self.new_layers(name="layers")(x, old["layers"], lengths, train)
         hidden = nn.Dropout(self.dropout_rate, deterministic=not train)(sow(self, "hidden", hidden))
         if self.tied:
             bias = self.param("head_bias", nn.initializers.zeros_init(), (self.vocab_size,), self.param_dtype)
@@ -82,8 +84,7 @@ class RecurrentLM(nn.Module):
             logits = nn.Dense(self.vocab_size, dtype=self.dtype, param_dtype=self.param_dtype, name="head")(hidden)
         if state is None:
             return logits
-        consumed = tokens.shape[1] if lengths is None else lengths
-        return logits, {"layers": layers, "position": old["position"] + consumed}
+        return logits, {"layers": layers, "position": position_after(state, tokens, lengths)}
 
 
 _PAPER = "Karpathy, Johnson and Li 2015, arXiv:1506.02078"

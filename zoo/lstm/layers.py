@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from zoo.features import sow
 from zoo.ops.recurrence import GATES, Cell, State, project, project_tokens, recur, recur_reference, zero_state
 from zoo.registry import register
-from zoo.sequence import check_lengths
+from zoo.sequence import check_lengths, check_series, check_state
 
 
 class Rows(NamedTuple):
@@ -114,8 +114,12 @@ class Recurrent(nn.Module):
     def __call__(
         self, x: jax.Array | Rows, state: Any = None, lengths: jax.Array | None = None, train: bool = False
     ) -> Any:
+        if not isinstance(x, Rows):
+            check_series(self, x)
         rows, steps = x.tokens.shape if isinstance(x, Rows) else x.shape[:2]
         check_lengths(self, rows, steps, lengths)
+        if state is not None:
+            check_state(self, state, lambda: self.init_state(rows))
         old = self.init_state(rows) if state is None else state
         # Time comes first from here on; for Rows this transposes only integers.
         x = Rows(x.table, x.tokens.T) if isinstance(x, Rows) else jnp.moveaxis(x, 0, 1)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 from jax.sharding import PartitionSpec
 
 from zoo import partition
@@ -49,8 +50,10 @@ def attention(
     key gets zeros. ZooError for shapes that do not match, and for an implementation that does not support the request.
     """
     heads, width = query.shape[2:]
-    if key.shape != value.shape or key.shape[0] != len(query) or key.shape[3] != width or heads % key.shape[2]:
+    if key.shape != value.shape or key.shape[0] != query.shape[0] or key.shape[3] != width or heads % key.shape[2]:
         raise ZooError(f"attention of {list(query.shape)} to keys {list(key.shape)} and values {list(value.shape)}")
+    if 0 in (*query.shape, key.shape[1]):
+        return jnp.zeros_like(query)
     scale = 1 / math.sqrt(width) if scale is None else scale
     run = functools.partial(_attention, scale=scale, soft_cap=soft_cap, implementation=implementation)
     return _on_mesh(run, query, key, value, mask, bias)
@@ -94,12 +97,12 @@ def _on_mesh(
     sequence, heads = partition.axes_of("context", query.shape[1]), partition.axes_of("tensor", key.shape[2])
     if sequence is None and heads is None:
         return run(query, key, value, mask, bias)
-    rows = partition.axes_of("rows", len(query))
+    rows = partition.axes_of("rows", query.shape[0])
     if sequence and mask.positions is None and (mask.causal or mask.window is not None):
         mask = mask._replace(positions=jnp.arange(query.shape[1])[None])
 
     def spec(x: jax.Array | None, *axes: Any) -> Any:
-        return None if x is None else PartitionSpec(rows if len(x) == len(query) else None, *axes)
+        return None if x is None else PartitionSpec(rows if x.shape[0] == query.shape[0] else None, *axes)
 
     by_query, by_key = spec(query, sequence, heads), spec(key, None, heads)
     of_segments = None if mask.segments is None else (spec(query, sequence), spec(key))
@@ -121,7 +124,8 @@ def choose(platform: str, queries: int, keys: int, width: int, dtype: Any, mask:
     halves = dtype in (jnp.float16, jnp.bfloat16) and width % 8 == 0 and width <= 128
     if platform == "gpu" and in_order and halves and plain and queries > 1 and mask.segments is None:
         return "cudnn"
-    return "blocked" if queries > 1 and keys >= BLOCKED_FROM and plain else "xla"
+    long = not is_symbolic_dim(keys) and keys >= BLOCKED_FROM
+    return "blocked" if long and queries > 1 and plain else "xla"
 
 
 def attention_reference(
@@ -178,7 +182,7 @@ def attention_weights(
     """The weights alone, float32 [B, N, T, S], for inspection."""
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     weights, total = _unnormalised(query, key, mask, bias, scale, soft_cap)
-    return (weights / total).reshape(len(query), query.shape[2], query.shape[1], -1)
+    return (weights / total).reshape(query.shape[0], query.shape[2], query.shape[1], key.shape[1])
 
 
 def _unnormalised(
@@ -188,7 +192,9 @@ def _unnormalised(
     heads = key.shape[2]
     scores = scaled_scores(by_head(query, heads), key.transpose(0, 2, 1, 3), scale, soft_cap)
     if bias is not None:
-        scores = scores + bias.astype(jnp.float32).reshape(len(bias), heads, -1, *bias.shape[2:])
+        scores = scores + bias.astype(jnp.float32).reshape(
+            bias.shape[0], heads, bias.shape[1] // heads, *bias.shape[2:]
+        )
     visible = mask.visible(query.shape[1], key.shape[1])
     return unnormalised(scores, None if visible is None else visible[:, None, None])
 
@@ -207,7 +213,7 @@ def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask, scale
         scale=scale,
         is_causal=mask.causal,
         local_window_size=window,
-        query_seq_lengths=None if lengths is None else jnp.full((len(query),), query.shape[1], jnp.int32),
+        query_seq_lengths=None if lengths is None else jnp.full(query.shape[:1], query.shape[1], jnp.int32),
         key_value_seq_lengths=lengths,
         implementation="cudnn",
     )
@@ -252,10 +258,10 @@ def splash(
     segments = mask.segments
     if mask.lengths is not None:
         present = jnp.arange(keys) < mask.lengths[:, None]
-        mine = jnp.zeros((len(query), queries), jnp.int32) if segments is None else segments[0]
+        mine = jnp.zeros(query.shape[:2], jnp.int32) if segments is None else segments[0]
         segments = mine, jnp.where(present, 0 if segments is None else segments[1], -1)
     ids = None if segments is None else library.SegmentIds(*segments)
-    rows = PartitionSpec(partition.axes_of("rows", len(query)))  # XLA cannot partition a kernel
+    rows = PartitionSpec(partition.axes_of("rows", query.shape[0]))  # XLA cannot partition a kernel
     run = partition.by_device(jax.vmap(jax.vmap(kernel, in_axes=(0, 0, 0, None))), rows, rows)
     out = run(grouped, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3), ids)
     return by_time(out).astype(query.dtype)

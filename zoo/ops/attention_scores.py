@@ -54,21 +54,26 @@ class Mask(NamedTuple):
 
 def by_head(query: jax.Array, heads: int) -> jax.Array:
     """[B, T, N, D] to [B, K, G, T, D]."""
-    rows, steps, _, width = query.shape
-    return query.reshape(rows, steps, heads, -1, width).transpose(0, 2, 3, 1, 4)
+    rows, steps, all_heads, width = query.shape
+    return query.reshape(rows, steps, heads, all_heads // heads, width).transpose(0, 2, 3, 1, 4)
 
 
 def by_time(x: jax.Array) -> jax.Array:
     """[B, K, G, T, D] to [B, T, N, D]."""
-    return x.transpose(0, 3, 1, 2, 4).reshape(len(x), x.shape[3], -1, x.shape[4])
+    return x.transpose(0, 3, 1, 2, 4).reshape(x.shape[0], x.shape[3], x.shape[1] * x.shape[2], x.shape[4])
+
+
+def merged(x: jax.Array) -> jax.Array:
+    """[B, K, G, t, D] to [B, K, G t, D]."""
+    return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3], x.shape[4])
 
 
 def scaled_scores(query: jax.Array, key: jax.Array, scale: float, soft_cap: float | None) -> jax.Array:
     """Scores with the cap applied, float32 [B, K, G, t, s], from [B, K, G, t, D] and [B, K, s, D]."""
-    rows = query.reshape(*query.shape[:2], -1, query.shape[-1])  # the G heads are rows of one product
+    rows = merged(query)  # the G heads are rows of one product
     contract = (((3,), (3,)), ((0, 1), (0, 1)))
-    scores = lax.dot_general(rows, key, contract, preferred_element_type=jnp.float32).reshape(*query.shape[:4], -1)
-    scores = scores * scale
+    scores = lax.dot_general(rows, key, contract, preferred_element_type=jnp.float32)
+    scores = scores.reshape(*query.shape[:4], key.shape[2]) * scale
     return scores if soft_cap is None else soft_cap * jnp.tanh(scores / soft_cap)
 
 
@@ -84,7 +89,7 @@ def unnormalised(scores: jax.Array, visible: jax.Array | None) -> tuple[jax.Arra
 
 def weighted_sums(weights: jax.Array, value: jax.Array) -> jax.Array:
     """[B, K, G, t, s] times [B, K, s, D]: float32 [B, K, G, t, D]."""
-    rows = weights.reshape(*weights.shape[:2], -1, weights.shape[-1]).astype(value.dtype)
+    rows = merged(weights).astype(value.dtype)
     contract = (((3,), (2,)), ((0, 1), (0, 1)))
     product = lax.dot_general(rows, value, contract, preferred_element_type=jnp.float32)
-    return product.reshape(*weights.shape[:4], -1)
+    return product.reshape(*weights.shape[:4], value.shape[3])

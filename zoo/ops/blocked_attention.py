@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.export import is_symbolic_dim
 
-from zoo.ops.attention_scores import LEAST, Mask, by_head, by_time, scaled_scores, weighted_sums
+from zoo.ops.attention_scores import LEAST, Mask, by_head, by_time, merged, scaled_scores, weighted_sums
 
 
 class Arrays(NamedTuple):
@@ -42,17 +43,23 @@ def blocked(
     return _blocked_forward(causal, window, scale, soft_cap, query, key, value, arrays)[0]
 
 
+def blocks_of(length: int, block: int) -> tuple[int, int]:
+    """The number of blocks of a sequence, and what the last one lacks; in a form that holds for symbolic lengths."""
+    count = -(-length // block)
+    return count, count * block - length
+
+
 def _to_blocks(x: jax.Array, block: int, axis: int) -> jax.Array:
     """x padded with zeros along `axis` and split into blocks, which come first: [n, ..., block, ...]."""
-    missing = -x.shape[axis] % block
+    count, missing = blocks_of(x.shape[axis], block)
     x = jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)])
-    shape = (*x.shape[:axis], -1, block, *x.shape[axis + 1 :])
+    shape = (*x.shape[:axis], count, block, *x.shape[axis + 1 :])
     return jnp.moveaxis(x.reshape(shape), axis, 0)
 
 
 def _from_blocks(x: jax.Array, axis: int, length: int) -> jax.Array:
     x = jnp.moveaxis(x, 0, axis)
-    x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    x = x.reshape(*x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :])
     return lax.slice_in_dim(x, 0, length, axis=axis)
 
 
@@ -68,12 +75,13 @@ class _Blocks(NamedTuple):
 
 def block_size(length: int) -> int:
     """The number of queries or keys in a block: smaller for short sequences, so that causal masks hide some."""
-    return 64 if length <= 512 else 128
+    return 64 if not is_symbolic_dim(length) and length <= 512 else 128
 
 
 def _cut(query: jax.Array, key: jax.Array, value: jax.Array, arrays: Arrays) -> _Blocks:
-    block, keys_block = min(block_size(key.shape[1]), query.shape[1]), block_size(key.shape[1])
-    places = jnp.pad(arrays.positions, ((0, 0), (0, -query.shape[1] % block)), mode="edge")
+    keys_block = block_size(key.shape[1])
+    block = keys_block if is_symbolic_dim(query.shape[1]) else min(keys_block, query.shape[1])
+    places = jnp.pad(arrays.positions, ((0, 0), (0, blocks_of(query.shape[1], block)[1])), mode="edge")
     segments = arrays.segments
     if segments is not None:
         segments = _to_blocks(segments[0], block, 1), _to_blocks(segments[1], keys_block, 1)
@@ -147,8 +155,7 @@ def _blocked_backward(causal, window, scale, soft_cap, saved, gradient):
     by_out = _to_blocks(by_head(gradient, key.shape[2]), out.shape[4], 3)
 
     def transposed_times(weights, rows):  # [B, K, G, t, s] and [B, K, G, t, D] to [B, K, s, D]
-        weights = weights.reshape(*weights.shape[:2], -1, weights.shape[-1]).astype(rows.dtype)
-        rows = rows.reshape(*rows.shape[:2], -1, rows.shape[-1])
+        weights, rows = merged(weights).astype(rows.dtype), merged(rows)
         contract = (((2,), (2,)), ((0, 1), (0, 1)))
         return lax.dot_general(weights, rows, contract, preferred_element_type=jnp.float32)
 

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.export import is_symbolic_dim
 from jax.sharding import PartitionSpec
 
 from zoo import partition
@@ -65,14 +66,16 @@ def conv_general_dilated(
 ) -> jax.Array:
     """`lax.conv_general_dilated` of x [B, H, W, C] and kernel [h, w, C, out], for `nn.Conv(conv_general_dilated=...)`.
 
-    Grouped and dilated convolutions, and all outside `fast_kernel_gradients()`, use XLA's convolution.
+    Grouped and dilated convolutions, batches of no or a symbolic number of images, and all outside
+    `fast_kernel_gradients()` use XLA's convolution.
     """
     plain = all(
         value is None or value == 1 or (isinstance(value, Sequence) and all(v == 1 for v in value))
         for key, value in settings.items()
         if key in ("lhs_dilation", "rhs_dilation", "feature_group_count", "precision")
     )
-    if not (_fast.get() and plain and x.ndim == 4):
+    known = not is_symbolic_dim(x.shape[0]) and x.shape[0] > 0  # images, which are cut into groups
+    if not (_fast.get() and plain and x.ndim == 4 and known):
         return lax.conv_general_dilated(x, kernel, strides, padding, **settings)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)

@@ -53,7 +53,7 @@ def max_pool_slices(x: jax.Array, window: int, strides: int, padding: int = 0) -
 
     def piece(i: int, j: int) -> jax.Array:
         # lax.slice, since JAX's oldest supported release makes a gather of x[::2], whose gradient is a scatter.
-        return lax.slice(x, (0, i, j, 0), (len(x), i + rows, j + columns, x.shape[3]), (1, strides, strides, 1))
+        return lax.slice(x, (0, i, j, 0), (x.shape[0], i + rows, j + columns, x.shape[3]), (1, strides, strides, 1))
 
     pieces = [piece(i, j) for i in range(window) for j in range(window)]
     return functools.reduce(lambda best, piece: jnp.where(best >= piece, best, piece), pieces)

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.export import is_symbolic_dim
 
 from zoo import partition
 
@@ -77,7 +78,7 @@ def project_tokens(table: jax.Array, tokens: jax.Array, kernel: jax.Array) -> ja
 
     If there are more tokens than rows, the table is projected and its rows are looked up.
     """
-    if len(table) <= tokens.size:
+    if not is_symbolic_dim(tokens.size) and table.shape[0] <= tokens.size:
         return take_rows(table @ kernel, tokens)
     return project(take_rows(table, tokens), kernel)
 
@@ -93,7 +94,7 @@ def take_rows(table: jax.Array, tokens: jax.Array) -> jax.Array:
 
 
 def _take_rows_forward(table: jax.Array, tokens: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return take_rows(table, tokens), (tokens, jnp.empty((len(table), 0), table.dtype))
+    return take_rows(table, tokens), (tokens, jnp.empty((table.shape[0], 0), table.dtype))
 
 
 def _take_rows_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, None]:
@@ -138,11 +139,11 @@ def recur(
     last third. Row b has `lengths[b]` steps (with `reverse`, from the last of them to the first); its outputs beyond
     are zero. Differentiable in reverse mode.
     """
-    if not len(inputs):  # without steps there is nothing to index
+    if inputs.shape[0] == 0:  # without steps there is nothing to index
         return jnp.zeros((0, *state[0].shape), state[0].dtype), state
     if bias is None:
         bias = jnp.zeros((inputs.shape[-1],), recurrent_kernel.dtype)
-    present = None if lengths is None else (jnp.arange(len(inputs))[:, None] < lengths)[..., None]
+    present = None if lengths is None else (jnp.arange(inputs.shape[0])[:, None] < lengths)[..., None]
     carried, state = _recur(cell, reverse, inputs, recurrent_kernel, bias, state, present)
     return (carried if present is None else jnp.where(present, carried, 0)), state
 
@@ -161,7 +162,7 @@ def recur_reference(
     and an LSTM's `cell`."""
     present = jnp.ones((*inputs.shape[:2], 1), bool)
     if lengths is not None:
-        present = (jnp.arange(len(inputs))[:, None] < lengths)[..., None]
+        present = (jnp.arange(inputs.shape[0])[:, None] < lengths)[..., None]
 
     def step(state: State, item: tuple[jax.Array, jax.Array]) -> tuple[State, tuple[jax.Array, dict[str, jax.Array]]]:
         x, present = item
@@ -294,7 +295,7 @@ def _forward(cell, reverse, inputs, kernel, bias, state, present):
         extra = None if extra is None else extra.astype(gates.dtype)
         return (new, gates), (new[0], extra, state[1:])
 
-    items = (jnp.arange(len(inputs)), present)
+    items = (jnp.arange(inputs.shape[0]), present)
     (final, gates), (carried, extra, cells) = lax.scan(step, (state, inputs), items, reverse=reverse)
     return (carried, gates, extra, cells), final
 
@@ -332,8 +333,8 @@ def _recur_backward(cell, reverse, saved, by_results):
         return (by_before, kept, read(kept, t + 1 if reverse else t - 1)), None
 
     by_final = tuple(leaf.astype(jnp.float32) for leaf in by_final)
-    items = (jnp.arange(len(gates)), by_carried, before, cells, present)
-    carry = (by_final, (gates, extra), read((gates, extra), 0 if reverse else len(gates) - 1))
+    items = (jnp.arange(gates.shape[0]), by_carried, before, cells, present)
+    carry = (by_final, (gates, extra), read((gates, extra), 0 if reverse else gates.shape[0] - 1))
     (by_state, (by_inputs, by_extra), _), _ = lax.scan(step, carry, items, reverse=not reverse)
     by_products = _by_product(by_inputs, by_extra)
     by_kernel = _kernel_gradient(before, by_products, kernel)

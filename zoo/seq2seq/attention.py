@@ -17,10 +17,11 @@ Score = Literal["dot", "general", "concat"]
 
 
 class SourceAttention(nn.Module):
-    """The weights of a score between queries of width `query_size` and values of any width."""
+    """The weights of a score between queries of width `query_size` and values of width `value_size`."""
 
     score: Score
     query_size: int
+    value_size: int
     size: int  # of concat's hidden layer
     dtype: Any
     param_dtype: Any
@@ -37,6 +38,15 @@ class SourceAttention(nn.Module):
     def memory(self, values: jax.Array) -> dict[str, jax.Array]:
         """The encoded source [B, S, D] as steps read it: `value`, and `key` where it differs."""
         return {"value": values} if self.score == "dot" else {"value": values, "key": self.key(values)}
+
+    def empty(self, rows: int, steps: int) -> dict[str, jax.Array]:
+        """The `memory` of a source of `steps` tokens: zeros."""
+        memory = {"value": jnp.zeros((rows, steps, self.value_size), self.dtype)}
+        return (
+            memory
+            if self.score == "dot"
+            else {**memory, "key": jnp.zeros((rows, steps, self.key.features), self.dtype)}
+        )
 
     def weights(self, memory: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """What `attend` reads: the memory with the source's lengths, and the weights of concat."""

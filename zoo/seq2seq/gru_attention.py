@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from zoo.features import sow
 from zoo.lstm.layers import Recurrent, Rows, projected
-from zoo.ops.recurrence import take_rows, textbook_cell
+from zoo.ops.recurrence import take_rows, textbook_cell, zero_state
 from zoo.registry import register
 from zoo.seq2seq.attention import SourceAttention, attend, product
 from zoo.seq2seq.model import Cells, Seq2Seq, kept, present_steps
@@ -53,14 +53,22 @@ class Seq2SeqGRUAttention(Seq2Seq):
         )
         self.begin = nn.Dense(self.hidden_size, False, **dtypes)
         self.decoder = Cells("gru", self.hidden_size, 1, **dtypes)
-        self.alignment = SourceAttention("concat", self.hidden_size, self.attention_size, **dtypes)
+        self.alignment = SourceAttention(
+            "concat", self.hidden_size, 2 * self.hidden_size, self.attention_size, **dtypes
+        )
         self.maxout = nn.Dense(2 * self.maxout_size, **dtypes)
 
     def read_source(self, source: jax.Array, lengths: jax.Array, train: bool) -> tuple[dict[str, Any], Any]:
         x = self.embed(source, train, of_source=True)
-        encoded, state = self.encoder(x, self.encoder.init_state(len(source)), lengths, train)
+        encoded, state = self.encoder(x, self.encoder.init_state(source.shape[0]), lengths, train)
         (first,) = state[f"layer{self.num_layers - 1}_reverse"]  # the final state of the reverse direction
         return self.alignment.memory(encoded), {"layer0": (jnp.tanh(self.begin(first)),)}
+
+    def empty(self, rows: int) -> dict[str, Any]:
+        return {"layer0": zero_state("gru", rows, self.hidden_size, self.dtype)}
+
+    def empty_memory(self, rows: int, steps: int) -> dict[str, jax.Array]:
+        return self.alignment.empty(rows, steps)
 
     def decode(
         self, x: jax.Array | Rows, decoder: Any, memory: dict[str, Any], lengths: jax.Array | None, train: bool
@@ -84,7 +92,7 @@ class Seq2SeqGRUAttention(Seq2Seq):
             return carry, (carry["layer0"][0], context.astype(self.dtype), attention)
 
         inputs = projected(x, cell.kernel[:width], cell.candidate_bias)
-        items = (inputs, present_steps(len(inputs), lengths))
+        items = (inputs, present_steps(inputs.shape[0], lengths))
         decoder, (hidden, context, attention) = jax.lax.scan(step, decoder, items)
         sow(self, "attention", jnp.moveaxis(attention, 0, 1))
         words = take_rows(*x) if isinstance(x, Rows) else x

@@ -45,8 +45,11 @@ class Seq2SeqLSTM(Seq2Seq):
 
     def read_source(self, source: jax.Array, lengths: jax.Array, train: bool) -> tuple[dict[str, Any], Any]:
         x = self.embed(reversed_rows(source, lengths), train, of_source=True)
-        _, decoder = self.encoder(x, self.encoder.init_state(len(source)), lengths, train)
+        _, decoder = self.encoder(x, self.encoder.init_state(source.shape[0]), lengths, train)
         return {}, decoder
+
+    def empty(self, rows: int) -> dict[str, Any]:
+        return self.decoder.init_state(rows)
 
     def decode(
         self, x: jax.Array | Rows, decoder: Any, memory: dict[str, Any], lengths: jax.Array | None, train: bool

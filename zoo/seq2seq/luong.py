@@ -56,16 +56,23 @@ class Seq2SeqLuong(Seq2Seq):
         self.encoder = stack()
         cells = functools.partial(Cells, "lstm", self.hidden_size, self.num_layers, **dtypes)
         self.decoder: Any = cells() if self.input_feeding else stack()
-        self.alignment = SourceAttention(self.score, self.hidden_size, self.hidden_size, **dtypes)
+        self.alignment = SourceAttention(self.score, *[self.hidden_size] * 3, **dtypes)
         init, shape = nn.initializers.lecun_normal(), (2 * self.hidden_size, self.hidden_size)
         self.combine = self.param("combine", init, shape, self.param_dtype)
 
     def read_source(self, source: jax.Array, lengths: jax.Array, train: bool) -> tuple[dict[str, Any], Any]:
         x = self.embed(reversed_rows(source, lengths), train, of_source=True)
-        encoded, decoder = self.encoder(x, self.encoder.init_state(len(source)), lengths, train)
+        encoded, decoder = self.encoder(x, self.encoder.init_state(source.shape[0]), lengths, train)
         if self.input_feeding:
-            decoder["fed"] = jnp.zeros((len(source), self.hidden_size), self.dtype)
+            decoder["fed"] = self.empty(source.shape[0])["fed"]
         return self.alignment.memory(reversed_rows(encoded, lengths)), decoder
+
+    def empty(self, rows: int) -> dict[str, Any]:
+        layers = self.encoder.init_state(rows)
+        return {**layers, "fed": jnp.zeros((rows, self.hidden_size), self.dtype)} if self.input_feeding else layers
+
+    def empty_memory(self, rows: int, steps: int) -> dict[str, jax.Array]:
+        return self.alignment.empty(rows, steps)
 
     def decode(
         self, x: jax.Array | Rows, decoder: Any, memory: dict[str, Any], lengths: jax.Array | None, train: bool
@@ -111,7 +118,7 @@ class Seq2SeqLuong(Seq2Seq):
         if train and self.dropout_rate:
             ones = jnp.ones((*inputs.shape[:2], self.hidden_size), self.dtype)
             masks = [self.dropout(ones, deterministic=False) for _ in rest]
-        items = (inputs, masks, present_steps(len(inputs), lengths))
+        items = (inputs, masks, present_steps(inputs.shape[0], lengths))
         decoder, (attentional, attention) = jax.lax.scan(step, decoder, items)
         sow(self, "attention", jnp.moveaxis(attention, 0, 1))
         return jnp.moveaxis(attentional, 0, 1), decoder

@@ -10,7 +10,7 @@ from zoo.errors import ZooError
 from zoo.features import sow
 from zoo.lstm.layers import RecurrentLayer, Rows, Weights
 from zoo.ops.recurrence import Cell, take_rows
-from zoo.sequence import check_begun, check_source, check_tokens
+from zoo.sequence import check_begun, check_source, check_state, check_tokens, position_after, source_size
 
 
 class Seq2Seq(nn.Module):
@@ -39,6 +39,14 @@ class Seq2Seq(nn.Module):
         """For a source [B, S]: the constant part of the state, and the decoder's initial state."""
         raise NotImplementedError
 
+    def empty(self, rows: int) -> dict[str, Any]:
+        """The decoder's state before the first token, as if it did not depend on the source: zeros."""
+        raise NotImplementedError
+
+    def empty_memory(self, rows: int, steps: int) -> dict[str, jax.Array]:
+        """What the decoder reads of a source of `steps` tokens, without its lengths: zeros."""
+        return {}
+
     def decode(
         self, x: jax.Array | Rows, decoder: Any, memory: dict[str, Any], lengths: jax.Array | None, train: bool
     ) -> tuple[jax.Array, Any]:
@@ -65,7 +73,7 @@ class Seq2Seq(nn.Module):
         """The state before the first target token, with the source [B, S] encoded; of the same size for any
         `max_length`."""
         memory, decoder = self.read(source, source_lengths, train=False)
-        return {"decoder": decoder, "position": jnp.zeros((len(source),), jnp.int32), "source": memory}
+        return {"decoder": decoder, "position": jnp.zeros(source.shape[:1], jnp.int32), "source": memory}
 
     def read(self, source: jax.Array, lengths: jax.Array | None, train: bool) -> tuple[dict[str, Any], Any]:
         check_source(self, source, lengths)
@@ -73,6 +81,12 @@ class Seq2Seq(nn.Module):
         lengths = jnp.full((rows,), steps, jnp.int32) if lengths is None else jnp.asarray(lengths, jnp.int32)
         memory, decoder = self.read_source(source, lengths, train)
         return {**memory, "lengths": lengths}, decoder
+
+    def like(self, state: Any, rows: int) -> dict[str, Any]:
+        """A state for rows [B] of the same sizes as `state`: zeros."""
+        lengths = jnp.zeros((rows,), jnp.int32)
+        source = {**self.empty_memory(rows, source_size(state)), "lengths": lengths}
+        return {"decoder": self.empty(rows), "position": lengths, "source": source}
 
     def __call__(
         self,
@@ -87,18 +101,20 @@ class Seq2Seq(nn.Module):
         if self.is_initializing() and state is None and source is None:
             source = jnp.zeros_like(tokens)  # parameters do not depend on the source
         check_begun(self, state, source, source_lengths)
+        if state is not None:
+            check_state(self, state, lambda: self.like(state, tokens.shape[0]))
         if source is None:
             memory, decoder = state["source"], state["decoder"]
         else:
             memory, decoder = self.read(source, source_lengths, train)
-        if len(memory["lengths"]) != len(tokens):
-            raise ZooError(f"{type(self).__name__}: {len(tokens)} targets for {len(memory['lengths'])} sources")
+        rows, sources = tokens.shape[0], memory["lengths"].shape[0]
+        if rows != sources:
+            raise ZooError(f"{type(self).__name__}: {rows} targets for {sources} sources")
         hidden, decoder = self.decode(self.embed(tokens, train), decoder, memory, lengths, train)
         logits = self.head_layer(self.dropout(sow(self, "hidden", hidden), deterministic=not train))
         if state is None:
             return logits
-        consumed = tokens.shape[1] if lengths is None else lengths
-        return logits, {"decoder": decoder, "position": state["position"] + consumed, "source": memory}
+        return logits, {"decoder": decoder, "position": position_after(state, tokens, lengths), "source": memory}
 
 
 class Cells(nn.Module):

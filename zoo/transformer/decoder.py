@@ -23,7 +23,7 @@ from zoo.ops.dense import dot_general
 from zoo.ops.positions import Rotary, RotaryScaling, rotary
 from zoo.ops.recurrence import take_rows
 from zoo.registry import register
-from zoo.sequence import check_tokens
+from zoo.sequence import cache_size, check_room, check_state, check_tokens, position_after
 from zoo.transformer.layers import (
     PARTITION_RULES,
     Activation,
@@ -91,8 +91,7 @@ class Decoder(nn.Module):
 
     def init_state(self, batch_size: int, max_length: int) -> dict[str, Any]:
         """An empty cache for `max_length` tokens (at most the model's): zeros, in the compute dtype."""
-        if max_length > self.max_length:
-            raise ZooError(f"{max_length} tokens are more than the model's max_length of {self.max_length}")
+        check_room(self, max_length)
         shape = (batch_size, max_length, *self.sizes)
         layers = {
             f"layer{i}": {"key": jnp.zeros(shape, self.dtype), "value": jnp.zeros(shape, self.dtype)}
@@ -110,8 +109,9 @@ class Decoder(nn.Module):
         segments: jax.Array | None = None,
     ) -> Any:
         check_tokens(self, tokens, self.vocab_size, lengths)
-        if tokens.shape[1] > self.max_length:
-            raise ZooError(f"{tokens.shape[1]} tokens are more than the model's max_length of {self.max_length}")
+        check_room(self, tokens.shape[1])
+        if state is not None:
+            check_state(self, state, lambda: self.init_state(tokens.shape[0], cache_size(state) or 0))
         if state is not None and segments is not None:
             raise ZooError("packed documents are read at once: give segments without a state")
         table = self.param(
@@ -131,7 +131,7 @@ class Decoder(nn.Module):
         if state is not None:
             mask = mask._replace(positions=places)
         context = Context(mask, self.rotations(places), train=train)
-        x, layers = self.layers(x, context, None if state is None else state["layers"])
+        x, layers = self.run_layers(x, context, None if state is None else state["layers"])
         x = sow(self, "normalised", self.new_norm()(name="norm")(x))
         if self.tied:
             logits = dot_general(x, table.T, (((2,), (0,)), ((), ())))
@@ -140,8 +140,7 @@ class Decoder(nn.Module):
             logits = nn.Dense(self.vocab_size, False, self.dtype, self.param_dtype, **settings)(x)
         if state is None:
             return logits
-        consumed = tokens.shape[1] if lengths is None else lengths
-        return logits, {"layers": layers, "position": state["position"] + consumed}
+        return logits, {"layers": layers, "position": position_after(state, tokens, lengths)}
 
     def places(self, tokens: jax.Array, state: Any, segments: jax.Array | None) -> jax.Array:
         """The position of each token, int32 [B or 1, T]: after the tokens of the state, or within its document."""
@@ -169,7 +168,7 @@ class Decoder(nn.Module):
             param_dtype=self.param_dtype,
         )
 
-    def layers(self, x: jax.Array, context: Context, state: Any) -> tuple[jax.Array, Any]:
+    def run_layers(self, x: jax.Array, context: Context, state: Any) -> tuple[jax.Array, Any]:
         """The blocks over x [B, T, hidden_size], and their caches."""
         dense = functools.partial(
             new_dense,

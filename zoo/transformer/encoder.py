@@ -14,13 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.errors import ZooError
 from zoo.features import sow
 from zoo.ops.attention import Implementation, Mask
 from zoo.ops.dense import dot_general
 from zoo.ops.recurrence import take_rows
 from zoo.registry import register
-from zoo.sequence import check_tokens
+from zoo.sequence import check_room, check_tokens
 from zoo.transformer.layers import (
     ACTIVATIONS,
     PARTITION_RULES,
@@ -73,8 +72,7 @@ class Encoder(nn.Module):
     ) -> jax.Array:
         check_tokens(self, tokens, self.vocab_size, lengths)
         steps = tokens.shape[1]
-        if steps > self.max_length:
-            raise ZooError(f"{steps} tokens are more than the model's max_length of {self.max_length}")
+        check_room(self, steps)
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
         table = self.table("embedding", self.vocab_size)
         kinds = self.table("types", self.num_types)
@@ -114,7 +112,7 @@ class Encoder(nn.Module):
 def embedding_of(x: jax.Array, lengths: jax.Array | None) -> jax.Array:
     """The mean of states [B, T, D] over each row's tokens, float32 [B, D] of length 1 (zeros for an empty row)."""
     steps = x.shape[1]
-    present = jnp.arange(steps) < (jnp.full((len(x),), steps) if lengths is None else lengths)[:, None]
+    present = jnp.arange(steps) < (jnp.full(x.shape[:1], steps) if lengths is None else lengths)[:, None]
     mean = jnp.sum(x, axis=1, where=present[..., None], dtype=jnp.float32)
     mean = mean / jnp.maximum(jnp.sum(present, axis=1, keepdims=True), 1)
     return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)

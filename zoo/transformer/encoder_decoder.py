@@ -24,7 +24,16 @@ from zoo.ops.dense import dot_general
 from zoo.ops.positions import sinusoids
 from zoo.ops.recurrence import take_rows
 from zoo.registry import register
-from zoo.sequence import check_begun, check_source, check_tokens
+from zoo.sequence import (
+    cache_size,
+    check_begun,
+    check_room,
+    check_source,
+    check_state,
+    check_tokens,
+    position_after,
+    source_size,
+)
 from zoo.transformer.layers import (
     PARTITION_RULES,
     Activation,
@@ -137,20 +146,32 @@ class SourceToTarget(nn.Module):
 
     def encode(self, source: jax.Array, source_lengths: jax.Array | None, max_length: int) -> dict[str, Any]:
         """The state before the first of at most `max_length` target tokens, with the source [B, S] encoded."""
-        self.check_room(max_length)
-        shape = (len(source), max_length, *self.sizes)
-        layers = {
-            f"layer{i}": {"key": jnp.zeros(shape, self.dtype), "value": jnp.zeros(shape, self.dtype)}
+        check_room(self, max_length)
+        state = self.empty(source.shape[0], max_length)
+        return {**state, "source": self.read(source, source_lengths, train=False)}
+
+    def empty(self, rows: int, max_length: int) -> dict[str, Any]:
+        """The state without a source: zeros."""
+        return {"layers": self.caches(rows, max_length), "position": jnp.zeros((rows,), jnp.int32)}
+
+    def caches(self, rows: int, steps: int) -> dict[str, Cache]:
+        """Keys and values of every layer: zeros."""
+        shape = (rows, steps, *self.sizes)
+        return {
+            f"layer{i}": {name: jnp.zeros(shape, self.dtype) for name in ("key", "value")}
             for i in range(self.num_layers)
         }
-        position = jnp.zeros((len(source),), jnp.int32)
-        return {"layers": layers, "position": position, "source": self.read(source, source_lengths, train=False)}
+
+    def like(self, state: Any, rows: int) -> dict[str, Any]:
+        """A state for rows [B] of the same sizes as `state`: zeros."""
+        source = {**self.caches(rows, source_size(state)), "lengths": jnp.zeros((rows,), jnp.int32)}
+        return {**self.empty(rows, cache_size(state) or 0), "source": source}
 
     def read(self, source: jax.Array, lengths: jax.Array | None, train: bool) -> dict[str, Any]:
         """The decoder's view of a source: keys and values for each layer, and the lengths."""
         check_source(self, source, lengths)
         rows, steps = source.shape
-        self.check_room(steps)
+        check_room(self, steps)
         places = jnp.arange(steps)[None]
         context = Context(Mask(lengths=lengths), bias=self.bias(places, steps, of_source=True), train=train)
         x, _ = self.encoder(self.embed(source, places, of_source=True), context)
@@ -168,10 +189,12 @@ class SourceToTarget(nn.Module):
     ) -> Any:
         check_tokens(self, tokens, self.vocab_size, lengths)
         steps = keys = tokens.shape[1]
-        self.check_room(steps)
+        check_room(self, steps)
         if self.is_initializing() and state is None and source is None:
             source = jnp.zeros_like(tokens)  # parameters do not depend on the source
         check_begun(self, state, source, source_lengths)
+        if state is not None:
+            check_state(self, state, lambda: self.like(state, tokens.shape[0]))
         places, mask = jnp.arange(steps)[None], Mask(causal=True)
         if state is not None:
             places, keys = state["position"][:, None] + places, state["layers"]["layer0"]["key"].shape[1]
@@ -183,12 +206,7 @@ class SourceToTarget(nn.Module):
         logits = self.logits(x)
         if state is None:
             return logits
-        consumed = steps if lengths is None else lengths
-        return logits, {"layers": layers, "position": state["position"] + consumed, "source": memory}
-
-    def check_room(self, tokens: int) -> None:
-        if tokens > self.max_length:
-            raise ZooError(f"{tokens} tokens are more than the model's max_length of {self.max_length}")
+        return logits, {"layers": layers, "position": position_after(state, tokens, lengths), "source": memory}
 
 
 def halves(

@@ -126,7 +126,9 @@ class Attention(nn.Module):
         if self.is_mutable_collection("features") and not self.is_initializing():
             sow(self, "weights", attention_weights(query, key, mask, **options))
         out = attention(query, key, value, mask, **options, implementation=self.implementation)
-        return self.dense(x.shape[-1], name="out", residual=True)(out.reshape(*x.shape[:2], -1)), cache
+        return self.dense(x.shape[-1], name="out", residual=True)(
+            out.reshape(*x.shape[:2], self.num_heads * self.head_dim)
+        ), cache
 
     def heads(self, name: str, x: jax.Array, heads: int) -> jax.Array:
         return self.dense(heads * self.head_dim, name=name)(x).reshape(*x.shape[:2], heads, self.head_dim)
@@ -135,7 +137,7 @@ class Attention(nn.Module):
 def written(cache: jax.Array, new: jax.Array, mask: Mask) -> jax.Array:
     """The cache [B, S, K, D] with `new` [B, T, K, D] at the mask's positions [B, T]; positions beyond its end are
     dropped."""
-    rows = jnp.arange(len(cache))[:, None]
+    rows = jnp.arange(cache.shape[0])[:, None]
     return cache.at[rows, mask.positions].set(new.astype(cache.dtype), mode="drop", unique_indices=True)
 
 

@@ -39,7 +39,7 @@ class ViT(nn.Module):
     layers/layer0/attention/weights [B, N, T, T], ...; normalised; pooled [B, hidden_size], the head's input.
     """
 
-    num_classes: int = 1000
+    num_classes: int | None = 1000  # None: no head, the result is `pooled`
     image_size: int = 224  # pixels per side, a multiple of patch_size
     patch_size: int = 16
     hidden_size: int = 768
@@ -66,10 +66,10 @@ class ViT(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         side, width = (self.patch_size, self.patch_size), self.hidden_size
         x = Conv(width, side, strides=side, padding="VALID", **dtypes, name="patches")(x)
-        x = x.reshape(len(x), -1, width)  # [B, T, hidden_size], row by row
+        x = x.reshape(x.shape[0], x.shape[1] * x.shape[2], width)  # [B, T, hidden_size], row by row
         if self.pooling == "token":
             token = self.param("class_token", nn.initializers.zeros, (1, 1, width), self.param_dtype)
-            token = jnp.broadcast_to(token.astype(self.dtype), (len(x), 1, width))
+            token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, width))
             x = jnp.concatenate([token, x], axis=1)
         positions = self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:]), self.param_dtype)
         x = x + positions.astype(self.dtype)
@@ -80,6 +80,8 @@ class ViT(nn.Module):
         x = sow(self, "normalised", norm(name="norm")(x))
         x = x[:, 0] if self.pooling == "token" else jnp.mean(x, axis=1, dtype=jnp.float32).astype(x.dtype)
         x = sow(self, "pooled", x)
+        if self.num_classes is None:
+            return x
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, **dtypes, name="head")(x)
 
     @property

@@ -18,6 +18,7 @@ from zoo.files import read_json
 from zoo.registry import abstract_variables, create_model, example_of
 from zoo.transformer.layers import stacked, unstacked
 from zoo.weights import huggingface, native, recurrent, torchvision
+from zoo.weights.heads import unread_head
 from zoo.weights.huggingface.layout import TensorLayout
 
 Variables = Mapping[str, Any]
@@ -70,7 +71,8 @@ def _fit(
         raise ZooError(f"{where} does not fit {type(module).__name__}: {error}") from None
     expected = layout.names(plain)
     missing = sorted(set(expected) - set(tensors))
-    unexpected = sorted(name for name in set(tensors) - set(expected) if not layout.ignored(name))
+    others = set(tensors) - set(expected) - unread_head(module, layout)
+    unexpected = sorted(name for name in others if not layout.ignored(name))
     leaves, misfits = {}, {}
     for name in set(expected) & set(tensors):
         keys, leaf = expected[name]

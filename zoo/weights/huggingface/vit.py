@@ -65,6 +65,10 @@ def fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def config(model: Any) -> dict[str, Any]:
     """The config.json of a model."""
+    if model.num_classes is None:
+        raise ZooError(
+            "a ViT without classes has no config.json of ViTForImageClassification; save it with save_weights"
+        )
     labels = {str(i): f"LABEL_{i}" for i in range(model.num_classes)}
     return {
         "architectures": list(ARCHITECTURES["vit"][:1]),
