@@ -89,36 +89,6 @@ class TextInputs(Inputs):
             return ()
         return tuple(sorted({*range(self.vocab_size)} - {*self._library.get_vocab().values()}))
 
-    @functools.cached_property
-    def gaps(self) -> tuple[int, ...]:
-        """The ids below `vocab_size` that no token has."""
-        if self.tokenizer in ("char", "byte"):
-            return ()
-        return tuple(sorted(set(range(self.vocab_size)) - set(self._library.get_vocab().values())))
-
-    @property
-    def end(self) -> int | None:
-        """The id of the token that ends a text; None for a vocabulary without one."""
-        if self.tokenizer in ("char", "byte"):
-            return None
-        found = (self._library.token_to_id(name) for name in ("<|endoftext|>", "</s>", "<eos>"))
-        return next((token for token in found if token is not None), None)
-
-    @property
-    def first_prompt(self) -> str:
-        """The text to continue where none is given: a new line, if the vocabulary has one."""
-        if self.tokenizer == "char":
-            return "\n" if "\n" in self.vocabulary else self.vocabulary[0]
-        if self.tokenizer == "byte" or self.decode(self.prompt("\n")).endswith("\n"):
-            return "\n"
-        words = (self.decode([token]).strip() for token in range(self.vocab_size) if token not in self.gaps)
-        return "" if len(self.prompt("")) else next(word for word in words if word not in ("", *SPECIAL))
-
-    def prompt(self, raw: str) -> np.ndarray:
-        """Token ids int32 [n] of a text to continue: those of `encode` without a final [SEP]."""
-        tokens = self.encode(raw)
-        return tokens[:-1] if self.tokenizer == "wordpiece" and self.decode(tokens[-1:]) == END else tokens
-
     @property
     def mask(self) -> int:
         """The id of the mask token; ZooError if the vocabulary has none."""
