@@ -21,6 +21,8 @@ LANGUAGE_MODELS = {
 TINY = {
     **LANGUAGE_MODELS,
     "lstm": {"hidden_size": 8, "num_layers": 2, "bidirectional": True},
+    "gru": {"hidden_size": 8, "num_layers": 2, "bidirectional": True},
+    "rnn": {"hidden_size": 8},
     "lstm_classifier": {"hidden_size": 8, "embedding_size": 6, "vocab_size": 11, "pooling": "attention"},
     "lstm_encoder": {"hidden_size": 8, "embedding_size": 6, "num_layers": 2},
     "lstm_forecaster": {"hidden_size": 8, "num_layers": 2},
@@ -231,6 +233,25 @@ def test_embeddings_have_length_one_and_do_not_see_padding(name):
     assert out.shape == (B, 6)
     np.testing.assert_allclose(np.linalg.norm(out, axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(model.apply(variables, x[1:2, :3])[0], out[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn", "lstm_encoder"])
+@pytest.mark.parametrize("features", [False, True])
+def test_nan_in_padding_changes_nothing(name, features):
+    """Neither outputs nor gradients, of the parameters and of the steps that are no padding."""
+    model, variables, x = tiny(name)
+    lengths = np.array([7, 0, 4], np.int32)
+    padding = (np.arange(T) >= lengths[:, None])[..., None]
+
+    def loss(variables, x):
+        out = model.apply(variables, x, lengths=lengths, mutable=["features"] if features else False)
+        out = out[0] if features else out
+        return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape)))
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    clean, *dirty = (run(variables, np.where(padding, value, x)) for value in (0, np.nan, np.inf))
+    for results in dirty:
+        jax.tree.map(np.testing.assert_array_equal, results, clean)
 
 
 # Wrong input.

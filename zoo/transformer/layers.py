@@ -125,7 +125,8 @@ class Attention(nn.Module):
         options: dict[str, Any] = {"bias": bias, "scale": self.scale, "soft_cap": self.soft_cap}
         if self.is_mutable_collection("features") and not self.is_initializing():
             sow(self, "weights", attention_weights(query, key, mask, **options))
-        out = attention(query, key, value, mask, **options, implementation=self.implementation)
+        options |= {"implementation": self.implementation, "finite_padding": cache is not None or source is not None}
+        out = attention(query, key, value, mask, **options)
         return self.dense(x.shape[-1], name="out", residual=True)(out.reshape(*x.shape[:2], -1)), cache
 
     def heads(self, name: str, x: jax.Array, heads: int) -> jax.Array:
