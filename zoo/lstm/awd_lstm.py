@@ -87,4 +87,4 @@ class AwdLstm(nn.Module):
         if state is None:
             return logits
         consumed = tokens.shape[1] if lengths is None else lengths
-        return logits, {"layers": layers, "position": old["position"] + consumed}
+        return logits, {"layers": layers, "position": (old["position"] + consumed).astype(jnp.int32)}

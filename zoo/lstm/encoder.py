@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from zoo.features import sow
 from zoo.lstm.layers import Recurrent, Rows
+from zoo.ops.precision import at_least_float32
 from zoo.ops.recurrence import Cell
 from zoo.registry import register
 from zoo.sequence import check_tokens
@@ -58,7 +59,7 @@ class RecurrentEncoder(nn.Module):
         _, state = layers(x, layers.init_state(rows), lengths, train)
         last = jnp.concatenate([state[name][0] for name in layers.directions(self.num_layers - 1)], axis=-1)
         head = nn.Dense(self.embedding_size, dtype=self.dtype, param_dtype=self.param_dtype, name="head")
-        embedding = head(sow(self, "pooled", last)).astype(jnp.float32)
+        embedding = head(sow(self, "pooled", last)).astype(at_least_float32(self.dtype))
         length = jnp.sqrt(jnp.sum(jnp.square(embedding), axis=-1, keepdims=True) + 1e-12)
         return (embedding / length).astype(self.dtype)
 

@@ -83,7 +83,7 @@ class RecurrentLM(nn.Module):
         if state is None:
             return logits
         consumed = tokens.shape[1] if lengths is None else lengths
-        return logits, {"layers": layers, "position": old["position"] + consumed}
+        return logits, {"layers": layers, "position": (old["position"] + consumed).astype(jnp.int32)}
 
 
 _PAPER = "Karpathy, Johnson and Li 2015, arXiv:1506.02078"

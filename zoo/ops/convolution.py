@@ -29,6 +29,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from zoo import partition
+from zoo.ops.precision import at_least_float32
 
 GROUP_BYTES = 4 << 20  # of the factors of one product, so that they stay in the cache
 FEW_CHANNELS = 4  # up to this many, the forward pass uses patches too
@@ -167,7 +168,8 @@ def kernel_gradient(
         else:
             x = _patches(strides, pads, (height, width), x)
         x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-        return lax.dot_general(x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        dtype = at_least_float32(x, gradient)
+        return lax.dot_general(x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
 
     def add(total: jax.Array, *images: jax.Array) -> tuple[jax.Array, None]:
         return total + product(*images), None

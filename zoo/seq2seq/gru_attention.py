@@ -79,7 +79,7 @@ class Seq2SeqGRUAttention(Seq2Seq):
             query, gates = jnp.split(product(state[0], state_kernel), [self.attention_size], axis=1)
             context, attention = attend(weights, query)
             inputs = inputs + product(context, context_kernel)
-            new, _ = textbook_cell("gru", inputs, gates + cell.bias.astype(jnp.float32), state)
+            new, _ = textbook_cell("gru", inputs, gates + cell.bias.astype(gates.dtype), state)
             carry = kept(present, {"layer0": new}, carry)
             return carry, (carry["layer0"][0], context.astype(self.dtype), attention)
 

@@ -101,7 +101,7 @@ class Seq2SeqLuong(Seq2Seq):
                 if i:
                     below, inputs = below if masks is None else below * masks[i - 1], rest[i - 1].bias
                 gates = product(jnp.concatenate([below, carry[name][0]], axis=-1), kernel)
-                new[name], _ = textbook_cell("lstm", inputs.astype(jnp.float32), gates, carry[name])
+                new[name], _ = textbook_cell("lstm", inputs.astype(gates.dtype), gates, carry[name])
                 below = new[name][0].astype(self.dtype)
             new["fed"], attention = combined(below)
             carry = kept(present, new, carry)

@@ -98,7 +98,8 @@ class Seq2Seq(nn.Module):
         if state is None:
             return logits
         consumed = tokens.shape[1] if lengths is None else lengths
-        return logits, {"decoder": decoder, "position": state["position"] + consumed, "source": memory}
+        position = (state["position"] + consumed).astype(jnp.int32)
+        return logits, {"decoder": decoder, "position": position, "source": memory}
 
 
 class Cells(nn.Module):

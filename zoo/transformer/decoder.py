@@ -141,7 +141,7 @@ class Decoder(nn.Module):
         if state is None:
             return logits
         consumed = tokens.shape[1] if lengths is None else lengths
-        return logits, {"layers": layers, "position": state["position"] + consumed}
+        return logits, {"layers": layers, "position": (state["position"] + consumed).astype(jnp.int32)}
 
     def places(self, tokens: jax.Array, state: Any, segments: jax.Array | None) -> jax.Array:
         """The position of each token, int32 [B or 1, T]: after the tokens of the state, or within its document."""
@@ -157,7 +157,7 @@ class Decoder(nn.Module):
         if self.positions != "rotary":
             return None
         scaling = None if self.rope_scaling is None else RotaryScaling(*self.rope_scaling)
-        return rotary(places, self.sizes[1], self.rope_theta, scaling)
+        return rotary(places, self.sizes[1], self.rope_theta, scaling, self.dtype)
 
     def new_norm(self) -> Any:
         return functools.partial(

@@ -184,7 +184,8 @@ class SourceToTarget(nn.Module):
         if state is None:
             return logits
         consumed = steps if lengths is None else lengths
-        return logits, {"layers": layers, "position": state["position"] + consumed, "source": memory}
+        position = (state["position"] + consumed).astype(jnp.int32)
+        return logits, {"layers": layers, "position": position, "source": memory}
 
     def check_room(self, tokens: int) -> None:
         if tokens > self.max_length:
@@ -239,7 +240,7 @@ class EncoderDecoder(SourceToTarget):
         own = of_source and self.source_vocab_size is not None
         table = self.source_embedding if own else self.embedding
         x = take_rows(table.astype(self.dtype), tokens) * math.sqrt(self.hidden_size)
-        return x + sinusoids(places, self.hidden_size).astype(self.dtype)
+        return x + sinusoids(places, self.hidden_size, self.dtype)
 
 
 ROWS: dict[str, dict[str, Any]] = {

@@ -75,7 +75,8 @@ def new_dense(
 
 
 def new_norm(name: str, *, norm: Norm, epsilon: float, use_bias: bool, dtype: Any, param_dtype: Any) -> nn.Module:
-    """Layer normalisation (Ba et al. 2016) or RMS normalisation (Zhang and Sennrich 2019), statistics in float32."""
+    """Layer normalisation (Ba et al. 2016) or RMS normalisation (Zhang and Sennrich 2019); statistics in float32 or
+    more."""
     fields: dict[str, Any] = {"epsilon": epsilon, "dtype": dtype, "param_dtype": param_dtype, "name": name}
     return nn.RMSNorm(**fields) if norm == "rms" else nn.LayerNorm(use_bias=use_bias, **fields)
 
