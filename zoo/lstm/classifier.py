@@ -24,6 +24,8 @@ class RecurrentClassifier(nn.Module):
 
     Features: pooled, the head's input; attention, the weights over time [B, T] if they pool; layers/..., as `Recurrent`
     lists them.
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     vocab_size: int = 10_000

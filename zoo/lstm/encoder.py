@@ -26,6 +26,8 @@ class RecurrentEncoder(nn.Module):
     """Features [B, T, F], `lengths[b]` steps in row b, to embeddings [B, embedding_size] of length one.
 
     Features: pooled, the dense layer's input; layers/..., as `Recurrent` lists them.
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     embedding_size: int = 256
@@ -69,6 +71,8 @@ class SentenceEncoder(RecurrentEncoder):
     """Tokens [B, T], `lengths[b]` in row b, to embeddings [B, embedding_size] of length one.
 
     Features: pooled, the dense layer's input; layers/..., as `Recurrent` lists them.
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     vocab_size: int = 10_000

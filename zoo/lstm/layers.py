@@ -96,6 +96,8 @@ class Recurrent(nn.Module):
     result is `(outputs, state)`, else outputs. Dropout is between layers; with `variational` all steps share one mask
     (Gal and Ghahramani 2016). Features: layer0/cell, layer0/input_gate, layer0/forget_gate, layer0/output_gate of an
     LSTM, layer0/reset_gate, layer0/update_gate of a GRU, layer0_reverse/..., layer1/..., each [B, T, H]; output.
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     cell: Cell = "lstm"

@@ -24,6 +24,7 @@ from zoo import partition
 from zoo.errors import ZooError
 from zoo.ops.attention_scores import Mask, by_head, by_time, hidden_keys, scaled_scores, unnormalised, weighted_sums
 from zoo.ops.blocked_attention import Arrays, blocked
+from zoo.ops.forward_mode import in_forward_mode
 from zoo.ops.precision import at_least_float32
 
 Implementation = Literal["xla", "blocked", "cudnn", "pallas"]
@@ -103,6 +104,8 @@ def _attention(
     hidden = None if finite_padding else hidden_keys(mask.lengths, bias, key.shape[1])
     if hidden is not None:  # a weight of 0 does not remove NaN from a product
         key, value = (jnp.where(hidden[..., None, None], 0, x) for x in (key, value))
+    if chosen == "blocked" and in_forward_mode():
+        chosen = "xla"
     if chosen == "blocked" and bias is None:
         arrays = Arrays.of(mask, queries)
         return blocked(mask.causal, mask.window, scale, soft_cap, query, key, value, arrays)

@@ -12,7 +12,7 @@ for the gradient of the kernel: a step of ResNet-18 takes 0.82 of the time. In f
 the largest value. Other platforms use XLA's convolution.
 
 The custom rule for reverse mode excludes forward mode (`jax.jvp`), so it applies only on request: to functions traced
-inside `fast_kernel_gradients()`.
+inside `fast_kernel_gradients()`, and not inside `zoo.forward_mode()`.
 """
 
 import contextlib
@@ -29,6 +29,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from zoo import partition
+from zoo.ops.forward_mode import in_forward_mode
 from zoo.ops.precision import at_least_float32
 
 GROUP_BYTES = 4 << 20  # of the factors of one product, so that they stay in the cache
@@ -73,7 +74,7 @@ def conv_general_dilated(
         for key, value in settings.items()
         if key in ("lhs_dilation", "rhs_dilation", "feature_group_count", "precision")
     )
-    if not (_fast.get() and plain and x.ndim == 4):
+    if not (_fast.get() and plain and x.ndim == 4) or in_forward_mode():
         return lax.conv_general_dilated(x, kernel, strides, padding, **settings)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)

@@ -24,6 +24,7 @@ import numpy as np
 from jax import lax
 
 from zoo import partition
+from zoo.ops.forward_mode import in_forward_mode
 from zoo.ops.precision import at_least_float32
 
 Cell = Literal["lstm", "gru", "rnn"]
@@ -39,14 +40,18 @@ def zero_state(cell: Cell, batch_size: int, hidden_size: int, dtype: jax.typing.
     return (h, jnp.zeros((batch_size, hidden_size), at_least_float32(dtype))) if cell == "lstm" else (h,)
 
 
-@jax.custom_vjp
 def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[T, B, F] times kernel [F, G]: `inputs` [T, B, G], all steps in one matrix product."""
+    return x @ kernel if in_forward_mode() else _project(x, kernel)
+
+
+@jax.custom_vjp
+def _project(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return x @ kernel
 
 
 def _project_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return project(x, kernel), (x, kernel)
+    return _project(x, kernel), (x, kernel)
 
 
 def _project_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -54,7 +59,7 @@ def _project_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -
     return gradient @ kernel.T, _kernel_gradient(x, gradient, kernel)  # JAX's own rule copies the gradient transposed
 
 
-project.defvjp(_project_forward, _project_backward)
+_project.defvjp(_project_forward, _project_backward)
 
 
 def _kernel_gradient(x: jax.Array, by_product: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -83,18 +88,24 @@ def project_tokens(table: jax.Array, tokens: jax.Array, kernel: jax.Array) -> ja
     return project(take_rows(table, tokens), kernel)
 
 
-@jax.custom_vjp
 def take_rows(table: jax.Array, tokens: jax.Array) -> jax.Array:
     """table [V, F] at tokens [...]: [..., F].
 
     The gradient of a small table is a matrix product on platforms where scatters are slow or sum in varying order; on
     CPU, where the product takes five times as long, it is a scatter.
     """
+    return (_looked_up if in_forward_mode() else _take_rows)(table, tokens)
+
+
+def _looked_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
     return jnp.take(table, tokens, axis=0, mode="clip")
 
 
+_take_rows = jax.custom_vjp(_looked_up)
+
+
 def _take_rows_forward(table: jax.Array, tokens: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return take_rows(table, tokens), (tokens, jnp.empty((len(table), 0), table.dtype))
+    return _take_rows(table, tokens), (tokens, jnp.empty((len(table), 0), table.dtype))
 
 
 def _take_rows_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, None]:
@@ -109,7 +120,7 @@ def _take_rows_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array)
     return by_table.astype(like.dtype), None
 
 
-take_rows.defvjp(_take_rows_forward, _take_rows_backward)
+_take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 
 
 def scatter_gradient(size: int, tokens: jax.Array, rows: jax.Array) -> jax.Array:
@@ -137,10 +148,13 @@ def recur(
 
     `recurrent_kernel` is [H, G]; `bias` [G] is added to h @ recurrent_kernel, where a GRU's reset gate multiplies its
     last third. Row b has `lengths[b]` steps (with `reverse`, from the last of them to the first); its outputs beyond
-    are zero, whatever its inputs there are, NaN too. Differentiable in reverse mode.
+    are zero, whatever its inputs there are, NaN too. Differentiable in reverse mode; forwards inside
+    `zoo.forward_mode()`.
     """
     if not len(inputs):  # without steps there is nothing to index
         return jnp.zeros((0, *state[0].shape), state[0].dtype), state
+    if in_forward_mode():
+        return recur_reference(cell, inputs, recurrent_kernel, state, lengths, bias=bias, reverse=reverse)[:2]
     if bias is None:
         bias = jnp.zeros((inputs.shape[-1],), recurrent_kernel.dtype)
     present = None if lengths is None else (jnp.arange(len(inputs))[:, None] < lengths)[..., None]

@@ -33,6 +33,8 @@ class Seq2SeqGRUAttention(Seq2Seq):
 
     Features: encoder/layer0/..., encoder/layer0_reverse/..., as `Recurrent` lists them; attention, the weights
     [B, T, S] over the source; hidden, the head's input.
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     source_vocab_size: int | None = 30_000  # None: vocabulary and embedding are shared with the target

@@ -34,6 +34,8 @@ class Seq2SeqLuong(Seq2Seq):
 
     Features: encoder/layer0/..., as `Recurrent` lists them, in reading order; without input feeding,
     decoder/layer0/...; attention, the weights [B, T, S] over the source; hidden, the head's input.
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     vocab_size: int = 50_000

@@ -43,6 +43,8 @@ class Decoder(nn.Module):
     `segments` int32 [B, T] number the documents packed in a row: a token sees only its own document, in which positions
     start at 0. Features: embedded; layers/layer0/hidden, layers/layer0/attention/weights [B, N, T, S], ...; normalised,
     the head's input.
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     vocab_size: int = 50257

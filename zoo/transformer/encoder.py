@@ -40,6 +40,8 @@ class Encoder(nn.Module):
     `hidden` is [B, T, hidden_size], `embedding` [B, hidden_size] of length 1, `tokens` [B, T, vocab_size]. `types`
     int32 [B, T], default 0, are 1 in the second of two sentences. Features: embedded; layers/layer0/hidden,
     layers/layer0/attention/weights [B, N, T, T], ...; pooled [B, hidden_size], of the first token (not with `tokens`).
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     vocab_size: int = 30522

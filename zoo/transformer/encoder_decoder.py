@@ -88,6 +88,8 @@ class SourceToTarget(nn.Module):
     decoder/layers/layer0/hidden, .../attention/weights [B, N, T, T], .../cross/weights [B, N, T, S]; normalised of each
     half where layers normalise their input. A subclass makes `encoder`, `source` and `decoder` with `halves`,
     `embedding`, and `head_layer` if it is not tied; and defines `embed`.
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     vocab_size: int = 37_000
