@@ -184,7 +184,7 @@ class Trainer:
     def _progress(self) -> dict[str, float]:
         """Training examples seen (of texts, windows), and epochs."""
         seen = self.step * self.config.batch_size
-        return {"epoch": round(seen / self.dataset.train.rows, 6), "examples": seen}
+        return {"epoch": round(seen / self.dataset.train.rows_per_epoch, 6), "examples": seen}
 
     def _check_finite(self) -> None:
         """ZooError for a state not worth saving, as after an update that is not finite though its gradient is."""

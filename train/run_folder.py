@@ -89,7 +89,7 @@ def with_steps(config: Config, workdir: pathlib.Path, dataset: Dataset) -> Confi
     """The settings with `steps` that are the `epochs`, if any, and the end of the schedule fixed, so that a later
     change of the steps does not move it. ZooError for a run that is beyond them already."""
     if config.epochs is not None:
-        steps = math.ceil(config.epochs * dataset.train.rows / config.batch_size)
+        steps = math.ceil(config.epochs * dataset.train.rows_per_epoch / config.batch_size)
         config = dataclasses.replace(config, steps=steps, epochs=None)
         config.check()
     newest, stored = max(step_folders(workdir / "checkpoints"), default=0), config.steps

@@ -11,6 +11,7 @@ from zoo import transformer as transformer
 from zoo.decode import generate, translate
 from zoo.errors import ZooError
 from zoo.flops import count_flops
+from zoo.ops.forward_mode import forward_mode
 from zoo.registry import ModelInfo, create_model, list_models, model_info, register
 from zoo.run import Run, load
 from zoo.weights import load_weights, save_weights
@@ -23,6 +24,7 @@ __all__ = [
     "ZooError",
     "count_flops",
     "create_model",
+    "forward_mode",
     "from_pretrained",
     "generate",
     "list_models",

@@ -57,6 +57,8 @@ def test_outputs_states_and_gradients(cell, bidirectional, ragged, tmp_path):
     state = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), model.init_state(B))
     weights = rng.normal(size=(B, T, H * (1 + bidirectional))).astype(np.float32)
     lengths = np.array(LENGTHS) if ragged else None
+    if ragged:  # a packed sequence has no padding
+        x[np.arange(T) >= np.array(LENGTHS)[:, None]] = np.nan
 
     def loss(variables, x):
         outputs, final = model.apply(variables, x, state, lengths)
@@ -87,6 +89,23 @@ def test_outputs_states_and_gradients(cell, bidirectional, ragged, tmp_path):
             name = name.replace("bias_ih", "bias_hh")
         rows = slice(2 * H, None) if cell == "gru" and "bias_ih" in name else slice(None)
         close(back[name][rows], parameter.grad[rows])
+
+
+@pytest.mark.parametrize("cell", KINDS)
+def test_in_float64_to_nine_digits(cell, tmp_path):
+    model, _, peer = ours_and_torchs(cell, 2, True, tmp_path / "weights.safetensors")
+    x = np.random.default_rng(0).normal(size=(B, T, F))
+    tensor = torch.from_numpy(x).requires_grad_()
+    peers = peer.double()(tensor)[0]
+    (peers**2).sum().backward()
+    with jax.enable_x64(True):
+        model = model.clone(dtype="float64", param_dtype="float64")
+        variables = zoo.load_weights(model, tmp_path / "weights.safetensors", (T, F))
+        ours, back = jax.vjp(lambda x: model.apply(variables, x), jnp.asarray(x))
+        by_x = back(2 * ours)[0]
+    for mine, theirs in ((ours, peers.detach().numpy()), (by_x, tensor.grad.numpy())):
+        assert mine.dtype == np.float64
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("cell", KINDS)

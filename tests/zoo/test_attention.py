@@ -15,9 +15,9 @@ B, T, N, D = 2, 150, 4, 8  # more than one block, and not whole ones
 TOLERANCE = 2e-5  # of the largest value, float32: sums in another order
 
 
-def arrays(queries=T, keys=T, heads=N, key_heads=N, dtype=np.float32, width=D):
+def arrays(queries=T, keys=T, heads=N, key_heads=N, dtype=np.float32, width=D, value_width=None):
     rng = np.random.default_rng(0)
-    shapes = [(B, queries, heads, width), (B, keys, key_heads, width), (B, keys, key_heads, width)]
+    shapes = [(B, queries, heads, width), (B, keys, key_heads, width), (B, keys, key_heads, value_width or width)]
     return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
 
 
@@ -40,6 +40,11 @@ CASES = {
     "packed": (Mask(causal=True, segments=(PACKED, PACKED)), {}),
     "cached": (Mask(causal=True, positions=POSITIONS), {"queries": 20, "key_heads": 2}),
     "cached window": (Mask(causal=True, window=30, positions=POSITIONS), {"queries": 20}),
+    "one side, before": (Mask(window=(30, None)), {}),
+    "one side, after": (Mask(window=(None, 5)), {"keys": 70}),
+    "uneven window": (Mask(window=(10, 3), lengths=jnp.array([130, 7])), {}),
+    "causal uneven window": (Mask(causal=True, window=(10, 3)), {}),
+    "wide values": (Mask(causal=True, lengths=jnp.array([130, 7])), {"value_width": 13, "key_heads": 2}),
     "few": (Mask(causal=True), {"queries": 5, "keys": 5}),
 }
 
@@ -201,3 +206,136 @@ def test_shapes_and_implementations_that_do_not_go_together():
         attention(query, key, value, bias=jnp.zeros((1, N, T, T)), implementation="blocked")
     with pytest.raises(ZooError, match="multiples of 128, not 150 and 150"):
         attention(query, key, value, implementation="pallas")
+    with pytest.raises(ZooError, match="attention 'pallas' takes no values of width 5; take 'xla'"):
+        attention(query, key, value[..., :5], implementation="pallas")
+    with pytest.raises(ZooError, match=r"bias \[4, 150, 150\] does not broadcast to the scores \[2, 4, 150, 150\]"):
+        attention(query, key, value, bias=jnp.zeros((N, T, T)))
+    with pytest.raises(ZooError, match="a Mask or boolean, not float32; numbers to add are the bias"):
+        attention(query, key, value, jnp.zeros((1, 1, T, T)))
+    for window in (0, (-1, 0), (1, 2, 3)):
+        with pytest.raises(ZooError, match=r"must be 1 or more, or \(before, after\)"):
+            attention(query, key, value, Mask(window=window))
+
+
+def by_hand(query, key, value, seen, bias):
+    """In float64, each query over the keys that it sees, one by one; seen and bias are [B, N, T, S]."""
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    out = np.zeros((*query.shape[:3], value.shape[3]))
+    for b, t, n in np.ndindex(*query.shape[:3]):
+        mine = seen[b, n, t] & (bias[b, n, t] > -np.inf)
+        if mine.any():
+            head = n // (query.shape[2] // key.shape[2])
+            scores = key[b, mine, head] @ query[b, t, n] / np.sqrt(query.shape[3]) + bias[b, n, t, mine]
+            weights = np.exp(scores - scores.max())
+            out[b, t, n] = weights / weights.sum() @ value[b, mine, head]
+    return out
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_mask_and_bias_is_the_sum_over_the_keys_seen(seed):
+    """Random shapes; lengths, windows, boolean masks and biases with -inf, over one head, row, query or key or all."""
+    rng = np.random.default_rng(seed)
+    queries, keys, key_heads = int(rng.integers(1, 9)), int(rng.integers(1, 9)), int(rng.choice([1, 2, 4]))
+    inputs = arrays(queries, keys, key_heads=key_heads, value_width=int(rng.integers(1, 9)))
+    full = B, N, queries, keys
+    boolean, numbers = (rng.random([int(rng.choice([1, size])) for size in full]) for _ in range(2))
+    boolean, numbers = boolean < 0.5, np.where(numbers < 0.3, -np.inf, numbers).astype(np.float32)
+    sides = [None if rng.random() < 0.4 else int(rng.integers(0, 5)) for _ in range(2)]
+    lengths, ahead = rng.integers(0, keys + 1, B), np.arange(keys) - np.arange(queries)[:, None]
+    inside = (ahead >= -(99 if sides[0] is None else sides[0])) & (ahead <= (99 if sides[1] is None else sides[1]))
+    inside = np.broadcast_to((inside & (np.arange(keys) < lengths[:, None, None]))[:, None], full)
+    mask, seen, no = (
+        Mask(window=tuple(sides), lengths=jnp.asarray(lengths)),
+        np.broadcast_to(boolean, full),
+        np.zeros(full),
+    )
+    boolean, numbers, bias = jnp.asarray(boolean), jnp.asarray(numbers), np.broadcast_to(numbers, full)
+    cases = [
+        ({"bias": boolean}, by_hand(*inputs, seen, no)),
+        ({"mask": boolean}, by_hand(*inputs, seen, no)),
+        ({"mask": boolean, "bias": numbers}, by_hand(*inputs, seen, bias)),
+        ({"mask": mask, "bias": boolean}, by_hand(*inputs, seen & inside, no)),
+        ({"mask": mask, "bias": numbers}, by_hand(*inputs, inside, bias)),
+    ]
+
+    @jax.jit
+    def run(query, key, value):
+        results = []
+        for options, _ in cases:
+            ours, theirs = (
+                value_and_gradients(lambda *a, f=f, o=options: f(*a, **o), query, key, value)
+                for f in (attention, attention_reference)
+            )
+            weights = attention_weights(query, key, **options)
+            weighed = jnp.einsum("bnts,bsnv->btnv", weights, jnp.repeat(value, N // key_heads, axis=2))
+            results.append((ours, theirs, weighed))
+        return results
+
+    for (ours, theirs, weighed), (_, expected) in zip(run(*inputs), cases, strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE), ours, theirs)
+        close(ours[0], expected)
+        close(weighed, expected)
+
+
+@pytest.mark.parametrize("lowest", [-np.inf, np.finfo(np.float32).min, -1e30])
+def test_a_bias_that_hides_every_key(lowest):
+    """Of -inf it is a mask; of finite numbers, however low, it is the softmax's mean over all keys."""
+    inputs = arrays(3, 5)
+    bias = jnp.zeros((1, 1, 3, 5)).at[0, 0, 1].set(lowest)
+
+    @jax.jit
+    def run(*inputs):
+        return [
+            value_and_gradients(lambda *a, f=f: f(*a, bias=bias), *inputs) for f in (attention, attention_reference)
+        ]
+
+    (out, gradients), theirs = run(*inputs)
+    expected = np.zeros((B, N, D)) if lowest == -np.inf else np.asarray(inputs[2]).mean(axis=1)
+    np.testing.assert_allclose(out[:, 1], expected, rtol=1e-5, atol=1e-6)
+    assert all(np.isfinite(leaf).all() for leaf in gradients)
+    close((out, gradients), theirs)
+
+
+PRESENT = np.arange(T) < np.array([[5], [130]])  # [B, T]
+SQUARE = (PRESENT[:, None] & PRESENT[..., None])[:, None]  # hides every key from queries that are padding too
+PADDED = {
+    "lengths": ("xla", Mask(lengths=jnp.array([5, 130])), None),
+    "lengths in blocks": ("blocked", Mask(lengths=jnp.array([5, 130])), None),
+    "causal in blocks": ("blocked", Mask(causal=True, lengths=jnp.array([5, 130])), None),
+    "boolean": ("xla", jnp.asarray(PRESENT[:, None, None]), None),
+    "square": ("xla", jnp.asarray(SQUARE), None),
+    "bias": ("xla", Mask(), jnp.where(SQUARE, 0, -jnp.inf)),
+}
+
+
+@pytest.mark.parametrize("case", PADDED)
+def test_nan_in_padding_changes_nothing(case):
+    """Neither the results of queries that are no padding nor any gradient."""
+    implementation, mask, bias = PADDED[case]
+    options = {"implementation": implementation, "bias": bias}
+    present = PRESENT[..., None, None]
+
+    def padded(with_):
+        inputs = [jnp.where(present, x, with_) for x in arrays(key_heads=2)]
+
+        def loss(*inputs):
+            out = jnp.where(present, attention(*inputs, mask, **options), 0)
+            return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*inputs)
+
+    clean = padded(0.0)
+    for with_ in (jnp.nan, jnp.inf):
+        jax.tree.map(np.testing.assert_array_equal, padded(with_), clean)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "blocked"])
+def test_nan_that_is_no_padding_is_seen(implementation):
+    query, key, value = arrays()
+    mask = Mask(lengths=jnp.array([5, 130]))
+    for i in range(3):
+        inputs = [query, key, value]
+        inputs[i] = inputs[i].at[1, 3].set(jnp.nan)
+        out = attention(*inputs, mask, implementation=implementation)
+        assert np.isnan(out[1, 3]).all()
+        assert np.isfinite(out[0]).all()

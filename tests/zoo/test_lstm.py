@@ -21,6 +21,8 @@ LANGUAGE_MODELS = {
 TINY = {
     **LANGUAGE_MODELS,
     "lstm": {"hidden_size": 8, "num_layers": 2, "bidirectional": True},
+    "gru": {"hidden_size": 8, "num_layers": 2, "bidirectional": True},
+    "rnn": {"hidden_size": 8},
     "lstm_classifier": {"hidden_size": 8, "embedding_size": 6, "vocab_size": 11, "pooling": "attention"},
     "lstm_encoder": {"hidden_size": 8, "embedding_size": 6, "num_layers": 2},
     "lstm_forecaster": {"hidden_size": 8, "num_layers": 2},
@@ -243,6 +245,25 @@ def test_an_encoders_activation_comes_before_the_norm():
     np.testing.assert_allclose(out, embedding / np.linalg.norm(embedding, axis=1, keepdims=True), rtol=1e-4, atol=1e-5)
     negative = {"params": {**variables["params"], "head": {**head, "bias": head["bias"] - 100}}}
     assert not model.apply(negative, x).any()
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn", "lstm_encoder"])
+@pytest.mark.parametrize("features", [False, True])
+def test_nan_in_padding_changes_nothing(name, features):
+    """Neither outputs nor gradients, of the parameters and of the steps that are no padding."""
+    model, variables, x = tiny(name)
+    lengths = np.array([7, 0, 4], np.int32)
+    padding = (np.arange(T) >= lengths[:, None])[..., None]
+
+    def loss(variables, x):
+        out = model.apply(variables, x, lengths=lengths, mutable=["features"] if features else False)
+        out = out[0] if features else out
+        return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape)))
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    clean, *dirty = (run(variables, np.where(padding, value, x)) for value in (0, np.nan, np.inf))
+    for results in dirty:
+        jax.tree.map(np.testing.assert_array_equal, results, clean)
 
 
 # Wrong input.

@@ -90,6 +90,18 @@ def test_rows_of_another_length_do_not_depend_on_the_padding(cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("function", [recur, recur_reference])
+def test_nan_in_padding_changes_nothing(cell, function):
+    inputs, kernel, bias, state = arguments(cell)
+    padding = (jnp.arange(T)[:, None] >= LENGTHS)[..., None]
+    for reverse in (False, True):
+        loss = jax.jit(jax.value_and_grad(weighted(function, cell, LENGTHS, reverse), argnums=(0, 1, 3)))
+        clean, *dirty = (loss(jnp.where(padding, x, inputs), kernel, bias, state) for x in (0, jnp.nan, jnp.inf))
+        for results in dirty:
+            jax.tree.map(np.testing.assert_array_equal, results, clean)
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_no_steps_leave_the_state_as_it_is(cell):
     inputs, kernel, bias, state = arguments(cell)
     for lengths in (None, np.zeros(B, np.int32)):

@@ -45,7 +45,7 @@ class Split(Protocol):
         """What an evaluation counts, such as "360 examples"."""
 
     @property
-    def rows(self) -> float:
+    def rows_per_epoch(self) -> float:
         """How many rows of batches an epoch has: examples, or windows of a text."""
 
     def read(self, indices: np.ndarray) -> Arrays:
@@ -80,7 +80,7 @@ class Examples:
         return f"{self.size:,} examples"
 
     @property
-    def rows(self) -> float:
+    def rows_per_epoch(self) -> float:
         return self.size
 
     def batches(self, batch_size: int, seed: int, rows: np.ndarray | None = None) -> TrainBatches:

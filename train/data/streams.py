@@ -34,7 +34,7 @@ class Stream:
         return len(self.tokens) - (1 if self.begins is None else len(self.begins))
 
     @property
-    def rows(self) -> float:
+    def rows_per_epoch(self) -> float:
         return len(self.tokens) / self.window
 
     def read(self, starts: np.ndarray) -> Arrays:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.cnn.layers import Conv, Layer, check_images
+from zoo.cnn.layers import BatchNorm, Conv, Layer, check_images
 from zoo.features import sow
 from zoo.ops.pooling import max_pool
 from zoo.registry import register
@@ -73,7 +73,7 @@ class AirBench(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         new_conv: Layer = partial(Conv, kernel_size=(3, 3), use_bias=False, kernel_init=dirac, **dtypes)
         norm: Layer = partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train,
             momentum=0.6,
             epsilon=1e-12,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from zoo.cnn.layers import Layer, drop_path
 from zoo.features import sow
+from zoo.ops.precision import at_least_float32
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -26,7 +27,7 @@ class SqueezeExcite(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)  # [B, 1, 1, C]
+        y = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=at_least_float32(x)).astype(x.dtype)  # [B, 1, 1, C]
         y = self.activation(self.conv(self.width, 1, 1, name="fc1", use_bias=True)(y))
         return x * self.gate(self.conv(x.shape[-1], 1, 1, name="fc2", use_bias=True)(y))
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from zoo.errors import ZooError
 from zoo.ops.convolution import conv_general_dilated
+from zoo.ops.precision import at_least_float32
 
 Layer = Callable[..., Any]
 Conv = partial(nn.Conv, conv_general_dilated=conv_general_dilated)  # faster to train on CPU
@@ -53,6 +54,24 @@ def conv(
     )
 
 
+class BatchNorm(nn.BatchNorm):
+    """flax's, but running statistics of float64 parameters are float64, and a computation in float64 does not change
+    their dtype."""
+
+    def __post_init__(self) -> None:
+        if jnp.dtype(self.param_dtype) == jnp.float64:
+            self.force_float32_reductions = False
+        super().__post_init__()
+
+    def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        y = super().__call__(x, *args, **kwargs)
+        if self.is_mutable_collection("batch_stats"):
+            for name in ("mean", "var"):
+                value: Any = self.get_variable("batch_stats", name)
+                self.put_variable("batch_stats", name, value.astype(at_least_float32(self.param_dtype)))
+        return y
+
+
 def batch_norm(
     train: bool,
     axis_name: str | None,
@@ -62,12 +81,13 @@ def batch_norm(
     epsilon: float = 1e-5,
     momentum: float = 0.9,
 ) -> nn.BatchNorm:
-    """Batch normalisation, by default with torch's epsilon and momentum; statistics in float32.
+    """Batch normalisation, by default with torch's epsilon and momentum; statistics in float32 or
+    more.
 
     `momentum` is the weight of the old running average. The running variance is the biased one; torch stores n / (n -
     1) times it.
     """
-    return nn.BatchNorm(
+    return BatchNorm(
         use_running_average=not train,
         momentum=momentum,
         epsilon=epsilon,
@@ -88,8 +108,8 @@ def drop_path(x: jax.Array, rate: float, train: bool) -> jax.Array:
 
 
 def global_mean(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] to [B, C], summed in float32."""
-    return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
+    """[B, H, W, C] to [B, C], summed in float32 or more."""
+    return jnp.mean(x, axis=(1, 2), dtype=at_least_float32(x)).astype(x.dtype)
 
 
 def adaptive_mean(x: jax.Array, size: tuple[int, int]) -> jax.Array:

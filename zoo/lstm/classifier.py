@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from zoo.features import sow
 from zoo.lstm.layers import Recurrent, Rows
+from zoo.ops.precision import at_least_float32
 from zoo.ops.recurrence import Cell, take_rows
 from zoo.registry import register
 from zoo.sequence import check_tokens
@@ -23,6 +24,8 @@ class RecurrentClassifier(nn.Module):
 
     Features: pooled, the head's input; attention, the weights over time [B, T] if they pool; layers/..., as `Recurrent`
     lists them.
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     vocab_size: int = 10_000
@@ -77,10 +80,10 @@ class RecurrentClassifier(nn.Module):
         if self.pooling == "max":
             return jnp.where(some, jnp.max(outputs, axis=1, initial=-jnp.inf, where=present), 0).astype(self.dtype)
         if self.pooling == "mean":
-            total = jnp.sum(outputs, axis=1, where=present, dtype=jnp.float32)
+            total = jnp.sum(outputs, axis=1, where=present, dtype=at_least_float32(outputs))
             return (total / jnp.maximum(counts, 1)[:, None]).astype(self.dtype)
         dense = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         scores = nn.Dense(1, **dense, name="score")(jnp.tanh(nn.Dense(width, **dense, name="attend")(outputs)))
-        weights = jax.nn.softmax(scores.astype(jnp.float32), axis=1, where=present)
+        weights = jax.nn.softmax(scores.astype(at_least_float32(scores)), axis=1, where=present)
         weights = sow(self, "attention", jnp.where(present & some[..., None], weights, 0)[..., 0])
         return jnp.einsum("bt,btd->bd", weights.astype(self.dtype), outputs)

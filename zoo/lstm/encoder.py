@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from zoo.features import sow
 from zoo.lstm.layers import Recurrent, Rows
+from zoo.ops.precision import at_least_float32
 from zoo.ops.recurrence import Cell
 from zoo.registry import register
 from zoo.sequence import check_series, check_tokens
@@ -25,6 +26,8 @@ class RecurrentEncoder(nn.Module):
     """Features [B, T, F], `lengths[b]` steps in row b, to embeddings [B, embedding_size] of length one.
 
     Features: pooled, the dense layer's input; layers/..., as `Recurrent` lists them.
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     embedding_size: int = 256
@@ -60,7 +63,7 @@ class RecurrentEncoder(nn.Module):
         _, state = layers(x, layers.init_state(rows), lengths, train)
         last = jnp.concatenate([state[name][0] for name in layers.directions(self.num_layers - 1)], axis=-1)
         head = nn.Dense(self.embedding_size, dtype=self.dtype, param_dtype=self.param_dtype, name="head")
-        embedding = head(sow(self, "pooled", last)).astype(jnp.float32)
+        embedding = head(sow(self, "pooled", last)).astype(at_least_float32(self.dtype))
         if self.activation == "relu":
             embedding = nn.relu(embedding)
         length = jnp.sqrt(jnp.sum(jnp.square(embedding), axis=-1, keepdims=True) + 1e-12)
@@ -72,6 +75,8 @@ class SentenceEncoder(RecurrentEncoder):
     """Tokens [B, T], `lengths[b]` in row b, to embeddings [B, embedding_size] of length one.
 
     Features: pooled, the dense layer's input; layers/..., as `Recurrent` lists them.
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     vocab_size: int = 10_000

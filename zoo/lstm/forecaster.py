@@ -24,6 +24,8 @@ class RecurrentForecaster(nn.Module):
     """Series [B, T, C] to predictions [B, T, num_targets], each from the steps up to its own.
 
     Features: layers/..., as `Recurrent` lists them.
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     num_targets: int = 1

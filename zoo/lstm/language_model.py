@@ -24,6 +24,8 @@ class RecurrentLM(nn.Module):
     """Tokens [B, T] to next-token logits [B, T, vocab_size], by the protocol of `zoo.sequence`.
 
     Features: hidden, the head's input; layers/..., as `Recurrent` lists them.
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     cell: Cell = "lstm"

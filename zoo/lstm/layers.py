@@ -96,6 +96,8 @@ class Recurrent(nn.Module):
     result is `(outputs, state)`, else outputs. Dropout is between layers; with `variational` all steps share one mask
     (Gal and Ghahramani 2016). Features: layer0/cell, layer0/input_gate, layer0/forget_gate, layer0/output_gate of an
     LSTM, layer0/reset_gate, layer0/update_gate of a GRU, layer0_reverse/..., layer1/..., each [B, T, H]; output.
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     cell: Cell = "lstm"
@@ -107,7 +109,7 @@ class Recurrent(nn.Module):
     variational: bool = False  # one dropout mask for all steps
     weight_dropout_rate: float = 0.0  # of recurrent kernels
     forget_bias: float = 1.0  # initial bias of the LSTM's forget gates
-    dtype: Any = jnp.float32  # of the computation; an LSTM's c and the sums are float32
+    dtype: Any = jnp.float32  # of the computation; an LSTM's c and the sums are float32, or float64 as it is
     param_dtype: Any = jnp.float32  # of the parameters
 
     @nn.compact
@@ -123,6 +125,8 @@ class Recurrent(nn.Module):
         old = self.init_state(rows) if state is None else state
         # Time comes first from here on; for Rows this transposes only integers.
         x = Rows(x.table, x.tokens.T) if isinstance(x, Rows) else jnp.moveaxis(x, 0, 1)
+        if lengths is not None and not isinstance(x, Rows):  # padding of NaN would reach the kernel's gradient
+            x = jnp.where((jnp.arange(steps)[:, None] < lengths)[..., None], x, 0)
         new = {}
         for i, size in enumerate(self.sizes):
             if i:

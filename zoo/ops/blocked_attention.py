@@ -12,27 +12,31 @@ import jax.numpy as jnp
 from jax import lax
 from jax.export import is_symbolic_dim
 
-from zoo.ops.attention_scores import LEAST, Mask, by_head, by_time, merged, scaled_scores, weighted_sums
+from zoo.ops.attention_scores import Mask, Window, by_head, by_time, least, merged, scaled_scores, weighted_sums
+from zoo.ops.precision import at_least_float32
 
 
 class Arrays(NamedTuple):
     """The arrays of a mask, padded to whole blocks; positions are always given."""
 
     positions: jax.Array  # [B or 1, T]
-    lengths: jax.Array  # [B or 1]
+    lengths: jax.Array | None  # [B]
     segments: tuple[jax.Array, jax.Array] | None
 
     @classmethod
-    def of(cls, mask: Mask, queries: int, keys: int) -> "Arrays":
-        positions = jnp.arange(queries)[None] if mask.positions is None else mask.positions
-        lengths = jnp.full((1,), keys) if mask.lengths is None else mask.lengths
-        return cls(positions, lengths, mask.segments)
+    def of(cls, mask: Mask, queries: int) -> "Arrays":
+        positions = jnp.arange(queries, dtype=jnp.int32)[None] if mask.positions is None else mask.positions
+        return cls(positions, mask.lengths, mask.segments)
+
+    def within(self, keys: int) -> jax.Array:
+        """The number of keys of each row [B or 1], of `keys` in the array."""
+        return jnp.full((1,), keys, jnp.int32) if self.lengths is None else self.lengths
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def blocked(
     causal: bool,
-    window: int | None,
+    window: Window | None,
     scale: float,
     soft_cap: float | None,
     query: jax.Array,
@@ -91,21 +95,21 @@ def _cut(query: jax.Array, key: jax.Array, value: jax.Array, arrays: Arrays) -> 
 
 
 def _bounds(
-    causal: bool, window: int | None, places: jax.Array, longest: jax.Array, block: int
+    causal: bool, window: Window | None, places: jax.Array, longest: jax.Array, block: int
 ) -> tuple[jax.Array, jax.Array]:
     """The first block of keys visible to queries at `places`, and the one after the last."""
-    first, last = jnp.array(0), longest - 1
-    if causal:
-        last = jnp.minimum(last, jnp.max(places))
-    if window is not None:
-        first = jnp.maximum(first, jnp.min(places) - window + 1)
-        last = jnp.minimum(last, jnp.max(places) + window - 1)
-    return first // block, last // block + 1
+    first, last = jnp.zeros_like(longest), longest - 1
+    before, after = Mask(causal, window).reach
+    if after is not None:
+        last = jnp.minimum(last, jnp.max(places) + after)
+    if before is not None:
+        first = jnp.maximum(first, jnp.min(places) - before)
+    return first.astype(jnp.int32) // block, last.astype(jnp.int32) // block + 1
 
 
 def _block_scores(
     causal: bool,
-    window: int | None,
+    window: Window | None,
     scale: float,
     soft_cap: float | None,
     blocks: _Blocks,
@@ -125,19 +129,20 @@ def _block_scores(
 
 def _blocked_forward(causal, window, scale, soft_cap, query, key, value, arrays):
     blocks = _cut(query, key, value, arrays)
-    longest = jnp.max(arrays.lengths)
+    lengths = arrays.within(key.shape[1])
+    longest = jnp.max(lengths)
 
     def of_queries(_, item):
         def add(j, carry):
             out, largest, total = carry
-            scores, _ = _block_scores(causal, window, scale, soft_cap, blocks, arrays.lengths, item, j)
+            scores, _ = _block_scores(causal, window, scale, soft_cap, blocks, lengths, item, j)
             now = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
             weights, shrunk = jnp.exp(scores - now), jnp.exp(largest - now)
             total = total * shrunk + jnp.sum(weights, axis=-1, keepdims=True)
             return out * shrunk + weighted_sums(weights, blocks.value[j]), now, total
 
-        zero = jnp.zeros(item[0].shape, jnp.float32)
-        start = zero, jnp.full_like(zero[..., :1], LEAST), zero[..., :1]
+        zero = jnp.zeros((*item[0].shape[:-1], value.shape[-1]), at_least_float32(query, value))
+        start = zero, jnp.full_like(zero[..., :1], least(zero.dtype)), zero[..., :1]
         out, largest, total = lax.fori_loop(*_bounds(causal, window, item[1], longest, blocks.key.shape[3]), add, start)
         total = jnp.where(total == 0, 1, total)
         return None, ((out / total).astype(query.dtype), (largest + jnp.log(total))[..., 0])
@@ -151,21 +156,26 @@ def _blocked_forward(causal, window, scale, soft_cap, query, key, value, arrays)
 def _blocked_backward(causal, window, scale, soft_cap, saved, gradient):
     query, key, value, arrays, out, logsumexp = saved
     blocks = _cut(query, key, value, arrays)
-    longest = jnp.max(arrays.lengths)
+    lengths, dtype = arrays.within(key.shape[1]), at_least_float32(query, value)
+    longest = jnp.max(lengths)
     by_out = _to_blocks(by_head(gradient, key.shape[2]), out.shape[4], 3)
 
     def transposed_times(weights, rows):  # [B, K, G, t, s] and [B, K, G, t, D] to [B, K, s, D]
         weights, rows = merged(weights).astype(rows.dtype), merged(rows)
         contract = (((2,), (2,)), ((0, 1), (0, 1)))
-        return lax.dot_general(weights, rows, contract, preferred_element_type=jnp.float32)
+        return lax.dot_general(weights, rows, contract, preferred_element_type=dtype)
 
     def of_queries(by_keys_values, item):
-        (queries, places, _), by_rows, rows, row_logsumexp = item
-        along = jnp.sum(by_rows.astype(jnp.float32) * rows.astype(jnp.float32), axis=-1, keepdims=True)
+        (queries, places, segments), by_rows, rows, row_logsumexp = item
+        if arrays.lengths is not None:  # a result without a gradient may be padding, of NaN
+            unused = jnp.all(by_rows == 0, axis=-1, keepdims=True)
+            queries, rows = jnp.where(unused, 0, queries), jnp.where(unused, 0, rows)
+            row_logsumexp = jnp.where(unused[..., 0], jnp.inf, row_logsumexp)
+        along = jnp.sum(by_rows.astype(dtype) * rows.astype(dtype), axis=-1, keepdims=True)
 
         def add(j, carry):
             by_query, by_key, by_value = carry
-            scores, capped = _block_scores(causal, window, scale, soft_cap, blocks, arrays.lengths, item[0], j)
+            scores, capped = _block_scores(causal, window, scale, soft_cap, blocks, lengths, own, j)
             weights = jnp.exp(scores - row_logsumexp[..., None])
             by_weights = scaled_scores(by_rows, blocks.value[j], 1.0, None)
             by_scores = weights * (by_weights - along) * scale
@@ -175,12 +185,13 @@ def _blocked_backward(causal, window, scale, soft_cap, saved, gradient):
             by_value = by_value.at[j].add(transposed_times(weights, by_rows))
             return by_query + weighted_sums(by_scores, blocks.key[j]), by_key, by_value
 
-        start = (jnp.zeros(queries.shape, jnp.float32), *by_keys_values)
+        own = queries, places, segments
+        start = (jnp.zeros(queries.shape, dtype), *by_keys_values)
         by_query, *rest = lax.fori_loop(*_bounds(causal, window, places, longest, blocks.key.shape[3]), add, start)
         return tuple(rest), by_query.astype(query.dtype)
 
     items = (blocks.query, blocks.places, None if blocks.segments is None else blocks.segments[0])
-    start = (jnp.zeros(blocks.key.shape, jnp.float32), jnp.zeros(blocks.value.shape, jnp.float32))
+    start = (jnp.zeros(blocks.key.shape, dtype), jnp.zeros(blocks.value.shape, dtype))
     (by_key, by_value), by_query = lax.scan(of_queries, start, (items, by_out, out, logsumexp))
     by_query = by_time(_from_blocks(by_query, 3, query.shape[1]))
     by_key, by_value = (

@@ -12,7 +12,7 @@ for the gradient of the kernel: a step of ResNet-18 takes 0.82 of the time. In f
 the largest value. Other platforms use XLA's convolution.
 
 The custom rule for reverse mode excludes forward mode (`jax.jvp`), so it applies only on request: to functions traced
-inside `fast_kernel_gradients()`.
+inside `fast_kernel_gradients()`, and not inside `zoo.forward_mode()`.
 """
 
 import contextlib
@@ -30,6 +30,8 @@ from jax.export import is_symbolic_dim
 from jax.sharding import PartitionSpec
 
 from zoo import partition
+from zoo.ops.forward_mode import in_forward_mode
+from zoo.ops.precision import at_least_float32
 
 GROUP_BYTES = 4 << 20  # of the factors of one product, so that they stay in the cache
 FEW_CHANNELS = 4  # up to this many, the forward pass uses patches too
@@ -75,7 +77,7 @@ def conv_general_dilated(
         if key in ("lhs_dilation", "rhs_dilation", "feature_group_count", "precision")
     )
     known = not is_symbolic_dim(x.shape[0]) and x.shape[0] > 0  # images, which are cut into groups
-    if not (_fast.get() and plain and x.ndim == 4 and known):
+    if not (_fast.get() and plain and x.ndim == 4 and known) or in_forward_mode():
         return lax.conv_general_dilated(x, kernel, strides, padding, **settings)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
@@ -170,7 +172,8 @@ def kernel_gradient(
         else:
             x = _patches(strides, pads, (height, width), x)
         x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-        return lax.dot_general(x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        dtype = at_least_float32(x, gradient)
+        return lax.dot_general(x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
 
     def add(total: jax.Array, *images: jax.Array) -> tuple[jax.Array, None]:
         return total + product(*images), None

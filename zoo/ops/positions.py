@@ -1,23 +1,27 @@
 """Positions in a Transformer: sinusoids, rotations, and buckets of distances."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.ops.precision import at_least_float32
 
-def sinusoids(places: jax.Array, width: int) -> jax.Array:
-    """float32 [..., width] for int32 positions [...] (Vaswani et al. 2017, section 3.5): sines in the first half of the
-    features, cosines in the second, as in the authors' code (the paper interleaves them)."""
-    rates = np.exp(-math.log(10_000.0) * np.arange(width // 2) / max(width // 2 - 1, 1)).astype(np.float32)
-    angles = places[..., None].astype(jnp.float32) * rates
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+def sinusoids(places: jax.Array, width: int, dtype: Any = jnp.float32) -> jax.Array:
+    """[..., width] in `dtype`, computed in float32 or more, for int32 positions [...] (Vaswani et al. 2017, section
+    3.5): sines in the first half of the features, cosines in the second, as in the authors' code (the paper interleaves
+    them)."""
+    wide = at_least_float32(dtype)
+    rates = np.exp(-math.log(10_000.0) * np.arange(width // 2) / max(width // 2 - 1, 1)).astype(wide)
+    angles = places[..., None].astype(wide) * rates
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).astype(dtype)
 
 
 class Rotary(NamedTuple):
-    """Cosines and sines, float32 [B or 1, T, D / 2], for the positions of T tokens."""
+    """Cosines and sines, [B or 1, T, D / 2] in float32 or more, for the positions of T tokens."""
 
     cos: jax.Array
     sin: jax.Array
@@ -33,21 +37,25 @@ class RotaryScaling(NamedTuple):
     original: int
 
 
-def rotary(places: jax.Array, width: int, theta: float, scaling: RotaryScaling | None = None) -> Rotary:
-    """Rotations (Su et al. 2021) for heads of `width` features at positions `places` int32 [B or 1, T]."""
+def rotary(
+    places: jax.Array, width: int, theta: float, scaling: RotaryScaling | None = None, dtype: Any = jnp.float32
+) -> Rotary:
+    """Rotations (Su et al. 2021) for heads of `width` features at positions `places` int32 [B or 1, T]: float32, for a
+    computation in float64 float64."""
     rates = theta ** (-np.arange(0, width, 2) / width)
     if scaling is not None:
         turns = scaling.original * rates / (2 * np.pi)
         kept = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
         rates = rates * (kept + (1 - kept) / scaling.factor)
-    angles = places[..., None].astype(jnp.float32) * rates.astype(np.float32)
+    wide = at_least_float32(dtype)
+    angles = places[..., None].astype(wide) * rates.astype(wide)
     return Rotary(jnp.cos(angles), jnp.sin(angles))
 
 
 def rotate(x: jax.Array, by: Rotary) -> jax.Array:
     """x [B, T, N, D] rotated in the planes of features (i, i + D / 2), as in Hugging Face's Llama."""
     cos, sin = by.cos[:, :, None], by.sin[:, :, None]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    first, second = jnp.split(x.astype(at_least_float32(x)), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 

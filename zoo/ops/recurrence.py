@@ -25,9 +25,11 @@ from jax import lax
 from jax.export import is_symbolic_dim
 
 from zoo import partition
+from zoo.ops.forward_mode import in_forward_mode
+from zoo.ops.precision import at_least_float32
 
 Cell = Literal["lstm", "gru", "rnn"]
-State = tuple[jax.Array, ...]  # h [B, H] in the dtype of the inputs; for an LSTM also c [B, H] in float32
+State = tuple[jax.Array, ...]  # h [B, H] in the dtype of the inputs; for an LSTM also c [B, H] in float32 or more
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 ONE_HOT_ROWS = 512  # up to this size a table's gradient is a product with one-hot tokens, except on CPU
@@ -36,17 +38,21 @@ ONE_HOT_ROWS = 512  # up to this size a table's gradient is a product with one-h
 def zero_state(cell: Cell, batch_size: int, hidden_size: int, dtype: jax.typing.DTypeLike = jnp.float32) -> State:
     """The state before the first step."""
     h = jnp.zeros((batch_size, hidden_size), dtype)
-    return (h, jnp.zeros((batch_size, hidden_size), jnp.float32)) if cell == "lstm" else (h,)
+    return (h, jnp.zeros((batch_size, hidden_size), at_least_float32(dtype))) if cell == "lstm" else (h,)
+
+
+def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[T, B, F] times kernel [F, G]: `inputs` [T, B, G], all steps in one matrix product."""
+    return x @ kernel if in_forward_mode() else _project(x, kernel)
 
 
 @jax.custom_vjp
-def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[T, B, F] times kernel [F, G]: `inputs` [T, B, G], all steps in one matrix product."""
+def _project(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return x @ kernel
 
 
 def _project_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return project(x, kernel), (x, kernel)
+    return _project(x, kernel), (x, kernel)
 
 
 def _project_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -54,7 +60,7 @@ def _project_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -
     return gradient @ kernel.T, _kernel_gradient(x, gradient, kernel)  # JAX's own rule copies the gradient transposed
 
 
-project.defvjp(_project_forward, _project_backward)
+_project.defvjp(_project_forward, _project_backward)
 
 
 def _kernel_gradient(x: jax.Array, by_product: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -68,9 +74,9 @@ def _as_rows(x: jax.Array) -> jax.Array:
 
 
 def _summed_products(a: jax.Array, b: jax.Array) -> jax.Array:
-    """[..., F] and [..., G] to float32 [F, G], summed over all other axes."""
+    """[..., F] and [..., G] to [F, G] in float32 or more, summed over all other axes."""
     axes = tuple(range(a.ndim - 1))
-    return lax.dot_general(a, b, ((axes, axes), ((), ())), preferred_element_type=jnp.float32)
+    return lax.dot_general(a, b, ((axes, axes), ((), ())), preferred_element_type=at_least_float32(a, b))
 
 
 def project_tokens(table: jax.Array, tokens: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -83,18 +89,24 @@ def project_tokens(table: jax.Array, tokens: jax.Array, kernel: jax.Array) -> ja
     return project(take_rows(table, tokens), kernel)
 
 
-@jax.custom_vjp
 def take_rows(table: jax.Array, tokens: jax.Array) -> jax.Array:
     """table [V, F] at tokens [...]: [..., F].
 
     The gradient of a small table is a matrix product on platforms where scatters are slow or sum in varying order; on
     CPU, where the product takes five times as long, it is a scatter.
     """
+    return (_looked_up if in_forward_mode() else _take_rows)(table, tokens)
+
+
+def _looked_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
     return jnp.take(table, tokens, axis=0, mode="clip")
 
 
+_take_rows = jax.custom_vjp(_looked_up)
+
+
 def _take_rows_forward(table: jax.Array, tokens: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return take_rows(table, tokens), (tokens, jnp.empty((table.shape[0], 0), table.dtype))
+    return _take_rows(table, tokens), (tokens, jnp.empty((table.shape[0], 0), table.dtype))
 
 
 def _take_rows_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, None]:
@@ -109,13 +121,13 @@ def _take_rows_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array)
     return by_table.astype(like.dtype), None
 
 
-take_rows.defvjp(_take_rows_forward, _take_rows_backward)
+_take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 
 
 def scatter_gradient(size: int, tokens: jax.Array, rows: jax.Array) -> jax.Array:
-    """The gradient of a table of `size` rows, float32 [size, F]: for each token, the sum of its rows of [..., F]."""
+    """The gradient of a table of `size` rows, [size, F] in float32 or more: each token's sum of rows [..., F]."""
     flat = _as_rows(rows)
-    return jnp.zeros((size, rows.shape[-1]), jnp.float32).at[tokens.reshape(flat.shape[:-1])].add(flat)
+    return jnp.zeros((size, rows.shape[-1]), at_least_float32(rows)).at[tokens.reshape(flat.shape[:-1])].add(flat)
 
 
 def one_hot_gradient(size: int, tokens: jax.Array, rows: jax.Array) -> jax.Array:
@@ -137,10 +149,13 @@ def recur(
 
     `recurrent_kernel` is [H, G]; `bias` [G] is added to h @ recurrent_kernel, where a GRU's reset gate multiplies its
     last third. Row b has `lengths[b]` steps (with `reverse`, from the last of them to the first); its outputs beyond
-    are zero. Differentiable in reverse mode.
+    are zero, whatever its inputs there are, NaN too. Differentiable in reverse mode; forwards inside
+    `zoo.forward_mode()`.
     """
     if inputs.shape[0] == 0:  # without steps there is nothing to index
         return jnp.zeros((0, *state[0].shape), state[0].dtype), state
+    if in_forward_mode():
+        return recur_reference(cell, inputs, recurrent_kernel, state, lengths, bias=bias, reverse=reverse)[:2]
     if bias is None:
         bias = jnp.zeros((inputs.shape[-1],), recurrent_kernel.dtype)
     present = None if lengths is None else (jnp.arange(inputs.shape[0])[:, None] < lengths)[..., None]
@@ -158,18 +173,19 @@ def recur_reference(
     bias: jax.Array | None = None,
     reverse: bool = False,
 ) -> tuple[jax.Array, State, dict[str, jax.Array]]:
-    """`recur` as a plain scan of the textbook cell, and its intermediate values, float32 [T, B, H] by name: the gates,
-    and an LSTM's `cell`."""
+    """`recur` as a plain scan of the textbook cell, and its intermediate values, [T, B, H] in float32 or more by name:
+    the gates, and an LSTM's `cell`."""
     present = jnp.ones((*inputs.shape[:2], 1), bool)
     if lengths is not None:
         present = (jnp.arange(inputs.shape[0])[:, None] < lengths)[..., None]
+        inputs = jnp.where(present, inputs, 0)
 
     def step(state: State, item: tuple[jax.Array, jax.Array]) -> tuple[State, tuple[jax.Array, dict[str, jax.Array]]]:
         x, present = item
         product = _product(state[0], recurrent_kernel)
         if bias is not None:
-            product = product + bias.astype(jnp.float32)
-        new, found = textbook_cell(cell, x.astype(jnp.float32), product, state)
+            product = product + bias.astype(product.dtype)
+        new, found = textbook_cell(cell, x.astype(product.dtype), product, state)
         new = tuple(jnp.where(present, now.astype(was.dtype), was) for now, was in zip(new, state, strict=True))
         return new, (jnp.where(present, new[0], 0), found)
 
@@ -178,7 +194,8 @@ def recur_reference(
 
 
 def textbook_cell(cell: Cell, x: jax.Array, product: jax.Array, state: State) -> tuple[State, dict[str, jax.Array]]:
-    """One step in float32, from x [B, G] and h @ recurrent_kernel [B, G]: the new state, and the gates by name."""
+    """One step in float32 or more, from x [B, G] and h @ recurrent_kernel [B, G]: the new state, and the gates by
+    name."""
     if cell == "rnn":
         return (jnp.tanh(x + product),), {}
     if cell == "gru":
@@ -193,8 +210,8 @@ def textbook_cell(cell: Cell, x: jax.Array, product: jax.Array, state: State) ->
 
 
 def _product(h: jax.Array, kernel: jax.Array) -> jax.Array:
-    """h @ kernel in float32."""
-    return jnp.matmul(h, kernel, preferred_element_type=jnp.float32)
+    """h @ kernel in float32 or more."""
+    return jnp.matmul(h, kernel, preferred_element_type=at_least_float32(h, kernel))
 
 
 # The fast cells. `gates` [B, G] is the tanh of all gates at once, of half the pre-activation for the sigmoid gates.
@@ -204,7 +221,7 @@ def _product(h: jax.Array, kernel: jax.Array) -> jax.Array:
 def _cell_forward(
     cell: Cell, x: jax.Array, product: jax.Array, state: State
 ) -> tuple[State, jax.Array, jax.Array | None]:
-    """One step in float32: the new state, and what the gradient needs: gates and extra."""
+    """One step in float32 or more: the new state, and what the gradient needs: gates and extra."""
     if cell == "rnn":
         h = jnp.tanh(x + product)
         return (h,), h, None
@@ -281,12 +298,13 @@ def _forward(cell, reverse, inputs, kernel, bias, state, present):
 
     The gates overwrite the inputs, so that no second array of their size is needed.
     """
+    dtype = at_least_float32(inputs, kernel)
 
     def step(carry, item):
         state, gates = carry
         t, present = item
-        x = lax.dynamic_index_in_dim(gates, t, keepdims=False).astype(jnp.float32)
-        product = _product(state[0], kernel) + bias.astype(jnp.float32)
+        x = lax.dynamic_index_in_dim(gates, t, keepdims=False).astype(dtype)
+        product = _product(state[0], kernel) + bias.astype(dtype)
         new, act, extra = _cell_forward(cell, x, product, state)
         new = tuple(now.astype(was.dtype) for now, was in zip(new, state, strict=True))
         if present is not None:
@@ -310,6 +328,7 @@ def _recur_backward(cell, reverse, saved, by_results):
     by_carried, by_final = by_results
     ends = (carried[1:], state[0][None]) if reverse else (state[0][None], carried[:-1])
     before = jnp.concatenate(ends)  # h before every step
+    dtype = at_least_float32(gates, kernel)
     transposed = kernel.T  # once, outside the loop
 
     def read(kept, t):
@@ -318,8 +337,8 @@ def _recur_backward(cell, reverse, saved, by_results):
     def step(carry, item):
         by_state, kept, now = carry
         t, by_output, h, cells, present = item
-        act, more = jax.tree.map(lambda a: a.astype(jnp.float32), now)
-        by_state = (by_state[0] + by_output.astype(jnp.float32), *by_state[1:])
+        act, more = jax.tree.map(lambda a: a.astype(dtype), now)
+        by_state = (by_state[0] + by_output.astype(dtype), *by_state[1:])
         by_x, by_extra, by_before = _cell_backward(cell, act, more, (h, *cells), by_state)
         by_x, by_extra = jax.tree.map(
             lambda a: (a if present is None else jnp.where(present, a, 0)).astype(gates.dtype), (by_x, by_extra)
@@ -332,13 +351,13 @@ def _recur_backward(cell, reverse, saved, by_results):
         kept = jax.tree.map(lambda a, new: lax.dynamic_update_index_in_dim(a, new, t, 0), kept, (by_x, by_extra))
         return (by_before, kept, read(kept, t + 1 if reverse else t - 1)), None
 
-    by_final = tuple(leaf.astype(jnp.float32) for leaf in by_final)
+    by_final = tuple(leaf.astype(dtype) for leaf in by_final)
     items = (jnp.arange(gates.shape[0]), by_carried, before, cells, present)
     carry = (by_final, (gates, extra), read((gates, extra), 0 if reverse else gates.shape[0] - 1))
     (by_state, (by_inputs, by_extra), _), _ = lax.scan(step, carry, items, reverse=not reverse)
     by_products = _by_product(by_inputs, by_extra)
     by_kernel = _kernel_gradient(before, by_products, kernel)
-    by_bias = jnp.sum(by_products, axis=(0, 1), dtype=jnp.float32).astype(bias.dtype)
+    by_bias = jnp.sum(by_products, axis=(0, 1), dtype=dtype).astype(bias.dtype)
     by_state = tuple(by.astype(leaf.dtype) for by, leaf in zip(by_state, state, strict=True))
     return by_inputs, by_kernel, by_bias, by_state, None
 

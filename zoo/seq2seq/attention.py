@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo.ops.attention_scores import unnormalised
+from zoo.ops.precision import at_least_float32
 
 Score = Literal["dot", "general", "concat"]
 
@@ -56,23 +57,25 @@ class SourceAttention(nn.Module):
 
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [B, F] times kernel [F, G]: float32 [B, G]."""
-    return jnp.matmul(x.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
+    """x [B, F] times kernel [F, G]: [B, G] in float32 or more."""
+    return jnp.matmul(x.astype(kernel.dtype), kernel, preferred_element_type=at_least_float32(kernel))
 
 
 def attend(weights: dict[str, jax.Array], query: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The context [B, D] of queries [B, Q], and the attention [B, S] over each row's source, both float32.
+    """The context [B, D] of queries [B, Q], and the attention [B, S] over each row's source, both in float32 or
+    more.
 
     The query of concat [B, A] is already multiplied by its kernel, so that the caller can fuse that product with
     others. For an empty source both are zeros.
     """
     value, key = weights["value"], weights.get("key", weights["value"])
+    wide = at_least_float32(value)
     if "vector" in weights:
-        hidden = jnp.tanh(query[:, None] + key.astype(jnp.float32))
-        scores = jnp.einsum("bsa,a->bs", hidden, weights["vector"].astype(jnp.float32))
+        hidden = jnp.tanh(query[:, None] + key.astype(wide))
+        scores = jnp.einsum("bsa,a->bs", hidden, weights["vector"].astype(wide))
     else:
-        scores = jnp.einsum("bq,bsq->bs", query.astype(key.dtype), key, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("bq,bsq->bs", query.astype(key.dtype), key, preferred_element_type=wide)
     visible = jnp.arange(scores.shape[1]) < weights["lengths"][:, None]
     found, total = unnormalised(scores, visible)
     found = found / total
-    return jnp.einsum("bs,bsd->bd", found.astype(value.dtype), value, preferred_element_type=jnp.float32), found
+    return jnp.einsum("bs,bsd->bd", found.astype(value.dtype), value, preferred_element_type=wide), found

@@ -33,6 +33,8 @@ class Seq2SeqGRUAttention(Seq2Seq):
 
     Features: encoder/layer0/..., encoder/layer0_reverse/..., as `Recurrent` lists them; attention, the weights
     [B, T, S] over the source; hidden, the head's input.
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     source_vocab_size: int | None = 30_000  # None: vocabulary and embedding are shared with the target
@@ -87,7 +89,7 @@ class Seq2SeqGRUAttention(Seq2Seq):
             query, gates = jnp.split(product(state[0], state_kernel), [self.attention_size], axis=1)
             context, attention = attend(weights, query)
             inputs = inputs + product(context, context_kernel)
-            new, _ = textbook_cell("gru", inputs, gates + cell.bias.astype(jnp.float32), state)
+            new, _ = textbook_cell("gru", inputs, gates + cell.bias.astype(gates.dtype), state)
             carry = kept(present, {"layer0": new}, carry)
             return carry, (carry["layer0"][0], context.astype(self.dtype), attention)
 

@@ -26,6 +26,8 @@ class Seq2SeqLSTM(Seq2Seq):
     """Target tokens [B, T] and a source to next-token logits [B, T, vocab_size], by `zoo.sequence`.
 
     Features: encoder/layer0/... and decoder/layer0/..., as `Recurrent` lists them; hidden, the head's input.
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     vocab_size: int = 80_000

@@ -34,6 +34,8 @@ class Seq2SeqLuong(Seq2Seq):
 
     Features: encoder/layer0/..., as `Recurrent` lists them, in reading order; without input feeding,
     decoder/layer0/...; attention, the weights [B, T, S] over the source; hidden, the head's input.
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     vocab_size: int = 50_000
@@ -108,7 +110,7 @@ class Seq2SeqLuong(Seq2Seq):
                 if i:
                     below, inputs = below if masks is None else below * masks[i - 1], rest[i - 1].bias
                 gates = product(jnp.concatenate([below, carry[name][0]], axis=-1), kernel)
-                new[name], _ = textbook_cell("lstm", inputs.astype(jnp.float32), gates, carry[name])
+                new[name], _ = textbook_cell("lstm", inputs.astype(gates.dtype), gates, carry[name])
                 below = new[name][0].astype(self.dtype)
             new["fed"], attention = combined(below)
             carry = kept(present, new, carry)

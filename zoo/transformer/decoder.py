@@ -43,6 +43,8 @@ class Decoder(nn.Module):
     `segments` int32 [B, T] number the documents packed in a row: a token sees only its own document, in which positions
     start at 0. Features: embedded; layers/layer0/hidden, layers/layer0/attention/weights [B, N, T, S], ...; normalised,
     the head's input.
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     vocab_size: int = 50257
@@ -156,7 +158,7 @@ class Decoder(nn.Module):
         if self.positions != "rotary":
             return None
         scaling = None if self.rope_scaling is None else RotaryScaling(*self.rope_scaling)
-        return rotary(places, self.sizes[1], self.rope_theta, scaling)
+        return rotary(places, self.sizes[1], self.rope_theta, scaling, self.dtype)
 
     def new_norm(self) -> Any:
         return functools.partial(

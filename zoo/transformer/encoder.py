@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from zoo.features import sow
 from zoo.ops.attention import Implementation, Mask
 from zoo.ops.dense import dot_general
+from zoo.ops.precision import at_least_float32
 from zoo.ops.recurrence import take_rows
 from zoo.registry import register
 from zoo.sequence import check_room, check_tokens
@@ -38,6 +39,8 @@ class Encoder(nn.Module):
     `hidden` is [B, T, hidden_size], `embedding` [B, hidden_size] of length 1, `tokens` [B, T, vocab_size]. `types`
     int32 [B, T], default 0, are 1 in the second of two sentences. Features: embedded; layers/layer0/hidden,
     layers/layer0/attention/weights [B, N, T, T], ...; pooled [B, hidden_size], of the first token (not with `tokens`).
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     vocab_size: int = 30522
@@ -110,10 +113,10 @@ class Encoder(nn.Module):
 
 
 def embedding_of(x: jax.Array, lengths: jax.Array | None) -> jax.Array:
-    """The mean of states [B, T, D] over each row's tokens, float32 [B, D] of length 1 (zeros for an empty row)."""
+    """The mean of states [B, T, D] over each row's tokens, [B, D] of length 1 (zeros for an empty row)."""
     steps = x.shape[1]
     present = jnp.arange(steps) < (jnp.full(x.shape[:1], steps) if lengths is None else lengths)[:, None]
-    mean = jnp.sum(x, axis=1, where=present[..., None], dtype=jnp.float32)
+    mean = jnp.sum(x, axis=1, where=present[..., None], dtype=at_least_float32(x))
     mean = mean / jnp.maximum(jnp.sum(present, axis=1, keepdims=True), 1)
     return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
 

@@ -97,6 +97,8 @@ class SourceToTarget(nn.Module):
     decoder/layers/layer0/hidden, .../attention/weights [B, N, T, T], .../cross/weights [B, N, T, S]; normalised of each
     half where layers normalise their input. A subclass makes `encoder`, `source` and `decoder` with `halves`,
     `embedding`, and `head_layer` if it is not tied; and defines `embed`.
+
+    Differentiable forwards (`jax.jvp`, `jax.hessian`) inside `zoo.forward_mode()`.
     """
 
     vocab_size: int = 37_000
@@ -257,7 +259,7 @@ class EncoderDecoder(SourceToTarget):
         own = of_source and self.source_vocab_size is not None
         table = self.source_embedding if own else self.embedding
         x = take_rows(table.astype(self.dtype), tokens) * math.sqrt(self.hidden_size)
-        return x + sinusoids(places, self.hidden_size).astype(self.dtype)
+        return x + sinusoids(places, self.hidden_size, self.dtype)
 
 
 ROWS: dict[str, dict[str, Any]] = {

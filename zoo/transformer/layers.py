@@ -75,7 +75,8 @@ def new_dense(
 
 
 def new_norm(name: str, *, norm: Norm, epsilon: float, use_bias: bool, dtype: Any, param_dtype: Any) -> nn.Module:
-    """Layer normalisation (Ba et al. 2016) or RMS normalisation (Zhang and Sennrich 2019), statistics in float32."""
+    """Layer normalisation (Ba et al. 2016) or RMS normalisation (Zhang and Sennrich 2019); statistics in float32 or
+    more."""
     fields: dict[str, Any] = {"epsilon": epsilon, "dtype": dtype, "param_dtype": param_dtype, "name": name}
     return nn.RMSNorm(**fields) if norm == "rms" else nn.LayerNorm(use_bias=use_bias, **fields)
 
@@ -125,10 +126,10 @@ class Attention(nn.Module):
         options: dict[str, Any] = {"bias": bias, "scale": self.scale, "soft_cap": self.soft_cap}
         if self.is_mutable_collection("features") and not self.is_initializing():
             sow(self, "weights", attention_weights(query, key, mask, **options))
-        out = attention(query, key, value, mask, **options, implementation=self.implementation)
-        return self.dense(x.shape[-1], name="out", residual=True)(
-            out.reshape(*x.shape[:2], self.num_heads * self.head_dim)
-        ), cache
+        options |= {"implementation": self.implementation, "finite_padding": cache is not None or source is not None}
+        out = attention(query, key, value, mask, **options)
+        out = out.reshape(*x.shape[:2], self.num_heads * self.head_dim)
+        return self.dense(x.shape[-1], name="out", residual=True)(out), cache
 
     def heads(self, name: str, x: jax.Array, heads: int) -> jax.Array:
         return self.dense(heads * self.head_dim, name=name)(x).reshape(*x.shape[:2], heads, self.head_dim)

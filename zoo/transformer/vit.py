@@ -22,6 +22,7 @@ from zoo.errors import ZooError
 from zoo.features import sow
 from zoo.ops.attention import Implementation, Mask
 from zoo.ops.dense import dot_general
+from zoo.ops.precision import at_least_float32
 from zoo.registry import register
 from zoo.transformer.layers import PARTITION_RULES, Activation, Context, Remat, new_norm, new_stack
 
@@ -78,7 +79,7 @@ class ViT(nn.Module):
         dense = functools.partial(new_dense, **dtypes)
         x, _ = new_stack(self, dense=dense, norm=norm)(name="layers")(x, Context(Mask(), train=train))
         x = sow(self, "normalised", norm(name="norm")(x))
-        x = x[:, 0] if self.pooling == "token" else jnp.mean(x, axis=1, dtype=jnp.float32).astype(x.dtype)
+        x = x[:, 0] if self.pooling == "token" else jnp.mean(x, axis=1, dtype=at_least_float32(x)).astype(x.dtype)
         x = sow(self, "pooled", x)
         if self.num_classes is None:
             return x

@@ -42,13 +42,13 @@ def merged(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         kernel = name.replace("bias_hh_l", "weight_hh_l")
         if name == other or other not in tensors or kernel not in tensors:
             continue
-        ours, theirs = (np.asarray(tensors[key], np.float32) for key in (name, other))
+        ours, theirs = (np.asarray(tensors[key], np.float64) for key in (name, other))
         rows, size = tensors[kernel].shape
         if ours.shape != theirs.shape or ours.shape != (rows,):
             continue  # wrong shapes are reported where shapes are compared
         if rows == 3 * size:  # a GRU
             found[other] = theirs[2 * size :]
-            theirs = np.concatenate([theirs[: 2 * size], np.zeros(size, np.float32)])
+            theirs = np.concatenate([theirs[: 2 * size], np.zeros(size)])
         else:
             del found[other]
         found[name] = ours + theirs
