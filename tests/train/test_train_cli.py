@@ -91,14 +91,9 @@ def test_evaluation_refuses_images_of_another_shape_or_other_classes(run_folder,
         (tmp_path / label).mkdir()
         Image.new("L", (9, 9)).save(tmp_path / label / "x.png")
     assert main(["evaluate", str(run_folder[0]), "--data.path", str(tmp_path), "--split", "train"]) == 2
-    assert "has 2 classes of (8, 8, 3) images" in capsys.readouterr().err
-
-
-def test_evaluate_a_named_model_with_weights(run_folder, tmp_path, capsys):
-    """The run's own weights under the model's name; its fields are the model's defaults, so they do not fit."""
-    weights = run_folder[0] / "export" / "model.safetensors"
-    assert main(["evaluate", "simple_cnn", "--weights", str(weights)]) == 2
-    assert "does not fit SimpleCNN: missing: params/conv2/bias" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "labels" in error
+    assert "a, b" in error
 
 
 def test_a_recipe_of_a_users_own(tmp_path):

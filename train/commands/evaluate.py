@@ -178,7 +178,14 @@ def _data_for(config: EvaluateConfig, inputs: Inputs, maker: str) -> Dataset:
         labels = dataset.inputs.labels
         if len(labels) == len(inputs.labels):
             return dataclasses.replace(dataset, notes=(*dataset.notes, _by_number(labels)))
-    return config.data.load(inputs.shape, inputs)
+    dataset = config.data.load(inputs.shape, inputs)
+    found = dataset.inputs  # those of a source of the user's own may be others
+    if (found.kind, found.labels, found.shape) != (inputs.kind, inputs.labels, inputs.shape):
+        raise ZooError(
+            f"{dataset.name} has {found.kind}s of {found.shape} with the labels {', '.join(found.labels)!s:.80}; "
+            f"{config.target} takes {inputs.kind}s of {inputs.shape} with {', '.join(inputs.labels)!s:.80}"
+        )
+    return dataset
 
 
 def _by_number(labels: tuple[str, ...]) -> str:
