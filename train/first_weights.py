@@ -48,14 +48,16 @@ def model_fields(config: Config) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in BY_DATA}
 
 
-def load_data(config: Config, stored: Inputs | None) -> Dataset:
+def load_data(config: Config, stored: Inputs | None, **resumed: Any) -> Dataset:
     """The data of a run: brought to the inputs `stored` by a run that resumes, else to those of `model.weights`.
+
+    `resumed` are further arguments of `Source.load` for a run that resumes.
 
     ZooError where texts would get another vocabulary than that of the weights, or it is not known.
     """
     shape = zoo.model_info(config.model.name).input_shape
     if stored is not None or config.model.weights is None:
-        return config.data.load(shape, stored)
+        return config.data.load(shape, stored, **resumed)
     found = origin(config.model)
     weights = f"model.weights {config.model.weights!r}"
     if found.inputs is None:
