@@ -75,7 +75,7 @@ def _read(source: pathlib.Path) -> Any:
 def _why(error: Exception) -> str:
     """Why torch read no weights, in our words: its own advice is to run the code in the file."""
     text = str(error)
-    if found := re.search(r"(?:GLOBAL|class) (\w+(?:\.\w+)+)", text):
+    if found := re.search(r"GLOBAL ([\w.]+)", text):
         return (
             f"holds Python objects ({found[1]}), not only tensors; save the model's state_dict() with torch.save and "
             "convert that"
