@@ -81,7 +81,9 @@ def test_a_backbone_gets_a_head(prefix, peer, tmp_path):
     with pytest.warns(UserWarning, match="has no head for this number of classes; the head 'fc3' \\(4\\) is drawn"):
         variables = zoo.load_weights("lenet5", tmp_path / "x.safetensors", num_classes=4)
     np.testing.assert_array_equal(variables["params"]["fc2"]["bias"], peer.fc2.bias.detach())
-    with pytest.raises(zoo.ZooError, match="no head for this number of classes: the head 'fc3' \\(10\\) would be random"):
+    with pytest.raises(
+        zoo.ZooError, match="no head for this number of classes: the head 'fc3' \\(10\\) would be random"
+    ):
         zoo.load_weights("lenet5", tmp_path / "x.safetensors", draw=False)
 
 
@@ -94,7 +96,10 @@ def test_a_state_dict_is_found_at_any_depth_of_the_usual_keys(seed, tmp_path):
     content = {name: content[name] for name in content} if len({n[:3] for n in content}) == 1 else state
     for _ in range(drawn.randint(0, 3)):
         others = {"epoch": 3, "loss": 0.5, "name": "x", "args": None, "schedule": [1, 2], "history": {"loss": [0.1]}}
-        content = {drawn.choice(keys): content, **{k: others[k] for k in drawn.sample(sorted(others), drawn.randint(0, 3))}}
+        content = {
+            drawn.choice(keys): content,
+            **{k: others[k] for k in drawn.sample(sorted(others), drawn.randint(0, 3))},
+        }
     assert_same(converted(content, tmp_path), state)
 
 
@@ -128,7 +133,10 @@ class Hostile:
 REFUSED = {
     "meta": ({"w": torch.empty(3, device="meta")}, r"tensor 'w' is without values \(meta\)"),
     "complex": ({"w": torch.ones(2, dtype=torch.complex64)}, "tensor 'w' is complex"),
-    "module": (torch.nn.Linear(2, 3), r"holds Python objects \(torch.nn.modules.linear.Linear\), not only tensors; save"),
+    "module": (
+        torch.nn.Linear(2, 3),
+        r"holds Python objects \(torch.nn.modules.linear.Linear\), not only tensors; save",
+    ),
     "code": ({"w": Hostile()}, r"holds Python objects \((builtins\.)?exec\), not only tensors"),
     "list": ([torch.ones(2)], "holds no state dict of tensors by name, but list"),
     "tensor": (torch.ones(2), "holds no state dict of tensors by name, but Tensor"),

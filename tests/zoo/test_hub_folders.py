@@ -1,4 +1,4 @@
-"""Folders of hubs, with what they say of their inputs: read by `zoo.load` and the command line, or refused in a line."""
+"""Folders of hubs, with what they say of their inputs: read by `zoo.load`, or refused in a line."""
 
 import json
 
@@ -41,7 +41,7 @@ def tokenizer():
 
 def test_a_text_classifier_is_loaded_with_tokenizer_and_labels(tokenizer, tmp_path, capsys):
     fields = {**BERT, "vocab_size": tokenizer.vocab_size + 9, "num_classes": 2}  # rows that no token has
-    model, variables = saved(tmp_path / "bert", "bert_base", ("good", "bad"), **fields)
+    _, variables = saved(tmp_path / "bert", "bert_base", ("good", "bad"), **fields)
     with pytest.raises(ZooError, match="is a Hugging Face folder that does not say how its model reads data"):
         zoo.load(tmp_path / "bert")
     (tmp_path / "bert" / "tokenizer.json").write_text(tokenizer.vocabulary)
@@ -84,7 +84,7 @@ def test_a_language_model_generates_from_the_command_line(tokenizer, tmp_path, c
 
 
 def test_images_are_normalised_as_the_folder_says(tmp_path):
-    model, variables = saved(tmp_path / "vit", "vit_tiny16", ("a", "b", "c"), **VIT, num_classes=3, norm_epsilon=1e-12)
+    saved(tmp_path / "vit", "vit_tiny16", ("a", "b", "c"), **VIT, num_classes=3, norm_epsilon=1e-12)
     image = np.arange(32 * 32 * 3).reshape(32, 32, 3).astype(np.uint8)
     unit = image / 255.0
     for config, expected in [
@@ -99,7 +99,7 @@ def test_images_are_normalised_as_the_folder_says(tmp_path):
         np.testing.assert_allclose(run.inputs.encode(image), expected, rtol=1e-5, atol=1e-4)
     for broken in ("{", "[]", '{"image_mean": 3, "image_std": 4}', '{"image_mean": [0], "image_std": [0]}'):
         (tmp_path / "vit" / "preprocessor_config.json").write_text(broken)
-        with pytest.raises(ZooError, match="preprocessor_config.json' describes no images"):
+        with pytest.raises(ZooError, match=r"preprocessor_config.json' describes no images"):
             zoo.load(tmp_path / "vit")
 
 

@@ -81,7 +81,7 @@ CLASHES = {
 
 @pytest.mark.parametrize("layout", CLASHES)
 def test_two_arrays_of_one_name_are_an_error(layout, tmp_path):
-    with pytest.raises(ZooError, match="would both be the tensor '.*' in the file; use zoo.weights.save_native"):
+    with pytest.raises(ZooError, match=r"would both be the tensor '.*' in the file; use zoo.weights.save_native"):
         zoo.save_weights({"params": CLASHES[layout]}, tmp_path / "w.safetensors")
     assert not list(tmp_path.iterdir())
     if "dots" not in layout:
@@ -95,7 +95,7 @@ def test_two_arrays_of_one_name_are_an_error_for_hugging_face_too(tmp_path):
         variables = variables_of(name, **fields, mlp_size=8, **({"num_kv_heads": 2} if "llama" in name else {}))[1]
         attention = variables["params"]["layers"]["layer0"]["attention"]
         attention["out"]["scale"] = VECTOR
-        with pytest.raises(ZooError, match="layer0/attention/out/kernel and .*/scale would both be the tensor"):
+        with pytest.raises(ZooError, match=r"layer0/attention/out/kernel and .*/scale would both be the tensor"):
             zoo.save_weights(variables, tmp_path / "w.safetensors")
 
 
@@ -153,7 +153,7 @@ def test_renaming_by_patterns(tmp_path):
     rename = {r"^lstm\.": "layers.", r"^linear\.": "head.", "^similarity_": None}
     loaded = zoo.load_weights(model, tmp_path / "theirs.safetensors", rename=rename)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
-    with pytest.raises(ZooError, match="unexpected: .*similarity_bias"):
+    with pytest.raises(ZooError, match=r"unexpected: .*similarity_bias"):
         zoo.load_weights(model, tmp_path / "theirs.safetensors", rename={k: v for k, v in rename.items() if v})
 
 

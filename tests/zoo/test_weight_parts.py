@@ -68,7 +68,9 @@ def test_a_pooler_that_nothing_reads_may_be_missing_where_nothing_is_drawn(tmp_p
     without(tmp_path / "w.safetensors", "bert.pooler")
     with pytest.warns(UserWarning, match="has no pooler; 'pooler' is drawn anew"):
         zoo.load_weights("bert_base", tmp_path / "w.safetensors", draw=False, **BERT)
-    with pytest.raises(ZooError, match=r"no head for this number of classes: the head 'head' \(2\) and 'pooler' would be"):
+    with pytest.raises(
+        ZooError, match=r"no head for this number of classes: the head 'head' \(2\) and 'pooler' would be"
+    ):
         zoo.load_weights("bert_base", tmp_path / "w.safetensors", draw=False, num_classes=2, **BERT)
 
 
@@ -99,7 +101,9 @@ def test_the_first_kernel_adapts_to_the_channels_of_the_images(name, old, new, s
     fields = {"image_size": 32, "hidden_size": 12, "num_layers": 1} if "vit" in name else {}
     model, variables = drawn(name, (32, 32, old), num_classes=3, **fields)
     save(variables, tmp_path / "w.safetensors")
-    with pytest.warns(UserWarning, match=f"is for images of {old} channels, not {new}: its first kernel, .* is adapted"):
+    with pytest.warns(
+        UserWarning, match=f"is for images of {old} channels, not {new}: its first kernel, .* is adapted"
+    ):
         loaded = zoo.load_weights(model, tmp_path / "w.safetensors", (32, 32, new))
     grey = np.random.default_rng(1).normal(size=(1, 32, 32, 1)).astype(np.float32)
     expected, found = (

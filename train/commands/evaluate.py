@@ -147,8 +147,7 @@ def _with_weights(config: EvaluateConfig, weights: str) -> tuple[Run, Dataset]:
     else:
         if config.mean is not None or config.std is not None:
             raise ZooError(f"the files beside {weights!r} give its mean and std; leave --mean and --std out")
-        dataset = _data_for(config, known, found.maker)
-        inputs = dataset.inputs
+        dataset, inputs = _data_for(config, known, found.maker), known
     fields = {"num_classes": len(inputs.labels)} if inputs.labels else {}
     model = zoo.create_model(name, **{**inputs.model_args(), **found.args, **fields})
     return Run(model, found.variables(model, inputs.shape, draw=False), inputs), dataset
