@@ -96,6 +96,14 @@ def test_evaluation_refuses_images_of_another_shape_or_other_classes(run_folder,
     assert "a, b" in error
 
 
+def test_evaluate_a_named_model_with_weights(run_folder, capsys):
+    """The file in the run's export has its config.json beside it, which gives fields and inputs."""
+    expected = json.loads((run_folder[0] / "result.json").read_text())["test"]["accuracy"]
+    weights = run_folder[0] / "export" / "model.safetensors"
+    assert main(["evaluate", "simple_cnn", "--weights", str(weights)]) == 0
+    assert f"accuracy {expected:.4f}" in capsys.readouterr().out
+
+
 def test_a_recipe_of_a_users_own(tmp_path):
     recipe = tmp_path / "mine.py"
     recipe.write_text(
