@@ -118,6 +118,10 @@ def load(
     folder = _folder_of(name_or_folder)
     origin = _origin(folder)
     if origin.maker != "run":
+        if step not in ("best", "last") or ema:
+            raise ZooError(
+                f"{str(folder)!r} is a {origin.maker} folder, which has one set of weights: leave step and ema out"
+            )
         return _published(origin, overrides)
     config = read_config(folder)
     run = _stored(folder, config, step, ema)
