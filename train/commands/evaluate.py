@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ from zoo.inputs import ImageInputs, Inputs
 from zoo.partition import rules_of
 from zoo.registry import list_models
 from zoo.run import Run, origin_of, read_config
+
+OF_DATA = ("--data.path", "--data.dir", "--data.tokenizer")  # flags whose values are folders, but not of models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +69,8 @@ def evaluate_command(args: list[str]) -> None:
     definitions = tyro.cli(Definitions, args=asked, prog=prog, return_unknown_args=True)[0]
     if definitions.recipe is not None:
         recipes.load_recipe(definitions.recipe)
-    folder = next((pathlib.Path(arg) for arg in args if (pathlib.Path(arg) / "config.json").is_file()), None)
+    places = [arg for before, arg in itertools.pairwise(["", *args]) if before not in OF_DATA]
+    folder = next((pathlib.Path(arg) for arg in places if (pathlib.Path(arg) / "config.json").is_file()), None)
     default = dataclasses.replace(default, **_kinds(folder, next((arg for arg in args if arg in list_models()), None)))
     config = tyro.cli(EvaluateConfig, args=args, default=default, prog=prog, config=options)
     if (
@@ -83,10 +87,12 @@ def _kinds(folder: pathlib.Path | None, name: str | None) -> dict[str, Any]:
     """Data and task: a run's own, or those of the kind that the model of a folder, or of a name, is for."""
     args: Mapping[str, Any] = {}
     if folder is not None:
+        stored: Mapping[str, Any] = {}
         with contextlib.suppress(ZooError):  # not of a run
-            if "config" in (stored := read_config(folder)):
-                settings = read_settings(stored["config"])
-                return {"data": settings.data, "task": settings.task}
+            stored = read_config(folder)
+        if "config" in stored:
+            settings = read_settings(stored["config"])
+            return {"data": settings.data, "task": settings.task}
         found = origin_of(folder)
         name, args = found.name, found.args
     if name is None or np.dtype((info := zoo.model_info(name)).input_dtype).kind != "i":

@@ -55,7 +55,7 @@ def fit(
     if layout is native:
         expected_tops = {keys[1] for keys, _ in expected.values()}
         others = {name for group in heads for name in group} - expected_tops
-        found = found._replace(unexpected=[name for name in found.unexpected if name.split("/")[1] not in others])
+        found = found._replace(unexpected=[name for name in found.unexpected if not others & {*name.split("/")[1:2]}])
     drawn, missing, misfits = _to_draw(module, found, tensors, expected, layout, heads)
     problems = {
         "missing": missing,
