@@ -68,6 +68,7 @@ def train_recipe(name: str, args: list[str]) -> None:
 
     from train import processes
     from train.config import Config, read_settings
+    from train.first_weights import without_defaults
     from train.loop import run
     from train.mesh import where_it_fits
     from zoo.run import read_config
@@ -89,6 +90,8 @@ def train_recipe(name: str, args: list[str]) -> None:
         if config.mesh == "":  # no flag gives one
             processes.start(config.distributed)  # before JAX is asked for its devices
             config = dataclasses.replace(config, mesh=where_it_fits(stored.mesh, config.parallel))
+    else:
+        config = without_defaults(config, default)
     use_compilation_cache()
     run(config, time.perf_counter() - _STARTED, recipe=name)
 

@@ -20,8 +20,8 @@ from zoo.errors import ZooError
 class ModelConfig:
     name: str = "simple_cnn"  # a registered model: python -m zoo list
     args: Arguments = dataclasses.field(default_factory=dict)  # fields of the model, e.g. width=32 dtype=bfloat16
-    # a .safetensors file to start from; a folder of Hugging Face's, whose config.json then gives the model's fields; or
-    # "pretrained": the weights that come with the zoo
+    # weights to start from: a folder of a run, an export, Hugging Face's or timm's, which gives the model's fields and
+    # inputs too; a .safetensors file; or "pretrained": the weights that come with the zoo
     weights: str | None = None
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import jax
 
-import zoo
 from train import processes, run_folder
 from train.checkpoint import Checkpoints, ever_saved
 from train.config import Config
 from train.data.source import Dataset
+from train.first_weights import load_data
 from train.interrupt import Stop
 from train.journal import Journal
 from train.optimizer import make_schedule
@@ -44,8 +44,7 @@ def run(config: Config, seconds_before: float = 0.0, recipe: str | None = None) 
     config, workdir, found = run_folder.take(config)
     with Stop() as stop, memory_errors():
         with phases("data"):
-            shape = zoo.model_info(config.model.name).input_shape
-            dataset = config.data.load(shape, run_folder.stored_inputs(workdir), **run_folder.replaced(workdir))
+            dataset = load_data(config, run_folder.stored_inputs(workdir), **run_folder.replaced(workdir))
             run_folder.check_data(workdir, dataset)
             config = run_folder.with_steps(config, workdir, dataset)
         with phases("setup"):

@@ -81,7 +81,8 @@ class OptimizerConfig:
     layer_decay: float | None = None  # factor of the rate from each of a Transformer's layers to the one below it
     lora_rank: int | None = None  # train low-rank (LoRA) updates of this rank instead of whole kernels
     lora_alpha: float = 16.0  # the updates are scaled by alpha / rank
-    # patterns of the kernels with low-rank updates, and of parameters that train whole beside them
+    # patterns of the kernels with low-rank updates, and of parameters that train whole beside them; head is the
+    # default, which a tied model, whose head is its embedding, does not have
     lora_targets: list[str] = dataclasses.field(default_factory=lambda: ["*/query", "*/value"])
     lora_whole: list[str] = dataclasses.field(default_factory=lambda: ["head"])
     args: Arguments = dataclasses.field(default_factory=dict)  # more arguments of the Optax optimizer: b2=0.95
@@ -147,7 +148,8 @@ def check_patterns(config: OptimizerConfig, params: Any) -> None:
     paths = list(named_leaves(params))
     settings = [("rates", config.rates), ("freeze", config.freeze)]
     if config.lora_rank is not None:
-        settings += [("lora-targets", config.lora_targets), ("lora-whole", config.lora_whole)]
+        whole = [pattern for pattern in config.lora_whole if pattern != "head"]
+        settings += [("lora-targets", config.lora_targets), ("lora-whole", whole)]
     for setting, patterns in settings:
         for pattern in patterns:
             if not any(matches(path, pattern) for path in paths):

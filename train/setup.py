@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ import zoo
 from train.config import Config, ModelConfig
 from train.data.source import Dataset
 from train.evaluate import Evaluator
+from train.first_weights import model_fields, origin
 from train.mesh import check_model
 from train.optimizer import check_patterns, make_optimizer
 from train.sharding import Layout, make_layout
@@ -24,9 +24,6 @@ from train.tasks.task import Task
 from zoo.errors import ZooError, unknown
 from zoo.partition import rules_of
 from zoo.registry import abstract_variables
-from zoo.run import pretrained_file
-from zoo.weights import load_weights
-from zoo.weights.huggingface import folder as huggingface
 
 CALIBRATION_EXAMPLES = 5000  # what a model's `calibrate` sees, where it has one
 BEGIN = 2**31 - 2  # folded into the seed's key for a task's own state
@@ -45,20 +42,21 @@ def make_model(config: Config, dataset: Dataset) -> tuple[dict[str, Any], nn.Mod
     config.task.check_model(info.module_class)
     config.task.check_data(dataset)
     config.data.check_model(info.module_class)
-    follow = inputs.model_args()
-    args = {**follow, **config.model.args, **config.task.model_args}
-    if config.model.weights is not None and pathlib.Path(config.model.weights).is_dir():
-        name, fields = huggingface.read_config(config.model.weights)
-        if zoo.model_info(name).module_class is not info.module_class:
-            raise ZooError(f"model.weights {config.model.weights!r} are of {name}, not of {config.model.name}")
-        args = {**fields, **args}
+    follow, fields = inputs.model_args(), model_fields(config)
+    if "num_classes" in follow:
+        fields.pop("output", None)
+    padded = inputs.kind == "text"  # a table of embeddings may have more rows than the vocabulary has tokens
+    if padded and fields.get("vocab_size", 0) < follow["vocab_size"]:
+        fields.pop("vocab_size", None)
+    args = {**follow, **fields, **config.model.args, **config.task.model_args}
     for field in ("max_length", "image_size"):
         if field in info.fields:
             args.setdefault(field, inputs.shape[0])
     for name, value in follow.items():
         if name == "source_vocab_size" and name not in info.fields:
             raise ZooError(f"{config.model.name} has one vocabulary for both sides: set data.shared-vocabulary")
-        if args[name] != value and name not in config.task.model_args:
+        fits = args[name] >= value if padded and name == "vocab_size" else args[name] == value
+        if not fits and name not in config.task.model_args:
             what = name.replace("num_", "").replace("vocab_size", "tokens in its vocabulary")
             raise ZooError(f"model.args {name}={args[name]}, but {dataset.name} has {value} {what}")
     if "axis_name" in args:
@@ -139,12 +137,9 @@ class Parts:
 
 
 def initial_variables(settings: ModelConfig, seed: int, model: nn.Module, dataset: Dataset, layout: Layout) -> Any:
-    """The variables before the first step, for `layout.begin`: drawn from the seed, or those of a file."""
-    weights = settings.weights
-    if weights is not None:
-        path = pretrained_file(settings.name) if weights == "pretrained" else pathlib.Path(weights)
-        path = huggingface.weights_file(weights) if path.is_dir() else path
-        return load_weights(model, path, dataset.inputs.shape)
+    """The variables before the first step, for `layout.begin`: drawn from the seed, or those of `model.weights`."""
+    if settings.weights is not None:
+        return origin(settings).variables(model, dataset.inputs.shape)
     args, kwargs = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), dataset.inputs.example())
     variables = layout.draw(partial(model.init, **kwargs), jax.random.key(seed), *args)
     if hasattr(model, "calibrate"):

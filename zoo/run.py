@@ -4,12 +4,14 @@
     checkpoints/STEP/        see `zoo.checkpoints`
     export/                  config.json, model.safetensors: small, to share; readable without Orbax
 
-The run may be finished, still running or killed; its folder is only read.
+The run may be finished, still running or killed; its folder is only read. Folders of Hugging Face's transformers and of
+timm are read too, as far as their files say how the model reads its data.
 """
 
 import contextlib
 import difflib
 import math
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -21,7 +23,9 @@ from zoo.errors import ZooError, first_line
 from zoo.files import read_json
 from zoo.inputs import Inputs, inputs_from_json
 from zoo.registry import PRETRAINED, abstract_variables, create_model, list_models, model_info
-from zoo.weights import fitted, load_weights
+from zoo.weights import fitted, load_weights, timm
+from zoo.weights.huggingface import folder as huggingface
+from zoo.weights.huggingface.inputs import image_inputs, inputs_of
 
 
 class Run(NamedTuple):
@@ -30,6 +34,59 @@ class Run(NamedTuple):
     model: nn.Module
     variables: Mapping[str, Any]
     inputs: Inputs
+
+
+class Origin(NamedTuple):
+    """A folder or file of weights, and what the files beside them say of it: the model, its fields, its inputs."""
+
+    path: pathlib.Path
+    maker: str  # "run", "Hugging Face", "timm", or "" where no config.json describes the weights
+    name: str | None = None
+    args: Mapping[str, Any] = {}
+    inputs: Inputs | None = None
+
+    def variables(self, model: nn.Module, shape: tuple[int, ...], draw: bool = True) -> Mapping[str, Any]:
+        """The weights as the variables of a model for inputs of `shape`; see `zoo.load_weights`."""
+        if self.path.is_dir() and self.maker == "run":
+            return fitted(model, load(self.path).variables, shape, repr(str(self.path)), draw)
+        path = huggingface.weights_file(self.path) if self.path.is_dir() else self.path
+        return load_weights(model, path, shape, draw=draw)
+
+
+def origin_of(weights: str | os.PathLike, name: str | None = None) -> Origin:
+    """The origin of a model's weights: a folder of a run, an export, Hugging Face's or timm's, or a file, which may lie
+    in one of those. `name` is the registered model that a file is for. ZooError for anything else."""
+    path = pathlib.Path(weights)
+    if path.is_dir():
+        return _origin(path)
+    if not path.is_file():
+        raise ZooError(
+            f"no weights {str(weights)!r}: give a .safetensors file, or the folder of a run, an export or a hub"
+        )
+    if path.name.startswith("model") and (path.parent / "config.json").is_file():
+        with contextlib.suppress(ZooError):  # of a model that the zoo does not have; the file may be
+            return _origin(path.parent)._replace(path=path)
+    shape = model_info(name).input_shape if name else ()
+    inputs = image_inputs(path.parent, (shape[0], shape[1], shape[2]), ()) if len(shape) == 3 else None
+    return Origin(path, "", inputs=inputs)
+
+
+def _origin(folder: pathlib.Path) -> Origin:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ZooError(f"{str(folder)!r} is not a run folder, nor a hub's: it has no config.json")
+    try:
+        config = read_json(path)
+    except ValueError as error:
+        raise ZooError(f"{str(path)!r} is not JSON: {error}") from None
+    about = config if isinstance(config, dict) else {}
+    if timm.is_timm(about):
+        return Origin(folder, "timm", *timm.described(folder, about))
+    if "model_type" in about or "architectures" in about:
+        name, fields = huggingface.read_config(folder)
+        return Origin(folder, "Hugging Face", name, fields, inputs_of(folder, name, fields))
+    config = read_config(folder)
+    return Origin(folder, "run", config["model"]["name"], config["model"]["args"], described(folder, config)[1])
 
 
 def pretrained_file(name: str) -> pathlib.Path:
@@ -47,8 +104,9 @@ def pretrained_file(name: str) -> pathlib.Path:
 def load(
     name_or_folder: str | pathlib.Path, /, step: str | int = "best", ema: bool | None = None, **overrides: Any
 ) -> Run:
-    """Model, variables and inputs of a run folder, of an `export/` folder alone, or of a model whose weights come with
-    the zoo (where no folder has its name).
+    """Model, variables and inputs of a run folder, of an `export/` folder alone, of a Hugging Face folder with a
+    tokenizer.json or preprocessor_config.json, of a timm folder, or of a model whose weights come with the zoo (where
+    no folder has its name).
 
     `step` is "best" (by the run's validation metric), "last", or a number. `ema` chooses the averaged weights (True) or
     the plain ones (False); None takes the averaged ones where the run kept them. `overrides` are fields of the model,
@@ -58,12 +116,30 @@ def load(
     "last": every one is), and for overrides that do not fit the model or its weights.
     """
     folder = _folder_of(name_or_folder)
+    origin = _origin(folder)
+    if origin.maker != "run":
+        if step not in ("best", "last") or ema:
+            raise ZooError(
+                f"{str(folder)!r} is a {origin.maker} folder, which has one set of weights: leave step and ema out"
+            )
+        return _published(origin, overrides)
     config = read_config(folder)
     run = _stored(folder, config, step, ema)
     if not overrides:
         return run
     model = create_model(config["model"]["name"], **{**config["model"]["args"], **overrides})
     return Run(model, fitted(model, run.variables, run.inputs.shape), run.inputs)
+
+
+def _published(origin: Origin, overrides: Mapping[str, Any]) -> Run:
+    """The model of a folder of Hugging Face's or timm's. Without overrides its head must be in it."""
+    if origin.inputs is None or origin.name is None:
+        raise ZooError(
+            f"{str(origin.path)!r} is a {origin.maker} folder that does not say how its model reads data (a "
+            "tokenizer.json, but for T5, or a preprocessor_config.json); zoo.from_pretrained gives model and variables"
+        )
+    model = create_model(origin.name, **{**origin.args, **overrides})
+    return Run(model, origin.variables(model, origin.inputs.shape, draw=bool(overrides)), origin.inputs)
 
 
 def _stored(folder: pathlib.Path, config: Mapping[str, Any], step: str | int, ema: bool | None) -> Run:

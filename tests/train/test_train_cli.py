@@ -94,11 +94,12 @@ def test_evaluation_refuses_other_classes(run_folder, tmp_path, capsys):
     assert "has 2 labels that the model does not have (a, b); it has 0, 1" in capsys.readouterr().err
 
 
-def test_evaluate_a_named_model_with_weights(run_folder, tmp_path, capsys):
-    """The run's own weights under the model's name; its fields are the model's defaults, so they do not fit."""
+def test_evaluate_a_named_model_with_weights(run_folder, capsys):
+    """The file in the run's export has its config.json beside it, which gives fields and inputs."""
+    expected = json.loads((run_folder[0] / "result.json").read_text())["test"]["accuracy"]
     weights = run_folder[0] / "export" / "model.safetensors"
-    assert main(["evaluate", "simple_cnn", "--weights", str(weights)]) == 2
-    assert "does not fit SimpleCNN: missing: params/conv2/bias" in capsys.readouterr().err
+    assert main(["evaluate", "simple_cnn", "--weights", str(weights)]) == 0
+    assert f"accuracy {expected:.4f}" in capsys.readouterr().out
 
 
 def test_a_recipe_of_a_users_own(tmp_path):

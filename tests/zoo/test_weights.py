@@ -94,6 +94,15 @@ def test_a_head_that_differs_in_more_than_classes_is_misshapen(model, variables,
         zoo.load_weights(model, tmp_path / "bad.safetensors")
 
 
+def test_a_foreign_name_in_our_own_layout_is_unexpected(model, variables, tmp_path):
+    save_native(variables, tmp_path / "w.safetensors")
+    save_file(
+        {**load_file(tmp_path / "w.safetensors"), "foreign": np.zeros(3, np.float32)}, tmp_path / "bad.safetensors"
+    )
+    with pytest.raises(zoo.ZooError, match="unexpected: foreign"):
+        zoo.load_weights(model, tmp_path / "bad.safetensors")
+
+
 def test_integers_are_no_weights(model, variables, tmp_path):
     zoo.save_weights(variables, tmp_path / "w.safetensors")
     tensors = load_file(tmp_path / "w.safetensors")

@@ -1,17 +1,17 @@
-"""python -m zoo convert: a torch state dict as .safetensors."""
+"""python -m zoo convert: torch's weights as .safetensors."""
 
 from typing import Any
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("convert", help="convert a torch state dict (.pth) to .safetensors")
-    command.add_argument("source")
-    command.add_argument("target")
+    command = commands.add_parser("convert", help="convert torch's weights (.pth, .pt, .bin, .ckpt) to .safetensors")
+    command.add_argument("source", help="a state dict, or a checkpoint with one, as torch.save writes it")
+    command.add_argument("target", help="the .safetensors file to write")
     command.set_defaults(run=lambda args: convert(args.source, args.target))
 
 
 def convert(source: str, target: str) -> None:
-    """Converts a `.pth` file and prints the number of tensors."""
+    """Converts a file and prints the number of tensors written."""
     from zoo.weights import convert_torch
 
     print(f"{target}: {convert_torch(source, target)} tensors")

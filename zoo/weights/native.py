@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from zoo.weights.names import by_name
+
 
 def is_native(tensors: Mapping[str, Any]) -> bool:
     return any(name.startswith("params/") for name in tensors)
@@ -19,7 +21,7 @@ def names(variables: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]
     """Every leaf by its name in the file, with its path."""
     leaves = jax.tree_util.tree_leaves_with_path(variables)
     paths = [(tuple(key.key for key in path), leaf) for path, leaf in leaves]
-    return {"/".join(path): (path, leaf) for path, leaf in paths}
+    return by_name(("/".join(path), (path, leaf)) for path, leaf in paths)
 
 
 def from_file(tensor: np.ndarray, leaf: Any, path: tuple[str, ...]) -> np.ndarray:
@@ -29,6 +31,11 @@ def from_file(tensor: np.ndarray, leaf: Any, path: tuple[str, ...]) -> np.ndarra
     if tensor.dtype != leaf.dtype:
         raise ValueError(f"{tensor.dtype}, not {leaf.dtype}")
     return tensor
+
+
+def file_shape(leaf: Any) -> tuple[int, ...]:
+    """The shape of a leaf in the file."""
+    return leaf.shape
 
 
 def differs_in_classes(tensor: np.ndarray, leaf: Any) -> bool:

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from zoo.weights.names import by_name, is_counter
+
 _LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _TRANSPOSED = ("kernel", "recurrent_kernel")
 _LAYER = re.compile(r"layer(\d+)(_reverse)?")
@@ -28,7 +30,8 @@ def is_recurrent(tensors: Mapping[str, Any]) -> bool:
 
 
 def ignored(name: str) -> bool:
-    return False
+    """Whether a tensor of the file has no place in a model: torch's step counters."""
+    return is_counter(name)
 
 
 def merged(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -59,7 +62,7 @@ def names(variables: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]
     """Every leaf by its name in the state dict, with its path."""
     leaves = jax.tree_util.tree_leaves_with_path(variables)
     paths = [(tuple(key.key for key in path), leaf) for path, leaf in leaves]
-    return {_name(path): (path, leaf) for path, leaf in paths}
+    return by_name((_name(path), (path, leaf)) for path, leaf in paths)
 
 
 def from_file(tensor: np.ndarray, leaf: Any, path: tuple[str, ...]) -> np.ndarray:
@@ -69,7 +72,12 @@ def from_file(tensor: np.ndarray, leaf: Any, path: tuple[str, ...]) -> np.ndarra
     expected = leaf.shape[::-1] if path[-1] in _TRANSPOSED else leaf.shape
     if tensor.shape != expected:
         raise ValueError(f"{tensor.shape}, not {expected}")
-    return np.ascontiguousarray(tensor.T if path[-1] in _TRANSPOSED else tensor).astype(leaf.dtype)
+    return np.asarray(tensor.T if path[-1] in _TRANSPOSED else tensor, leaf.dtype, order="C")
+
+
+def file_shape(leaf: Any) -> tuple[int, ...]:
+    """The shape of a leaf in the file; only kernels of two axes are turned."""
+    return leaf.shape[::-1] if len(leaf.shape) == 2 else leaf.shape
 
 
 def differs_in_classes(tensor: np.ndarray, leaf: Any) -> bool:
@@ -82,7 +90,7 @@ def to_file(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     tensors = {}
     for name, (path, leaf) in names(variables).items():
         array = np.asarray(leaf)
-        tensors[name] = np.ascontiguousarray(array.T if path[-1] in _TRANSPOSED else array)
+        tensors[name] = array.T if path[-1] in _TRANSPOSED else array
     for name in [name for name in tensors if "bias_hh_l" in name]:
         other = name.replace("bias_hh_l", "bias_ih_l")
         second = np.zeros_like(tensors[name])

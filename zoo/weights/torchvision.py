@@ -12,39 +12,41 @@ from typing import Any
 import jax
 import numpy as np
 
+from zoo.weights.names import by_name, is_counter
+
 _LEAF = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _DENSE = ("fc", "classifier", "head")  # top-level modules that are dense layers
 
 
 def ignored(name: str) -> bool:
     """Whether a tensor of the file has no place in a model: torch's step counters."""
-    return name.endswith("num_batches_tracked")
+    return is_counter(name)
 
 
 def names(variables: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
     """Every leaf by its name in the state dict, with its path."""
     leaves = jax.tree_util.tree_leaves_with_path(variables)
     paths = [(tuple(key.key for key in path), leaf) for path, leaf in leaves]
-    return {_name(path): (path, leaf) for path, leaf in paths}
+    return by_name((_name(path), (path, leaf)) for path, leaf in paths)
 
 
 def from_file(tensor: np.ndarray, leaf: Any, path: tuple[str, ...]) -> np.ndarray:
     """The tensor in our layout, cast to the leaf's dtype; ValueError (actual and expected) if it does not fit."""
     if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
         raise ValueError(f"{tensor.dtype}, not floating point")
-    expected = _torch_shape(leaf.shape)
+    expected = file_shape(leaf)
     if len(leaf.shape) == 4 and tensor.ndim == 2:
         expected = (expected[0], expected[1] * expected[2] * expected[3])
     if tensor.shape != expected:
         raise ValueError(f"{tensor.shape}, not {expected}")
     if tensor.ndim == 2 and len(leaf.shape) == 4:
-        tensor = tensor.reshape(_torch_shape(leaf.shape))
-    return np.ascontiguousarray(np.transpose(tensor, _TO_OURS[tensor.ndim])).astype(leaf.dtype)
+        tensor = tensor.reshape(file_shape(leaf))
+    return np.asarray(np.transpose(tensor, _TO_OURS[tensor.ndim]), leaf.dtype, order="C")
 
 
 def differs_in_classes(tensor: np.ndarray, leaf: Any) -> bool:
     """Whether a head's tensor differs from our leaf only in the number of classes."""
-    return tensor.shape[1:] == _torch_shape(leaf.shape)[1:]
+    return tensor.shape[1:] == file_shape(leaf)[1:]
 
 
 def to_file(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -54,7 +56,7 @@ def to_file(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         tensor = np.transpose(np.asarray(leaf), _TO_TORCH[leaf.ndim])
         if leaf.ndim == 4 and path[1].startswith(_DENSE):
             tensor = tensor.reshape(len(tensor), -1)
-        tensors[name] = np.ascontiguousarray(tensor)
+        tensors[name] = tensor
     return tensors
 
 
@@ -62,8 +64,9 @@ _TO_TORCH = {0: (), 1: (0,), 2: (1, 0), 3: (2, 0, 1), 4: (3, 2, 0, 1)}
 _TO_OURS = {0: (), 1: (0,), 2: (1, 0), 3: (1, 2, 0), 4: (2, 3, 1, 0)}
 
 
-def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(shape[axis] for axis in _TO_TORCH[len(shape)])
+def file_shape(leaf: Any) -> tuple[int, ...]:
+    """The shape of a leaf in the file."""
+    return tuple(leaf.shape[axis] for axis in _TO_TORCH[len(leaf.shape)])
 
 
 def _name(path: tuple[str, ...]) -> str:

@@ -10,7 +10,8 @@ from zoo.transformer.encoder import Encoder
 from zoo.weights.huggingface.checks import activation, count, named, only
 from zoo.weights.huggingface.layout import TensorLayout
 
-ARCHITECTURES = {"bert": ("BertModel", "BertForMaskedLM", "BertForSequenceClassification")}
+ARCHITECTURES = {"bert": ("BertModel", "BertForMaskedLM", "BertForSequenceClassification", "BertForPreTraining")}
+_MASKED = ("BertForMaskedLM", "BertForPreTraining")
 LAYOUT = TensorLayout(
     title="BERT",
     marks=("embedding", "positions", "types", "layers/layer0/attention"),
@@ -37,7 +38,7 @@ LAYOUT = TensorLayout(
     body=r"(embeddings|encoder|pooler)\.",
     unused=r"bert\.embeddings\.position_ids$|bert\.pooler\.|cls\.|classifier\.",  # heads of other tasks
     older=((".gamma", ".weight"), (".beta", ".bias")),
-    classifies=True,
+    heads=(("pooler",), ("head",), ("told", "told_norm", "told_bias")),
 )
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
 
@@ -60,7 +61,7 @@ def fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return "bert_base", {
         "vocab_size": count(config, "vocab_size"),
         "num_classes": len(labels) if kind == "BertForSequenceClassification" else None,
-        "output": "tokens" if kind == "BertForMaskedLM" else "hidden",
+        "output": "tokens" if kind in _MASKED else "hidden",
         "hidden_size": size,
         "num_layers": count(config, "num_hidden_layers"),
         "num_heads": heads,
@@ -75,7 +76,7 @@ def fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def config(model: Any) -> dict[str, Any]:
     """The config.json of a model. The mean of an `embedding` belongs to sentence-transformers and is not in it."""
-    plain, masked, classes = ARCHITECTURES["bert"]
+    plain, masked, classes, _ = ARCHITECTURES["bert"]
     kind = classes if model.num_classes else masked if model.output == "tokens" else plain
     return {
         "architectures": [kind],

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.errors import ZooError
+from zoo.weights.names import is_counter
 
 _LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 Path = tuple[str, ...]
@@ -30,7 +31,8 @@ class TensorLayout(NamedTuple):
     tied: tuple[str, str] | None = None  # names of head and embedding, one tensor in a tied model
     older: tuple[tuple[str, str], ...] = ()  # endings of names in older files, with the current ones
     as_it_is: bool = False  # kernels of layers are [in, out] in the file too
-    classifies: bool = False  # a missing or differing head may be drawn anew
+    # modules and arrays of one task each, a tuple a task: drawn anew where the file has none of a tuple
+    heads: tuple[tuple[str, ...], ...] = ()
 
     def is_of(self, variables: Mapping[str, Any]) -> bool:
         """Whether (unstacked) variables belong to this architecture."""
@@ -39,23 +41,27 @@ class TensorLayout(NamedTuple):
 
     def ignored(self, name: str) -> bool:
         """Whether a tensor of the file has no place in a model. A tied head duplicates the embedding, see `merged`."""
-        return bool(self.tied and name == self.tied[0]) or re.match(self.unused, name) is not None
+        tied = bool(self.tied and name == self.tied[0])
+        return tied or is_counter(name) or re.match(self.unused, name) is not None
 
     def merged(self, tensors: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A state dict with the names of a complete model, also if the file holds only the body.
 
         ValueError if the file has a separate head and the model, a tied one, does not.
         """
-        begin = re.compile(f"^(?={self.body})")
-        named = {}
-        for name, tensor in tensors.items():
-            ending, now = next(((old, new) for old, new in self.older if name.endswith(old)), ("", ""))
-            named[begin.sub(self.prefix, name.removesuffix(ending) + now)] = tensor
+        named = {self.full_name(name): tensor for name, tensor in tensors.items()}
+        if len(named) < len(tensors):
+            raise ValueError("it has two tensors of one name, with and without the prefix of a body")
         if self.tied and self.tied[0] not in self._groups(variables) and set(self.tied) <= set(named):
             head, embedding = (named[name] for name in self.tied)
             if head is not embedding and not np.array_equal(head, embedding):
                 raise ValueError(f"its {self.tied[0]} is not its embedding, as in a tied model; give tied=False")
         return named
+
+    def full_name(self, name: str) -> str:
+        """The name of a tensor in a complete model of the library's present version."""
+        ending, now = next(((old, new) for old, new in self.older if name.endswith(old)), ("", ""))
+        return re.sub(f"^(?={self.body})", self.prefix, name.removesuffix(ending) + now)
 
     def names(self, variables: Mapping[str, Any]) -> dict[str, tuple[Path, Any]]:
         """Tensors of the state dict by name, each with the path of its (first) leaf and its shape in the file."""
@@ -70,9 +76,13 @@ class TensorLayout(NamedTuple):
             raise ValueError(f"{tensor.shape}, not {leaf.shape}")
         return tensor.astype(leaf.dtype)
 
+    def file_shape(self, leaf: Any) -> tuple[int, ...]:
+        """The shape of a leaf of `names` in the file."""
+        return leaf.shape
+
     def differs_in_classes(self, tensor: np.ndarray, leaf: Any) -> bool:
         """Whether a head's tensor would fit but for the number of classes."""
-        return self.classifies and tensor.shape[1:] == leaf.shape[1:]
+        return bool(self.heads) and tensor.shape[1:] == leaf.shape[1:]
 
     def to_file(self, variables: Mapping[str, Any]) -> dict[str, jax.Array]:
         """The state dict of (unstacked) variables."""
@@ -102,11 +112,14 @@ class TensorLayout(NamedTuple):
     def _groups(self, variables: Mapping[str, Any]) -> dict[str, list[Path]]:
         """Paths of leaves by the name of their tensor; in the table's order where several share a name."""
         order = {key: i for i, key in enumerate(self.table)}
-        groups: dict[str, list[tuple[int, Path]]] = {}
+        groups: dict[str, dict[int, Path]] = {}
         for path in _paths(variables):
             name, key = self._name(path)
-            groups.setdefault(name, []).append((order[key], path))
-        return {name: [path for _, path in sorted(places)] for name, places in groups.items()}
+            other = groups.setdefault(name, {}).setdefault(order[key], path)
+            if other != path:
+                both = f"{'/'.join(other)} and {'/'.join(path)}"
+                raise ZooError(f"{both} would both be the tensor {name!r} in the file; use zoo.weights.save_native")
+        return {name: [places[i] for i in sorted(places)] for name, places in groups.items()}
 
     def _name(self, path: Path) -> tuple[str, str]:
         """The name of a leaf's tensor and its key in the table; ZooError if Hugging Face has no such tensor."""

@@ -35,7 +35,7 @@ LAYOUT = TensorLayout(
     prefix="vit.",
     body=r"(embeddings|encoder|layernorm|pooler)\.",
     unused=r"vit\.(pooler\.|embeddings\.mask_token$)",
-    classifies=True,
+    heads=(("head",),),
 )
 _ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "relu": "relu"}
 

@@ -1,0 +1,115 @@
+"""`.safetensors` files, single and sharded: read within bounds of memory, written completely or not at all."""
+
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from zoo.errors import ZooError
+from zoo.files import read_json
+
+
+def read_safetensors(path: str | os.PathLike, most: int | None = None) -> dict[str, np.ndarray]:
+    """All tensors of a `.safetensors` file by name. ZooError if it is missing, damaged, or larger than `most` bytes."""
+    from safetensors import SafetensorError, safe_open
+
+    if not pathlib.Path(path).is_file():
+        raise ZooError(f"no weights file {str(path)!r}")
+    _refuse_larger([pathlib.Path(path)], most, path)
+    try:
+        with safe_open(path, "numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        hint = "; convert it first: python -m zoo convert x.pth x.safetensors" if _is_torch_file(path) else ""
+        raise ZooError(f"{str(path)!r} is not a readable .safetensors file: {error}{hint}") from None
+
+
+def read_sharded(index: str | os.PathLike, most: int | None = None) -> dict[str, np.ndarray]:
+    """All tensors of a `.safetensors.index.json`, from the files beside it. ZooError if a file is missing, or all
+    together are larger than `most` bytes."""
+    index = pathlib.Path(index)
+    if not index.is_file():
+        raise ZooError(f"no weights index {str(index)!r}")
+    try:
+        places = dict(read_json(index)["weight_map"])
+        if not all(isinstance(shard, str) for shard in places.values()):
+            raise TypeError("its weight_map gives tensors no file names")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ZooError(f"{str(index)!r} is not a weights index: {error!r:.120}") from None
+    for shard in sorted(set(places.values())):
+        if shard in ("", ".", "..") or re.search(r"[/\\\0]", shard):
+            raise ZooError(f"{str(index)!r} names {shard!r}; a shard must be a file beside the index")
+    _refuse_larger([index.parent / shard for shard in set(places.values())], most, index)
+    tensors: dict[str, np.ndarray] = {}
+    for shard in sorted(set(places.values())):
+        found = read_safetensors(index.parent / shard)
+        wanted = [name for name, place in places.items() if place == shard]
+        if lacking := sorted(set(wanted) - set(found)):
+            raise ZooError(f"{str(index.parent / shard)!r} lacks tensors that its index lists: {some(lacking)}")
+        tensors |= {name: found[name] for name in wanted}
+    return tensors
+
+
+def write_safetensors(
+    tensors: Mapping[str, Any],
+    path: str | os.PathLike,
+    overwrite: bool = False,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Writes tensors, with the dtypes that they have, under a temporary name; reads names, shapes and dtypes back; and
+    renames the file, so that it is complete or absent. ZooError for a tensor that is no array of numbers."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    path = pathlib.Path(path)
+    if path.exists() and not overwrite:
+        raise ZooError(f"{str(path)!r} exists; remove it or choose another name")
+    arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biufV" or array.dtype.names:  # V: bfloat16 and other dtypes of ml_dtypes
+            raise ZooError(f"{name} is no array of real numbers: {array.dtype}")
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        save_file(arrays, str(temporary), metadata)
+        _check_written(arrays, temporary)
+        os.replace(temporary, path)
+    except (SafetensorError, OSError) as error:  # a full disk, a read-only folder
+        raise ZooError(f"could not write {str(path)!r}: {error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def some(names: list[str], most: int = 8) -> str:
+    """The first names, and how many more there are."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def _check_written(arrays: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as file:
+        written = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        shapes = {name: tuple(part.get_shape()) for name, part in written.items()}
+    if shapes != {name: array.shape for name, array in arrays.items()}:
+        raise ZooError(f"the file holds {len(shapes)} tensors of {len(arrays)}, or of other shapes; it is not kept")
+
+
+def _refuse_larger(files: list[pathlib.Path], most: int | None, path: str | os.PathLike) -> None:
+    """A sparse file of zeros takes little space on disk but its full size in memory."""
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    if most is not None and size > most:
+        raise ZooError(f"{str(path)!r} has {size:,} bytes, more than the {most:,} that this model can need")
+
+
+def _is_torch_file(path: str | os.PathLike) -> bool:
+    return pathlib.Path(path).suffix in (".pth", ".pt", ".bin", ".ckpt")

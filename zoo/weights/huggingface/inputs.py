@@ -1,0 +1,62 @@
+"""How a folder of Hugging Face's reads raw data: tokenizer.json of a text model, preprocessor_config.json of images."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from zoo.errors import ZooError
+from zoo.files import read_json
+from zoo.inputs import ImageInputs, Inputs
+from zoo.inputs.text import read_tokenizer
+from zoo.registry import model_info
+from zoo.transformer.t5 import T5
+
+
+def inputs_of(folder: str | os.PathLike, name: str, fields: Mapping[str, Any]) -> Inputs | None:
+    """The inputs of a registered model with these fields; None where the folder has no file that describes them.
+
+    Texts have at most the model's `max_length` tokens. ZooError for a damaged file.
+    """
+    folder, info = pathlib.Path(folder), model_info(name)
+    labels = _labels(folder, fields.get("num_classes"))
+    if np.dtype(info.input_dtype).kind != "i":
+        side = fields.get("image_size", info.input_shape[0])
+        return image_inputs(folder, (side, side, 3), labels)
+    if issubclass(info.module_class, T5) or not (folder / "tokenizer.json").is_file():
+        return None  # T5's special tokens are not those of our pairs
+    inputs = read_tokenizer(folder, fields.get("max_length", info.input_shape[0]), labels)
+    if inputs.vocab_size > fields["vocab_size"]:
+        raise ZooError(
+            f"{str(folder)!r} has {inputs.vocab_size} tokens in its tokenizer.json, more than the model, which has "
+            f"{fields['vocab_size']}"
+        )
+    return inputs
+
+
+def image_inputs(folder: pathlib.Path, shape: tuple[int, int, int], labels: tuple[str, ...]) -> ImageInputs | None:
+    """Images of `shape`, normalised as preprocessor_config.json says; None where there is none, or it names no mean."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return None
+    try:
+        config = read_json(path)
+        mean, std = config.get("image_mean"), config.get("image_std")
+        if config.get("do_normalize") is False:
+            mean, std = [0.0] * shape[-1], [1.0] * shape[-1]
+        if mean is None or std is None:
+            return None
+        factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
+        unit = round(255 * factor, 9)
+        return ImageInputs(shape, tuple(m / unit for m in mean), tuple(s / unit for s in std), labels)
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ZooError(f"{str(path)!r} describes no images: {error!s:.120}") from None
+
+
+def _labels(folder: pathlib.Path, classes: Any) -> tuple[str, ...]:
+    """The classes' names in config.json, or their numbers where it names others than the model has."""
+    names = read_json(folder / "config.json").get("id2label") or {}
+    numbers = [str(number) for number in range(classes or 0)]
+    return tuple(str(names[number]) for number in numbers) if set(names) == set(numbers) else tuple(numbers)
