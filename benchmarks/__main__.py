@@ -3,6 +3,11 @@
 import os
 import sys
 
+from flaxzoo import check_names
+
+if __name__ == "__main__":
+    check_names("train", "zoo")
+
 from train.memory import use_large_pages
 from zoo.errors import exit_status, unknown
 

@@ -24,7 +24,9 @@ import numpy as np
 
 from zoo.errors import ZooError
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).parent / "results"  # of a checkout
+if not RESULTS.is_dir():  # installed
+    RESULTS = pathlib.Path("results")
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "keras")  # their versions are columns of every row
 PROCESS = pathlib.Path("/proc/self")  # Linux's files about this process
 ROLLUP, STATUS = PROCESS / "smaps_rollup", PROCESS / "status"
@@ -317,7 +319,9 @@ def _seconds_of_others() -> float:
 
 def _git(*args: str) -> str:
     try:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, cwd=RESULTS.parent, check=False)
+        done = subprocess.run(
+            ["git", *args], capture_output=True, text=True, cwd=pathlib.Path(__file__).parent, check=False
+        )
     except OSError:  # no git
         return ""
     return done.stdout.strip()

@@ -2,9 +2,11 @@
 
 import time
 
+from flaxzoo import check_names
 from train.memory import use_large_pages
 
 if __name__ == "__main__":
+    check_names("zoo")
     use_large_pages()  # before anything takes time to import
 
 _STARTED = time.perf_counter()

@@ -1,6 +1,7 @@
 """The settings of one run."""
 
 import dataclasses
+import math
 import re
 from typing import Any, Literal
 
@@ -38,6 +39,8 @@ class Config:
     workdir: str  # the run folder
     steps: int  # updates
     batch_size: int  # examples per update, over all devices
+    epochs: float | None = None  # passes over the training data, instead of steps
+    hours: float | None = None  # wall-clock time after which training ends as if complete; --resume continues it
     seed: int = 0  # of initial weights, order of data, augmentation and dropout
     parallel: Literal["auto", "jit", "mesh", "pmap"] = "auto"  # auto: jit on one device, mesh on several
     # the axes of parallel mesh and their sizes, data=2,fsdp=4: data splits the batch, fsdp also the state; tensor
@@ -62,6 +65,9 @@ class Config:
         """ZooError for a value out of range; what needs the data or the devices is checked where they are known."""
         at_least("steps", self.steps, 1)
         at_least("batch-size", self.batch_size, 1)
+        for name in ("epochs", "hours"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ZooError(f"{name} must be a number above 0, not {value}")
         if not 0 <= self.seed < 2**63:  # what jax.random.key takes
             raise ZooError(f"seed must be at least 0 and below 2**63, not {self.seed}")
         at_least("eval-every", self.eval_every, 1)
@@ -91,7 +97,8 @@ class Config:
         if self.profile is None:
             return None
         found = re.fullmatch(r"(\d{1,18}):(\d{1,18})", self.profile)
-        if not (found and int(found[1]) < int(found[2]) <= self.steps):
+        steps = self.steps if self.epochs is None else math.inf
+        if not (found and int(found[1]) < int(found[2]) <= steps):
             raise ZooError(f"profile must be START:STOP, two of the {self.steps} steps, not {self.profile!r:.80}")
         return int(found[1]), int(found[2])
 
@@ -102,12 +109,13 @@ def read_settings(data: Any) -> Config:
 
 
 def _upgraded(data: Any) -> Any:
-    """Settings of earlier versions in today's form: CRLF in files was turned into LF; in 0.1.0 augmentation was no part
-    of a task, and every text had `packed`."""
+    """Settings of earlier versions in today's form: a recurrent model's state was not reset, and CRLF in files was turned
+    into LF; in 0.1.0 augmentation was no part of a task, and every text had `packed`."""
     if not isinstance(data, dict):
         return data
-    data = dict(data)
-    source = data.get("data")
+    data, task, source = dict(data), data.get("task"), data.get("data")
+    if isinstance(task, dict) and task.get("kind") == "LanguageModel":
+        data["task"] = {"reset_state": 0.0, **task}
     if isinstance(source, dict) and source.get("kind") in ("TextConfig", "TextData") and source.get("path"):
         data["data"] = {"newlines": "unix", **source}
     if "augment" not in data:

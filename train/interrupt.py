@@ -1,10 +1,17 @@
-"""SIGTERM and SIGINT as a request to stop that the loop polls, in one process or in several."""
+"""Signals as a request to stop that the loop polls, in one process or in several.
+
+Schedulers send several: GNU timeout SIGTERM to its child and at once to the child's group; Slurm, when it preempts,
+SIGTERM at the beginning and at the end of the grace time, before SIGKILL, and SIGUSR1 or SIGUSR2 ahead of time where a
+job asks for it (`--signal`, submitit); Grid Engine with -notify the same two; LSF SIGINT, ten seconds later SIGTERM;
+Kubernetes one SIGTERM. None of these may end a run before it has saved.
+"""
 
 import ctypes
 import os
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 import jax
@@ -12,11 +19,13 @@ from jax.experimental import multihost_utils
 
 from train import processes
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+AGAIN = 1.0  # seconds after the first signal from which a second one of the same kind counts
 
 
 class Stop:
-    """`with Stop() as stop:` `stop.signal` is the number of the first signal, or None; a second one exits at once.
+    """`with Stop() as stop:` `stop.signal` is the number of the first signal, or None. The same signal again, a second
+    later or more, exits at once.
 
     So does the first one while there is nothing to save (`idle`). A thread reads the signals, since Python runs no
     handler while its main thread compiles or waits for a device.
@@ -29,6 +38,7 @@ class Stop:
         self.signal: int | None = None
         self.idle = True
         self._asked: int | None = None  # the first signal that this process got
+        self._asked_at = 0.0
         self._before: dict[int, Any] = {}
         self._preempted: Any = None  # JAX's own handler of SIGTERM
         self._questions = 0
@@ -71,11 +81,14 @@ class Stop:
             number = byte[0]
             if number not in SIGNALS:
                 continue
-            if self._asked is not None or self.idle:
+            again = number == self._asked and time.monotonic() - self._asked_at >= AGAIN
+            if self._asked is not None and not again:
+                continue
+            if again or self.idle:
                 why = "nothing to save" if self.idle else "asked twice, nothing saved"
                 print(f"stopped by {signal.Signals(number).name}: {why}", file=sys.stderr, flush=True)
                 os._exit(128 + number)
-            self._asked = number
+            self._asked, self._asked_at = number, time.monotonic()
             if self._preempted is None:
                 self.signal = number
             else:

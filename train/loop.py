@@ -2,8 +2,12 @@
 
 import contextlib
 import json
+import math
 import pathlib
 import signal
+import time
+import traceback
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,12 +20,13 @@ from train.config import Config
 from train.data.source import Dataset
 from train.interrupt import Stop
 from train.journal import Journal
+from train.optimizer import make_schedule
 from train.records import STOPPED, Interval, Patience, Records, shown, write_text
 from train.report.page import draw_curves
 from train.setup import Parts, megabytes, score
 from train.step import finite
 from train.timing import Clock, Phases, Trace
-from zoo.errors import ZooError
+from zoo.errors import ZooError, first_line
 from zoo.run import Run
 
 MOST_SKIPPED = 100  # steps in a row that were not finite, after which a run that skips them ends
@@ -42,6 +47,7 @@ def run(config: Config, seconds_before: float = 0.0, recipe: str | None = None) 
             shape = zoo.model_info(config.model.name).input_shape
             dataset = config.data.load(shape, run_folder.stored_inputs(workdir))
             run_folder.check_data(workdir, dataset)
+            config = run_folder.with_steps(config, workdir, dataset)
         with phases("setup"):
             trainer = Trainer(config, workdir, dataset, phases, found, recipe)
         with trainer:
@@ -91,6 +97,8 @@ class Trainer:
             self.state, self.step, self.unevaluated = state, meta["step"], meta.get("unevaluated", False)
             self.interval = Interval(self.layout.fetch, self.layout.bounded, self.step, meta["interval"])
             self.patience = Patience(config.patience, meta["patience"])
+            self.schedule = make_schedule(config.optimizer, config.steps)
+            self.ends = math.inf if config.hours is None else phases.begun + 3600 * config.hours
             self.train_step, self.evaluator = parts.train_step(state), parts.evaluator()
             self.records = Records(workdir, config.log.tensorboard, self.step, self.unevaluated)
             opened.callback(self.records.close)
@@ -103,7 +111,8 @@ class Trainer:
         self._opened.__exit__(*error)
 
     def train(self, stop: Stop, until: int | None = None) -> None:
-        """Steps to `until` (the last by default), until patience ends, or until a signal, after which SystemExit.
+        """Steps to `until` (the last by default), until patience or the hours end, or until a signal, after which
+        SystemExit.
 
         The order within a step: dispatch it; fetch the next batch while it runs; wait for the step before; read metrics
         (which ends a run that diverged) before anything is evaluated or saved; records before checkpoints.
@@ -138,7 +147,8 @@ class Trainer:
                     compiled.add(shapes)
                     clock = Clock(self.step)
             trace.after(self.step, metrics)
-            last = self.step == config.steps
+            over = self._hours_over()
+            last = self.step == config.steps or over
             logs = self.step % config.log.every == 0 or last
             evaluates = self.step % config.eval_every == 0 or last
             leaves = stop.reached()
@@ -157,7 +167,22 @@ class Trainer:
                     self._give_up()
                 if saves and stop.signal:  # one that came after `leaves` was asked waits for the next step, which saves
                     self._leave(stop.signal)
+                if over:
+                    more = f"--resume --workdir {config.workdir} continues it"
+                    self.journal.say(f"the {config.hours:g} hours are over at step {self.step}; {more}")
+                    return
                 clock = Clock(self.step)
+
+    def _hours_over(self) -> bool:
+        """Whether the run has had its hours; several processes ask one another at each line of the log."""
+        if self.config.hours is None or (jax.process_count() > 1 and self.step % self.config.log.every):
+            return False
+        return processes.any_says(time.perf_counter() > self.ends)
+
+    def _progress(self) -> dict[str, float]:
+        """Training examples seen (of texts, windows), and epochs."""
+        seen = self.step * self.config.batch_size
+        return {"epoch": round(seen / self.dataset.train.rows, 6), "examples": seen}
 
     def _check_finite(self) -> None:
         """ZooError for a state not worth saving, as after an update that is not finite though its gradient is."""
@@ -181,7 +206,8 @@ class Trainer:
         metrics = {**task.metrics(sums), "grad_norm": sums["grad_norm"] / (steps - skipped)}
         if skipped:
             metrics["skipped"] = skipped
-        self.records.write(self.step, "train", metrics)
+        rate = float(self.schedule(self.step - 1))
+        self.records.write(self.step, "train", {**self._progress(), "learning_rate": rate, **metrics})
         both = {name: metrics[name] for name in dict.fromkeys(("loss", task.metric)) if name in metrics}
         line = f"step {self.step}/{self.config.steps}  {shown(both)}"
         if steps_per_second:  # no step was timed where the first one, which is compiled, is the only one
@@ -213,7 +239,7 @@ class Trainer:
     def _validate(self, split: Any, stop: Stop) -> float | None:
         """Evaluates on validation data and records it; returns the score, if it is a number."""
         metrics = self.evaluate(self.state.eval_variables(), split, stop)
-        self.records.write(self.step, "validation", metrics)
+        self.records.write(self.step, "validation", {**self._progress(), **metrics})
         self.journal.say(f"step {self.step}: validation {shown(metrics)}")
         found = score(self.config.best, self.config.task, metrics)
         self.patience.add(found)
@@ -240,7 +266,7 @@ class Trainer:
         raise SystemExit(128 + number)
 
     def finish(self, stop: Stop) -> dict[str, Any]:
-        """Tests the best weights once, exports them, draws the curves; returns and writes the result."""
+        """Exports the best weights, tests them once, writes and returns the result; then a picture and an example."""
         config, dataset = self.config, self.dataset
         with self.phases("checkpoint"):
             self.checkpoints.wait()
@@ -251,31 +277,66 @@ class Trainer:
             variables, best = self.checkpoints.restore_best(last, ema, self.step)
             placed = self.layout.restored(variables)
             del last, variables
-        metrics = {}
+        run = Run(self.model, self.layout.fetch(placed), dataset.inputs)
+        about = {"step": best, "ema": ema}
+        if processes.first():
+            with self.phases("report"):
+                run_folder.export(self.workdir, run.variables, **about, metrics={})
+        metrics, failure = {}, None
         for name in ("validation", "test"):
-            if (split := getattr(dataset, name)) is not None:
-                metrics[name] = self.evaluate(placed, split, final=True)
-                self.journal.say(f"best step {best}: {name} {shown(metrics[name])} ({split.described})")
+            if getattr(dataset, name) is not None:
+                try:
+                    metrics[name] = self._test(name, placed, best)
+                except Exception as error:
+                    failure = error
         result: dict[str, Any] = {"data": dataset.name, "seed": config.seed, "steps": self.step, "best_step": best}
         result |= metrics | config.task.about(dataset)
-        run = Run(self.model, self.layout.fetch(placed), dataset.inputs)
         if processes.first():
-            self._leave_behind(result, metrics, run, ema)
+            run_folder.describe_export(self.workdir, **about, metrics=metrics)
+            self._leave_behind(result, run)
+        if failure is not None:
+            raise failure
         processes.meet("run finished")
         return result
 
-    def _leave_behind(self, result: dict[str, Any], metrics: dict[str, Any], run: Run, ema: bool) -> None:
-        """Exports the weights, draws the curves, writes the result, to which it adds the seconds."""
-        with self.phases("report"):
-            run_folder.export(self.workdir, run.variables, step=result["best_step"], ema=ema, metrics=metrics)
-            example = self.config.task.example(run, self.dataset, pathlib.Path(self.config.workdir))
-            self.records.flush()
-            draw_curves(self.workdir, self.config.task.metric)
-        result["seconds"] = self.phases.summary()
-        write_text(self.workdir / "result.json", json.dumps(result, indent=2) + "\n")
+    def _test(self, name: str, placed: Any, best: int) -> dict[str, float]:
+        """The metrics of the best weights on a split; those that training has where the final ones fail, as a decoder
+        may."""
+        split = getattr(self.dataset, name)
+        try:
+            metrics = self.evaluate(placed, split, final=True)
+        except Exception as error:
+            self._warn(f"the final evaluation on {name} failed; its metrics are those of training", error)
+            metrics = self.evaluate(placed, split)
+        self.journal.say(f"best step {best}: {name} {shown(metrics)} ({split.described})")
+        return metrics
+
+    def _warn(self, what: str, error: Exception) -> None:
+        """One line on the terminal, the traceback in train.log."""
+        self.journal.note("".join(traceback.format_exception(error)))
+        warnings.warn(f"{what}: {type(error).__name__}: {first_line(error)}", stacklevel=3)
+
+    def _leave_behind(self, result: dict[str, Any], run: Run) -> None:
+        """Writes the result; then draws the curves and gives an example, whose failure costs nothing else."""
+        self._write(result)
+        example = ""
+        try:
+            with self.phases("report"):
+                self.records.flush()
+                draw_curves(self.workdir, self.config.task.metric)
+                example = self.config.task.example(run, self.dataset, pathlib.Path(self.config.workdir))
+        except Exception as error:
+            self._warn("the run is complete, but its curves or its example failed", error)
+        self._write(result)
         seconds = ", ".join(f"{name} {value:.1f}" for name, value in result["seconds"].items())
         self.journal.say(f"seconds: {seconds}")
-        self.journal.say(example)
+        if example:
+            self.journal.say(example)
+
+    def _write(self, result: dict[str, Any]) -> None:
+        """Writes result.json, with the seconds so far."""
+        result["seconds"] = self.phases.summary()
+        write_text(self.workdir / "result.json", json.dumps(result, indent=2) + "\n")
 
 
 @contextlib.contextmanager

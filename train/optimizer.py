@@ -121,15 +121,10 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate by step: linear from 0 over `warmup_steps`, then constant or falling to 0 at `decay_steps`.
 
     "wsd" stays at the peak until the last `decay_fraction` of all steps, then falls in a line (Hu et al. 2024,
-    arXiv:2404.06395).
+    arXiv:2404.06395). A warm-up that does not fit takes a tenth of the steps.
     """
-    peak, rise, end = config.learning_rate, config.warmup_steps, config.decay_steps or steps
-    if rise >= end:
-        shorter = end // 10
-        warnings.warn(
-            f"optimizer.warmup-steps {rise} does not fit into {end} steps; shortened to {shorter}", stacklevel=2
-        )
-        rise = shorter
+    peak, end = config.learning_rate, config.decay_steps or steps
+    rise = config.warmup_steps if config.warmup_steps < end else end // 10
     length = end - rise
     if config.schedule == "wsd":
         length = min(length, max(round(config.decay_fraction * end), 1))
@@ -261,6 +256,10 @@ def make_optimizer(
         args |= {"weight_decay": config.weight_decay, mask: decay_mask}
     elif config.weight_decay:
         chain.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask))
+    end = config.decay_steps or steps
+    if config.warmup_steps >= end:
+        shortened = f"does not fit into {end} steps; shortened to {end // 10}"
+        warnings.warn(f"optimizer.warmup-steps {config.warmup_steps} {shortened}", stacklevel=2)
     schedule = make_schedule(config, steps)
     try:
         made = constructor(learning_rate=schedule, **args)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import platform
@@ -30,6 +31,8 @@ from zoo.weights import save_native
 MAY_CHANGE = (
     "workdir",
     "steps",
+    "epochs",
+    "hours",
     "parallel",
     "mesh",
     "distributed",
@@ -65,22 +68,35 @@ def take(config: Config) -> tuple[Config, pathlib.Path, tuple]:
     check_within(workdir)
     found = footprint(workdir)
     if not workdir.exists() or all(path.name[0] == "." or path.name in JOURNAL for path in workdir.iterdir()):
-        return _with_decay_steps(config, config), workdir, found
+        return config, workdir, found
     if not config.resume:
         raise ZooError(f"workdir {config.workdir!r} is not empty: --resume continues it, --workdir DIR names another")
     stored = read_settings(read_config(workdir).get("config"))
-    config = _with_decay_steps(config, stored)
+    if config.optimizer.decay_steps is None:
+        config = _with_decay_steps(config, stored.optimizer.decay_steps or stored.steps)
     changed = {name: pair for name, pair in differences(stored, config).items() if name not in MAY_CHANGE}
     if changed:
         listed = "; ".join(f"{name} was {was!r}, not {now!r}" for name, (was, now) in changed.items())
         raise ZooError(f"on resume only {', '.join(MAY_CHANGE)} may change: {listed}")
-    newest = max(step_folders(workdir / "checkpoints"), default=0)
+    return config, workdir, found
+
+
+def with_steps(config: Config, workdir: pathlib.Path, dataset: Dataset) -> Config:
+    """The settings with `steps` that are the `epochs`, if any, and the end of the schedule fixed, so that a later
+    change of the steps does not move it. ZooError for a run that is beyond them already."""
+    if config.epochs is not None:
+        steps = math.ceil(config.epochs * dataset.train.rows / config.batch_size)
+        config = dataclasses.replace(config, steps=steps, epochs=None)
+        config.check()
+    newest, stored = max(step_folders(workdir / "checkpoints"), default=0), config.steps
     if newest > config.steps:
         raise ZooError(f"{config.workdir!r} is at step {newest} already, after steps {config.steps}")
+    if (workdir / "config.json").is_file():
+        stored = read_settings(read_config(workdir)["config"]).steps
     end = config.optimizer.decay_steps
-    if config.optimizer.schedule != "constant" and end and config.steps > max(end, stored.steps):
+    if config.optimizer.schedule != "constant" and end and config.steps > max(end, stored):
         warnings.warn(f"the learning rate is 0 after step {end}, where its schedule ends", stacklevel=2)
-    return config, workdir, found
+    return config if end else _with_decay_steps(config, config.steps)
 
 
 def check_within(workdir: pathlib.Path) -> None:
@@ -94,11 +110,7 @@ def check_within(workdir: pathlib.Path) -> None:
                 raise ZooError(f"{str(path)!r} is a pipe; a run writes to files")
 
 
-def _with_decay_steps(config: Config, source: Config) -> Config:
-    """The settings with the end of the schedule fixed, so that a later change of `steps` does not move it."""
-    if config.optimizer.decay_steps is not None:
-        return config
-    end = source.optimizer.decay_steps or source.steps
+def _with_decay_steps(config: Config, end: int) -> Config:
     return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, decay_steps=end))
 
 
@@ -121,11 +133,15 @@ def describe(
 
 
 def export(workdir: pathlib.Path, variables: Any, **about: Any) -> None:
-    """Writes export/: config.json with the model, its inputs and `about`; and model.safetensors."""
-    config = read_config(workdir)
-    folder = workdir / "export"
-    folder.mkdir(exist_ok=True)
-    save_native(variables, folder / "model.safetensors", overwrite=True)
+    """Writes export/: model.safetensors, and config.json as `describe_export` does."""
+    (workdir / "export").mkdir(exist_ok=True)
+    save_native(variables, workdir / "export" / "model.safetensors", overwrite=True)
+    describe_export(workdir, **about)
+
+
+def describe_export(workdir: pathlib.Path, **about: Any) -> None:
+    """Writes the config.json of export/: the model, its inputs and `about`."""
+    config, folder = read_config(workdir), workdir / "export"
     about = {"model": config["model"], "inputs": config["inputs"], **about}
     write_text(folder / "config.json", json.dumps(about, indent=2) + "\n")
 

@@ -14,8 +14,8 @@ class Phases:
 
     def __init__(self, seconds_before: float = 0.0):
         self.seconds: dict[str, float] = {"import": seconds_before} if seconds_before else {}
-        self._start = time.perf_counter() - seconds_before
-        self.current, self.since = "other", self._start  # the phase under way, and when it began
+        self.begun = time.perf_counter() - seconds_before
+        self.current, self.since = "other", self.begun  # the phase under way, and when it began
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -30,7 +30,7 @@ class Phases:
 
     def summary(self) -> dict[str, float]:
         """Seconds by phase, rounded, with `other` and `total`."""
-        total = time.perf_counter() - self._start
+        total = time.perf_counter() - self.begun
         rows = {**self.seconds, "other": total - sum(self.seconds.values()), "total": total}
         return {name: round(value, 2) for name, value in rows.items()}
 

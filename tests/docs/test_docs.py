@@ -58,7 +58,7 @@ def test_both_readmes_have_the_same_numbers():
 def test_the_two_commands_stand_after_their_marks(path):
     commands = dict(re.findall(r"^<!-- (\w+) -->\n```sh\n(.+)\n```$", path.read_text(), re.MULTILINE))
     assert commands == {
-        "train": "pip install '.[train]' && python -m train cnn",
+        "train": "pip install '.[train]' && flaxzoo train cnn",
         "tests": "pip install '.[test]' && python -m pytest -n auto",
     }
 
@@ -87,12 +87,20 @@ def test_code_runs(path, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def as_module(found):
+    """The form `python -m ...` of the first words of `flaxzoo ...`."""
+    module = {"train": "train", "benchmark": "benchmarks"}.get(found[1])
+    return f"python -m {module}" if module else f"python -m zoo {found[1]}"
+
+
 def commands():
-    """Each `python -m train | zoo | benchmarks` of the pages with its page: shell blocks, and inline code."""
+    """Each `python -m train | zoo | benchmarks` of the pages with its page: shell blocks, and inline code; of the same
+    in the form `flaxzoo train | benchmark | list ...` too."""
     for path in PAGES:
         text = re.sub(r"\\\n\s*", "", path.read_text())
         shell = "\n".join(match[3] for match in FENCED.finditer(text) if match[1] == "sh")
-        inline = "\n".join(re.findall(r"`(python -m [^`]+)`", FENCED.sub("", text)))
+        inline = "\n".join(re.findall(r"`((?:python -m|flaxzoo) [^`]+)`", FENCED.sub("", text)))
+        shell, inline = (re.sub(r"flaxzoo (\w+)", as_module, each) for each in (shell, inline))
         for module, rest in re.findall(rf"python3? -m ({'|'.join(MAINS)})\b([^\n&]*)", f"{shell}\n{inline}"):
             rest = rest if rest.count('"') % 2 == 0 else rest[: rest.rindex('"')]  # the end of a quoted command
             if rest.strip():

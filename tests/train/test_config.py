@@ -204,7 +204,7 @@ NEW = {
         data=TextData(path="plays", packed=True, tokenizer="bpe", context=32, newlines="unix"),
     ),
     "language model": Config(
-        "runs/lstm", 800, 64, model=ModelConfig("lstm_lm"), data=TextData("stdlib"), task=LanguageModel()
+        "runs/lstm", 800, 64, model=ModelConfig("lstm_lm"), data=TextData("stdlib"), task=LanguageModel(reset_state=0.0)
     ),
     "labelled text": Config(
         "runs/sst2", 900, 32, model=ModelConfig("lstm_classifier"),

@@ -186,18 +186,32 @@ def test_status_of_a_living_run(quick_beats, tmp_path, capsys):
     assert "step 10 of 30 (33%), 2 steps/s, 0:10 left" in out
 
 
-@pytest.mark.parametrize(("idle", "signals", "status"), [(False, 1, 0), (False, 2, 143), (True, 1, 143)])
-def test_a_signal_waits_for_the_loop_and_a_second_or_an_idle_one_acts_at_once(idle, signals, status):
+SIGNALS = {
+    "one": (False, ["TERM"], 0),
+    "timeout's two": (False, ["TERM", "TERM"], 0),
+    "a second later": (False, ["TERM", 1.2, "TERM"], 143),
+    "LSF's": (False, ["INT", 1.2, "TERM"], 0),
+    "submitit's": (False, ["TERM", "USR1", 1.2, "USR2"], 0),
+    "nothing to save": (True, ["TERM"], 143),
+}
+
+
+@pytest.mark.parametrize(("idle", "signals", "status"), SIGNALS.values(), ids=SIGNALS)
+def test_a_signal_waits_for_the_loop_and_the_same_a_second_later_or_an_idle_one_acts_at_once(idle, signals, status):
     """While the main thread is in C code for 60 s, as in a compiler, when Python runs no handler."""
     code = f"""
 import ctypes, os, signal, sys, threading, time
 from train.interrupt import Stop
 def send():
-    for _ in range({signals}):
-        time.sleep(0.2)
-        os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.2)
-    os._exit(0 if stop.signal == signal.SIGTERM and stop.reached() else 1)
+    for each in {signals}:
+        if isinstance(each, str):
+            os.kill(os.getpid(), signal.Signals["SIG" + each])
+            time.sleep(0.01)  # the kernel merges what is pending
+        else:
+            time.sleep(each)
+    time.sleep(0.2)
+    os._exit(0 if stop.signal == signal.Signals["SIG" + {signals}[0]] and stop.reached() else 1)
 with Stop() as stop:
     stop.idle = {idle}
     threading.Thread(target=send).start()

@@ -18,6 +18,7 @@ from train.optimizer import make_optimizer
 from train.setup import make_model
 from train.sharding import make_layout
 from train.step import init_state, make_train_step
+from train.tasks.language_model import with_zeros
 from train.tasks.task import Extra
 
 TEXT = "".join(f"{i} green bottles hanging on the wall,\n" for i in range(300))
@@ -30,7 +31,7 @@ def config(tmp_path_factory):
     optimizer = OptimizerConfig("adamw", 1e-2, clip_norm=1.0, ema=0.9)
     return Config(
         "", 20, 16, eval_every=5, model=ModelConfig("lstm_lm", {"hidden_size": 8}), data=TextData(path=str(path)),
-        task=LanguageModel(), optimizer=optimizer, log=LogConfig(5, tensorboard=False),
+        task=LanguageModel(reset_state=0.3), optimizer=optimizer, log=LogConfig(5, tensorboard=False),
     )  # fmt: skip
 
 
@@ -85,11 +86,44 @@ def test_micro_batches_hand_on_their_own_rows(config, on_one_device, parallel):
 def test_the_state_is_carried_from_batch_to_batch(config, on_one_device):
     """After four batches without learning, the carry is that of one pass over all their tokens."""
     still = dataclasses.replace(config.optimizer, learning_rate=0.0)
-    state, _, _, (model, _, batches) = steps(dataclasses.replace(config, optimizer=still), "jit")
+    carried = dataclasses.replace(config, optimizer=still, task=LanguageModel(reset_state=0.0))
+    state, _, _, (model, _, batches) = steps(carried, "jit")
     tokens = np.concatenate([batches(k)["tokens"] for k in range(4)], axis=1)
     _, expected = model.apply(state.variables(), tokens, model.init_state(config.batch_size))
     assert_close(jax.tree.map(np.asarray, expected), state.extra.carry)
     assert state.extra.carry["position"].tolist() == [4 * 64] * 16
+
+
+def test_a_state_that_is_always_reset_is_that_of_the_last_window(config):
+    still = dataclasses.replace(config.optimizer, learning_rate=0.0)
+    reset = dataclasses.replace(config, optimizer=still, task=LanguageModel(reset_state=1.0))
+    state, _, _, (model, _, batches) = steps(reset, "jit")
+    _, expected = model.apply(state.variables(), batches(3)["tokens"], model.init_state(config.batch_size))
+    assert_close(jax.tree.map(np.asarray, expected), state.extra.carry)
+
+
+def test_rows_are_reset_with_their_probability_and_whole():
+    """Of 20,000 rows a share of 0.1, within five standard deviations; each leaf of a row together."""
+    state = {"layers": (jnp.ones((20_000, 3)), jnp.ones((20_000, 2, 2))), "position": jnp.full(20_000, 7)}
+    after = with_zeros(state, 0.1, jax.random.key(0), jnp.arange(20_000))
+    kept = np.asarray(after["position"]) == 7
+    assert abs((~kept).mean() - 0.1) < 5 * math.sqrt(0.1 * 0.9 / 20_000)
+    for leaf in jax.tree.leaves(after):
+        assert np.array_equal(np.asarray(leaf).reshape(20_000, -1).all(axis=1), kept)
+        assert np.array_equal(np.asarray(leaf).reshape(20_000, -1).any(axis=1), kept)
+
+
+def test_the_cold_loss_is_that_of_windows_read_from_zeros(config, on_one_device):
+    state, _, _, (model, dataset, _) = on_one_device
+    layout, split = make_layout("jit", 1, 1), dataset.validation
+    metrics = evaluated(config.task, model, dataset.inputs, layout, 1, state.variables(), split)
+    total = 0.0
+    for start in range(0, split.size, 64):
+        tokens = split.tokens[start : start + 65].astype(np.int32)
+        log_probabilities = np.asarray(jax.nn.log_softmax(model.apply(state.variables(), tokens[None, :-1])[0]))
+        total -= float(np.take_along_axis(log_probabilities, tokens[1:, None], axis=1).sum())
+    assert metrics["cold_loss"] == pytest.approx(total / split.size, rel=1e-5)
+    assert metrics["cold_loss"] != metrics["loss"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 16])

@@ -304,3 +304,88 @@ def test_without_validation_data_the_last_step_is_the_best(tmp_path):
     assert result["best_step"] == 30
     assert "validation" not in result
     assert result["test"]["accuracy"] > 0.1
+
+
+# What a run is measured by: steps, epochs, hours; and what may fail at its end.
+
+
+def short(workdir, **changes):
+    """Of 100 examples."""
+    optimizer = OptimizerConfig("adam", 1e-2, schedule="linear", warmup_steps=10)
+    log = LogConfig(every=10, tensorboard=False)
+    data = ImageData("digits", train_examples=100)
+    return tiny(workdir, **{"data": data, "optimizer": optimizer, "log": log, **changes})
+
+
+def test_every_row_has_the_epoch_and_the_examples_and_training_its_rate(tmp_path):
+    train.run(short(tmp_path / "run"))
+    rows = lines(tmp_path / "run")
+    assert [(row["step"], row["examples"], row["epoch"]) for row in rows] == [
+        (step, 16 * step, 16 * step / 100) for step in (10, 10, 20, 20, 30, 30)
+    ]
+    rates = [row["learning_rate"] for row in rows if row["split"] == "train"]
+    assert rates == pytest.approx([9e-3, 1e-2 * 11 / 20, 1e-2 * 1 / 20])  # of the last update each
+
+
+def test_epochs_stand_for_steps_and_more_of_them_resume(tmp_path):
+    """100 examples in batches of 16: two epochs are 12.5 steps, rounded up."""
+    assert train.run(short(tmp_path / "run", epochs=2))["steps"] == 13
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert (stored["steps"], stored["epochs"], stored["optimizer"]["decay_steps"]) == (13, None, 13)
+    with pytest.warns(UserWarning, match="the learning rate is 0 after step 13"):
+        assert train.run(short(tmp_path / "run", epochs=3, resume=True))["steps"] == 19
+    with pytest.raises(ZooError, match="is at step 19 already, after steps 7"):
+        train.run(short(tmp_path / "run", epochs=1, resume=True))
+    for wrong in (0, -1):
+        with pytest.raises(ZooError, match="epochs must be a number above 0"):
+            train.run(short(tmp_path / "wrong", epochs=wrong))
+
+
+def test_a_run_ends_well_after_its_hours_and_continues(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    result = train.run(short(workdir, steps=100_000, hours=1e-6))
+    step = result["steps"]
+    assert step < 100
+    assert f"hours are over at step {step}" in capsys.readouterr().out
+    assert result["test"]["accuracy"] == json.loads((workdir / "result.json").read_text())["test"]["accuracy"]
+    assert (workdir / "checkpoints" / str(step)).is_dir()
+    assert (workdir / "export" / "model.safetensors").is_file()
+    assert train.run(short(workdir, steps=100_000, hours=1e-6, resume=True))["steps"] > step
+
+
+def test_a_run_that_cannot_be_tested_leaves_its_result_and_export(tmp_path, monkeypatch):
+    def fails(self, evaluation, split):
+        if not evaluation.final and split.size == 143:  # of validation, while it trains
+            return {"loss": 1.0, "accuracy": 0.5}
+        raise RuntimeError("out of ink")
+
+    monkeypatch.setattr(Classification, "evaluate", fails)
+    with pytest.warns(UserWarning, match="on test failed"), pytest.raises(RuntimeError, match="out of ink"):
+        train.run(short(tmp_path / "run"))
+    stored = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (stored["validation"], "test" in stored) == ({"loss": 1.0, "accuracy": 0.5}, False)
+    assert zoo.load(tmp_path / "run" / "export").inputs.labels == tuple(map(str, range(10)))
+
+
+@pytest.mark.parametrize("broken", ["example", "curves", "final"])
+def test_what_fails_after_training_costs_neither_result_nor_export(tmp_path, monkeypatch, broken):
+    def fails(*args, **kwargs):
+        raise RuntimeError("out of ink")
+
+    if broken == "final":
+        evaluate = Classification.evaluate
+        final = lambda self, evaluation, split: (fails if evaluation.final else evaluate.__get__(self))(  # noqa: E731
+            evaluation, split
+        )
+        monkeypatch.setattr(Classification, "evaluate", final)
+    elif broken == "example":
+        monkeypatch.setattr(Classification, "example", fails)
+    else:
+        monkeypatch.setattr("train.loop.draw_curves", fails)
+    with pytest.warns(UserWarning, match="failed.*: RuntimeError: out of ink"):
+        result = train.run(short(tmp_path / "run"))
+    stored = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert stored["test"]["accuracy"] == result["test"]["accuracy"]
+    assert stored["seconds"]["total"] > 0
+    assert zoo.load(tmp_path / "run" / "export").inputs.labels == tuple(map(str, range(10)))
+    assert "Traceback" in (tmp_path / "run" / "train.log").read_text()

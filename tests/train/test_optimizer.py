@@ -80,7 +80,9 @@ def test_schedules():
 
 def test_a_warm_up_longer_than_the_schedule_is_shortened_to_a_tenth():
     def rates(steps, **changes):
-        schedule = make_schedule(OptimizerConfig("sgd", 0.8, **changes), steps)
+        config = OptimizerConfig("sgd", 0.8, **changes)
+        make_optimizer(config, steps)  # which warns
+        schedule = make_schedule(config, steps)
         return [float(schedule(step)) for step in range(steps + 1)]
 
     with pytest.warns(UserWarning, match=r"^optimizer.warmup-steps 500 does not fit into 100 steps; shortened to 10$"):

@@ -14,6 +14,7 @@ import pytest
 import zoo
 from runs import ROOT, TINY, command, environment, finish
 from train import Config
+from train.interrupt import AGAIN
 from train.processes import parse_distributed
 
 TIMEOUT = 300
@@ -258,7 +259,7 @@ def test_a_signal_before_the_first_step_and_a_second_one_act_at_once(tmp_path):
     wait_until(lambda: "step 7/" in (workdir / "train.log").read_text(), started)
     for _ in range(2):
         started[1].send_signal(signal.SIGTERM)
-        time.sleep(0.1)
+        time.sleep(AGAIN + 0.1)
     output = started[1].communicate(timeout=5)[0]
     started[0].kill()  # it would end when it misses the other one
     started[0].communicate()

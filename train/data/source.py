@@ -43,6 +43,10 @@ class Split(Protocol):
     def described(self) -> str:
         """What an evaluation counts, such as "360 examples"."""
 
+    @property
+    def rows(self) -> float:
+        """How many rows of batches an epoch has: examples, or windows of a text."""
+
     def read(self, indices: np.ndarray) -> Arrays:
         """The examples of `indices` [n], stacked: arrays [n, ...] by name, such as `image` uint8 [n, H, W, C] and
         `label` int32 [n]."""
@@ -73,6 +77,10 @@ class Examples:
     @property
     def described(self) -> str:
         return f"{self.size:,} examples"
+
+    @property
+    def rows(self) -> float:
+        return self.size
 
     def batches(self, batch_size: int, seed: int, rows: np.ndarray | None = None) -> TrainBatches:
         return Batches(self, batch_size, seed, rows)

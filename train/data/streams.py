@@ -33,6 +33,10 @@ class Stream:
         """Tokens that have a predecessor in their document, from which they are predicted."""
         return len(self.tokens) - (1 if self.begins is None else len(self.begins))
 
+    @property
+    def rows(self) -> float:
+        return len(self.tokens) / self.window
+
     def read(self, starts: np.ndarray) -> Arrays:
         """Windows that begin at `starts` [n] and wrap around the text's end: `tokens` and `targets` int32 [n, window],
         `characters` float32 of the targets, and their `weight` float32.
