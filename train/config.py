@@ -109,8 +109,8 @@ def read_settings(data: Any) -> Config:
 
 
 def _upgraded(data: Any) -> Any:
-    """Settings of earlier versions in today's form: a recurrent model's state was not reset, and CRLF in files was turned
-    into LF; in 0.1.0 augmentation was no part of a task, and every text had `packed`."""
+    """Settings of earlier versions in today's form: a recurrent model's state was not reset, and CRLF in files was
+    turned into LF; in 0.1.0 augmentation was no part of a task, and every text had `packed`."""
     if not isinstance(data, dict):
         return data
     data, task, source = dict(data), data.get("task"), data.get("data")
