@@ -37,21 +37,33 @@ def test_any_names_of_files_are_split_as_people_mean_them():
     meaning = {pathlib.PurePath(name).parts: split for split, names in NAMES.items() for name in names}
     for _ in range(300):
         chosen = rng.sample(sorted(meaning), rng.randrange(1, 8))
-        tops = {meaning[parts] for parts in chosen if parts[0] != "notes"}  # notes is no split
+        tops = {meaning[parts] for parts in chosen}
         if "train" in tops:
             assert split_names(chosen, "here") == {parts: meaning[parts] for parts in chosen}
         elif tops - {None}:
             with pytest.raises(zoo.ZooError, match="here has no split train beside"):
                 split_names(chosen, "here")
         else:
-            assert set(split_names(chosen, "here").values()) == {"train"}
+            with warnings.catch_warnings(record=True) as caught:
+                assert set(split_names(chosen, "here").values()) == {"train"}
+            doubted = [parts for parts in chosen if parts in (("train.test.txt",), ("notes", "test.txt"))]
+            assert len(caught) == bool(doubted)
 
 
 def test_splits_of_a_folder_within_are_kept_apart():
     files = [("wiki", f"wiki.{split}.tokens") for split in ("train", "valid", "test")]
     assert [*split_names(files, "").values()] == ["train", "validation", "test"]
-    assert [*split_names([*files, ("readme",)], "").values()] == ["train", "validation", "test", None]
-    assert [*split_names([("a", "test", "x"), ("a", "src", "y")], "").values()] == ["train", "train"]
+    assert [*split_names([*files, ("readme",)], "").values()] == ["train", "validation", "test", "train"]
+    assert [*split_names([*files, ("wiki", "readme")], "").values()] == ["train", "validation", "test", None]
+    code = [("a", "train.py"), ("a", "model.py"), ("b", "latest.py"), ("b", "training.py")]
+    assert [*split_names(code, "").values()] == ["train"] * 4
+
+
+def test_training_text_with_the_name_of_another_split_is_named():
+    files = [("a", "test", "x"), ("train-00.txt",), *((f"test-{i:02}.txt",) for i in range(6)), ("Dev_1",)]
+    message = "of 'd' training reads 'a/test/x', 'test-00.txt', .* and 3 more as well: names of splits are train, val"
+    with pytest.warns(UserWarning, match=message):
+        assert set(split_names(files, "'d'").values()) == {"train"}
 
 
 def test_every_file_of_a_folder_is_in_its_split_or_named(tmp_path):

@@ -1,6 +1,7 @@
 """Text files: what is in them, their lines, and the split that each file of a folder belongs to."""
 
 import pathlib
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -9,6 +10,7 @@ from zoo.errors import ZooError
 
 Parts = tuple[str, ...]  # of a path, relative to the folder that is read
 
+HELD_OUT = re.compile(r"(?<![a-z])(validation|valid|val|dev|testing|test)(?![a-z])", re.IGNORECASE)
 BOM = b"\xef\xbb\xbf"  # the mark with which some editors begin UTF-8
 OTHER_BOMS = {
     b"\xff\xfe\0\0": "UTF-32",
@@ -60,34 +62,49 @@ def shown_files(folder: pathlib.Path) -> dict[Parts, pathlib.Path]:
 def split_names(files: Iterable[Parts], where: str) -> dict[Parts, str | None]:
     """The split of each file: that which the name of the file, or of a folder on the way to it, means.
 
-    A folder has splits where one of its entries means train: of the others, those that mean no split are None. Where
-    no folder has splits, all files are train's. ZooError where the outermost folder has another split but no train.
+    The outermost folder has splits if one of its entries means train, a folder within if most of its entries mean
+    splits, train and others. The entries that mean none are then None. Other files are train's, with a warning where
+    their names have another split's. ZooError where the outermost folder has another split but no train.
     """
     files = list(files)
     entries: dict[Parts, dict[str, str | None]] = {}
     for parts in files:
         for depth, name in enumerate(parts):
             entries.setdefault(parts[:depth], {})[name] = split_of(name)
-    top = {split for split in entries.get((), {}).values() if split is not None}
-    if top and "train" not in top:
-        others = [name for name, split in entries[()].items() if split is not None]
+    top = entries.get((), {})
+    if "train" not in top.values() and any(top.values()):
+        others = [name for name, split in top.items() if split is not None]
         raise ZooError(f"{where} has no split train beside {', '.join(others[:5])}: name a file or a folder train")
-    split = {folder for folder, names in entries.items() if "train" in names.values()}
-    if not split:
-        return dict.fromkeys(files, "train")
+    split = {folder for folder, names in entries.items() if _has_splits(names)}
+    split |= {()} if "train" in top.values() else set()
+    found: dict[Parts, str | None] = {}
+    doubtful = []
+    for parts in files:
+        folder = next((parts[:depth] for depth in range(len(parts)) if parts[:depth] in split), None)
+        found[parts] = "train" if folder is None else entries[folder][parts[len(folder)]]
+        if folder is None and any(HELD_OUT.search(name) for name in parts):
+            doubtful.append("/".join(parts))
+    if doubtful:
+        warnings.warn(
+            f"of {where} training reads {listed(doubtful)} as well: names of splits are train, validation and test, or "
+            "have them between dots",
+            stacklevel=3,
+        )
+    return found
 
-    def of(parts: Parts) -> str | None:
-        for depth, name in enumerate(parts):
-            if parts[:depth] in split and (found := split_of(name)) is not None:
-                return found
-        return None
 
-    return {parts: of(parts) for parts in files}
+def _has_splits(names: dict[str, str | None]) -> bool:
+    """Whether most of the entries of a folder mean splits, train and others."""
+    splits = [split for split in names.values() if split is not None]
+    return {"train"} < {*splits} and 2 * len(splits) > len(names)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def warn_left_out(paths: Sequence[pathlib.Path], why: str) -> None:
     """One warning that names files which are not read; none where there is none."""
     if paths:
-        names = ", ".join(repr(str(path)) for path in paths[:5])
-        more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
-        warnings.warn(f"left out {names}{more}: {why}", stacklevel=3)
+        warnings.warn(f"left out {listed([*map(str, paths)])}: {why}", stacklevel=3)

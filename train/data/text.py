@@ -137,9 +137,9 @@ def _cut(documents: list[str], fraction: float) -> tuple[list[str], list[str]]:
 def read_folder(folder: pathlib.Path, newlines: str = "unix") -> dict[str, list[str]]:
     """The texts of all files under a folder, in the order of their paths, by split.
 
-    Folders and files that are named after splits are splits, in a folder that has a train (`train.data.files`); without
-    any, all is train. Hidden files are skipped. Files of no split, empty ones and those that are not UTF-8 are left out
-    with a warning. ZooError where no text is left, or where there is another split but no train.
+    Folders and files that are named after splits are splits (`train.data.files.split_names`). Hidden files are skipped.
+    Files of no split, empty ones and those that are not UTF-8 are left out with a warning. ZooError where no text is
+    left, or where there is another split but no train.
     """
     texts: dict[str, list[str]] = {}
     files, wrong, left = shown_files(folder), [], []

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,7 +17,7 @@ from train.quality import bleu_signature, check_bleu_tokenizer, quality, spacy_t
 from train.report import alignments
 from train.tasks.task import Batch, Extra, Loss, Task
 from zoo.decode import translate
-from zoo.errors import ZooError
+from zoo.errors import ZooError, first_line
 from zoo.run import Run
 
 if TYPE_CHECKING:
@@ -124,9 +125,15 @@ class Translation(Task):
         return metrics["accuracy"]
 
     def about(self, dataset: Dataset) -> dict[str, str]:
-        """sacreBLEU's signature, which says how BLEU was computed."""
+        """sacreBLEU's signature, which says how BLEU was computed; nothing where sacreBLEU fails."""
         split = dataset.test or dataset.validation
-        return {"bleu_signature": self.signature([right for _, right in split.texts])} if split else {}
+        if split is None:
+            return {}
+        try:
+            return {"bleu_signature": self.signature([right for _, right in split.texts])}
+        except Exception as error:  # the run has ended, and its weights and metrics are not lost for it
+            warnings.warn(f"BLEU has no signature: {first_line(error)}", stacklevel=2)
+            return {}
 
     def signature(self, references: list[str]) -> str:
         return bleu_signature(references, self.bleu_tokenizer)
