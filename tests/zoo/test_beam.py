@@ -206,7 +206,7 @@ def check_greedy(found, greedy):
         assert (found.tokens[row, 0, length:] == END).all()
 
 
-def test_a_language_model_goes_on_from_its_prompt():
+def test_a_language_model_continues_from_its_prompt():
     model, variables = decoder_only()
     prompts, lengths = np.array([[2, 3, 0], [2, 0, 0], [3, 3, 3]], np.int32), np.array([3, 1, 2], np.int32)
     _, state = model.apply(variables, prompts, model.init_state(3, 16), lengths - 1)
@@ -296,9 +296,9 @@ class Scripted(nn.Module):
     vocab_size: int = VOCABULARY
 
     def __call__(self, tokens, state=None):
-        ends, goes_on = jnp.array(self.steps)[jnp.minimum(state["position"], len(self.steps) - 1)].T
-        rest = (1 - ends - goes_on) / 2
-        return jnp.log(jnp.stack([rest, ends, goes_on, rest], axis=1))[:, None], {"position": state["position"] + 1}
+        ends, continues = jnp.array(self.steps)[jnp.minimum(state["position"], len(self.steps) - 1)].T
+        rest = (1 - ends - continues) / 2
+        return jnp.log(jnp.stack([rest, ends, continues, rest], axis=1))[:, None], {"position": state["position"] + 1}
 
 
 @pytest.mark.parametrize(("early_stopping", "length"), [(True, 1), (False, 2), ("never", 30)])

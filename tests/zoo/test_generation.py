@@ -43,8 +43,8 @@ def drawn(model, variables, *args, **kwargs):
 
 
 def by_definition(model, variables, text, steps):
-    """The greedy text token by token: a row with LIMIT tokens of context goes on from its last half, but a prompt that
-    long is read whole for the first token."""
+    """The greedy text token by token: a row with LIMIT tokens of context continues from the last half of them, except
+    for the first token after a prompt that long."""
     text, start = list(text), 0
     apply = jax.jit(model.apply)
     for step in range(steps):
