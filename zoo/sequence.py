@@ -50,6 +50,20 @@ def check_tokens(model: Any, tokens: jax.Array, vocab_size: int, lengths: jax.Ar
     check_lengths(model, tokens.shape[0], tokens.shape[1], lengths)
 
 
+def check_beside(model: Any, name: str, array: jax.Array | None, tokens: jax.Array, kinds: int | None = None) -> None:
+    """ZooError unless an input beside tokens [B, T] is None, or integers of the same shape; and below `kinds`."""
+    if array is None:
+        return
+    if np.shape(array) != tokens.shape or not _of_kind(array, np.integer):
+        expected = f"integers {list(tokens.shape)}, one for each token"
+        raise ZooError(f"{type(model).__name__} takes {name} that are {expected}, not {described(array)}")
+    if kinds is not None and not isinstance(array, jax.core.Tracer) and array.size:
+        known = np.asarray(array)
+        wrong = [int(n) for n in (known.min(), known.max()) if not 0 <= n < kinds]
+        if wrong:
+            raise ZooError(f"{type(model).__name__}: {wrong[0]} in {name} is outside 0 to {kinds - 1}")
+
+
 def check_series(model: Any, x: jax.Array, lengths: jax.Array | None = None) -> None:
     """ZooError unless x is an array [B, T, F] and lengths are at most T."""
     if not hasattr(x, "dtype") or x.ndim != 3:

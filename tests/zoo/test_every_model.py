@@ -252,6 +252,22 @@ def test_lengths_that_are_no_integers_of_the_batch(label):
     run(np.array([2, 0], np.uint8))
 
 
+@pytest.mark.parametrize(("label", "name"), [("bert", "types"), ("nanogpt", "segments")])
+def test_numbers_beside_tokens_have_their_shape(label, name):
+    model, x, _ = inputs(label, 2, 5)
+
+    def run(array):
+        return jax.eval_shape(lambda *args: model.apply(*args, **{name: array}), variables_of(label), x)
+
+    for wrong in (np.zeros((2, 1), int), np.zeros(5, int), np.zeros((2, 5)), [[0] * 5] * 2):
+        with pytest.raises(zoo.ZooError, match=rf"takes {name} that are integers \[2, 5\], one for each token, not "):
+            run(wrong)
+    run(np.ones((2, 5), np.int64))
+    if name == "types":
+        with pytest.raises(zoo.ZooError, match="Encoder: 2 in types is outside 0 to 1"):
+            run(np.full((2, 5), 2))
+
+
 @pytest.mark.parametrize(
     "label", ["lstm", "lstm_forecaster", "lstm_encoder", "lstm_lm", "nanogpt", "bert", "simple_cnn", "vit"]
 )

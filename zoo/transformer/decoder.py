@@ -23,7 +23,7 @@ from zoo.ops.dense import dot_general
 from zoo.ops.positions import Rotary, RotaryScaling, rotary
 from zoo.ops.recurrence import take_rows
 from zoo.registry import register
-from zoo.sequence import cache_size, check_room, check_state, check_tokens, position_after
+from zoo.sequence import cache_size, check_beside, check_room, check_state, check_tokens, position_after
 from zoo.transformer.layers import (
     PARTITION_RULES,
     Activation,
@@ -111,6 +111,7 @@ class Decoder(nn.Module):
         segments: jax.Array | None = None,
     ) -> Any:
         check_tokens(self, tokens, self.vocab_size, lengths)
+        check_beside(self, "segments", segments, tokens)
         check_room(self, tokens.shape[1])
         if state is not None:
             check_state(self, state, lambda: self.init_state(tokens.shape[0], cache_size(state) or 0))

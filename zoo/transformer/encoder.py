@@ -20,7 +20,7 @@ from zoo.ops.dense import dot_general
 from zoo.ops.precision import at_least_float32
 from zoo.ops.recurrence import take_rows
 from zoo.registry import register
-from zoo.sequence import check_room, check_tokens
+from zoo.sequence import check_beside, check_room, check_tokens
 from zoo.transformer.layers import (
     ACTIVATIONS,
     PARTITION_RULES,
@@ -74,6 +74,7 @@ class Encoder(nn.Module):
         types: jax.Array | None = None,
     ) -> jax.Array:
         check_tokens(self, tokens, self.vocab_size, lengths)
+        check_beside(self, "types", types, tokens, self.num_types)
         steps = tokens.shape[1]
         check_room(self, steps)
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
