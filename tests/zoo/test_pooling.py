@@ -76,7 +76,7 @@ def test_same_padding_is_kerass(window, strides):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(("window", "strides", "padding"), [*CASES, (3, 2, 0), (2, 3, 1), (5, 4, 2), (4, 3, 1)])
+@pytest.mark.parametrize(("window", "strides", "padding"), [(3, 2, 1), (3, 2, 0), (2, 3, 1), (5, 4, 2)])
 @pytest.mark.parametrize("ceil_mode", [False, True])
 def test_pooling_is_torchs(window, strides, padding, ceil_mode):
     torch = pytest.importorskip("torch", reason="parity compares with torch")
