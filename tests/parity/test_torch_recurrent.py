@@ -5,7 +5,7 @@ import pytest
 
 import zoo
 from zoo.errors import ZooError
-from zoo.weights import read_safetensors, write_safetensors
+from zoo.weights import read_safetensors, recurrent, write_safetensors
 
 torch = pytest.importorskip("torch", reason="parity compares with torch")
 pytestmark = pytest.mark.parity
@@ -80,8 +80,6 @@ def test_outputs_states_and_gradients(cell, bidirectional, ragged, tmp_path):
         for a, b in zip(*((s if cell == "lstm" else (s,)) for s in (mine, theirs)), strict=True):
             close(a, b)
     close(by_x, tensor.grad)
-    from zoo.weights import recurrent
-
     # Both of torch's biases get the gradient that our one gets; a GRU's candidate has two here as well.
     back = recurrent.to_file(by_variables)
     for name, parameter in peer.named_parameters():
@@ -142,10 +140,37 @@ def test_a_language_model_of_torchs_modules(cell, tmp_path):
     close(model.apply(variables, tokens), peer(torch.from_numpy(tokens)))
 
 
-def test_projections_are_refused_by_name(tmp_path):
-    peer = torch.nn.LSTM(F, H, proj_size=3)
-    with pytest.raises(ZooError, match=r"it has projections \(weight_hr_l0, proj_size\), which our layers do not"):
-        zoo.load_weights("lstm", saved(peer, tmp_path / "projected.safetensors"), (T, F), hidden_size=H)
+def test_projections(tmp_path):
+    """Values, states, and gradients by the weights and the inputs, and the weights back to torch."""
+    torch.manual_seed(2)
+    peer = torch.nn.LSTM(F, H, 2, batch_first=True, bidirectional=True, proj_size=3)
+    path = saved(peer, tmp_path / "projected.safetensors")
+    fields = {"hidden_size": H, "num_layers": 2, "bidirectional": True}
+    model = zoo.create_model("lstm", **fields, projection_size=3)
+    variables = zoo.load_weights(model, path, (T, F))
+    x = np.random.default_rng(0).normal(size=(B, T, F)).astype(np.float32)
+
+    def loss(variables, x):
+        outputs, state = model.apply(variables, x, model.init_state(B), np.array(LENGTHS))
+        return jnp.sum(outputs**2), (outputs, state)
+
+    (by_variables, by_x), (outputs, state) = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables, x)
+    tensor = torch.from_numpy(x).requires_grad_()
+    packed = torch.nn.utils.rnn.pack_padded_sequence(tensor, torch.tensor(LENGTHS), batch_first=True)
+    peers, peer_state = peer(packed)
+    peers = torch.nn.utils.rnn.pad_packed_sequence(peers, batch_first=True)[0]
+    (peers**2).sum().backward()
+    close(outputs, peers)
+    close(by_x, tensor.grad)
+    for ours, theirs in zip(torch_state("lstm", state, model), peer_state, strict=True):
+        close(ours.numpy(), theirs)
+    back, gradients = recurrent.to_file(variables), recurrent.to_file(by_variables)
+    for name, parameter in peer.named_parameters():
+        if "bias" not in name:
+            close(back[name], parameter)
+            close(gradients[name], parameter.grad)
+    with pytest.raises(ZooError, match="weight_hr_l0"):
+        zoo.load_weights("lstm", path, (T, F), **fields)
 
 
 def test_another_cell_or_size_is_told(tmp_path):

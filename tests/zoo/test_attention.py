@@ -296,6 +296,16 @@ def test_a_bias_that_hides_every_key(lowest):
     close((out, gradients), theirs)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 8, 8), (2, N, 1, 8), (2, 1, 8, 1)])
+def test_a_broadcast_bias_on_a_mesh_of_queries_and_heads(shape):
+    inputs = arrays(8, 8)
+    bias = jnp.asarray(np.random.default_rng(3).random(shape) < 0.7)
+    mask = Mask(causal=True, window=(3, None))
+    expected = attention_reference(*inputs, mask, bias=bias)
+    with jax.set_mesh(Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("context", "tensor"))):
+        close(jax.jit(lambda *a: attention(*a[:3], mask, bias=a[3]))(*inputs, bias), expected)
+
+
 PRESENT = np.arange(T) < np.array([[5], [130]])  # [B, T]
 SQUARE = (PRESENT[:, None] & PRESENT[..., None])[:, None]  # hides every key from queries that are padding too
 PADDED = {

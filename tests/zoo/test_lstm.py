@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import zoo
+from zoo.lstm.layers import Recurrent
 from zoo.registry import abstract_variables
 
 NAMES = zoo.list_models(family="lstm")
@@ -149,6 +150,30 @@ def test_ragged_rows_stand_where_their_tokens_end(name):
             np.testing.assert_allclose(logits[row, :length], alone[0], rtol=1e-5, atol=1e-5)
         for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(own), strict=True):
             np.testing.assert_allclose(leaf[row], expected[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fields", [{"cell": "gru", "reset_after": False}, {"cell": "lstm", "projection_size": 3}])
+def test_cells_of_other_forms_run_in_chunks_and_train(fields):
+    x = np.random.default_rng(0).normal(size=(B, T, 4)).astype(np.float32)
+    model = Recurrent(hidden_size=8, num_layers=2, **fields)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    assert "candidate_bias" not in variables["params"]["layer0"]
+    first, state = model.apply(variables, x[:, :3], model.init_state(B))
+    second, _ = model.apply(variables, x[:, 3:], state)
+    whole, changed = model.apply(variables, x, mutable=["features"])
+    np.testing.assert_allclose(np.concatenate([first, second], axis=1), whole, rtol=1e-5, atol=1e-5)
+    assert whole.shape == (B, T, fields.get("projection_size", 8))
+    assert changed["features"]["layer1"]
+    gradients = jax.jit(jax.grad(lambda v: jnp.sum(model.apply(v, x, lengths=np.array([7, 2, 0])) ** 2)))(variables)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
+
+
+def test_fields_of_another_cell_are_refused():
+    x = np.zeros((1, 2, 3), np.float32)
+    with pytest.raises(zoo.ZooError, match="reset_after=False is for the cell 'gru', not 'lstm'"):
+        zoo.create_model("lstm", reset_after=False).init(jax.random.key(0), x)
+    with pytest.raises(zoo.ZooError, match="projection_size is for the cell 'lstm', not 'rnn'"):
+        zoo.create_model("rnn", projection_size=2).init(jax.random.key(0), x)
 
 
 def test_the_empty_state_needs_no_variables_and_is_zeros():

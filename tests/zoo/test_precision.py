@@ -15,6 +15,7 @@ from zoo.ops.attention import Mask, attention, attention_reference
 from zoo.ops.convolution import conv_general_dilated, fast_kernel_gradients
 
 NOT_CNNS = [name for name in architectures.ONE_OF_EACH if zoo.model_info(name).family != "cnn"]
+DEEP = ["mobilenet_v2", "mobilenet_v3_small", "efficientnet_lite0", "densenet121"]
 SOURCES = [name for name in NOT_CNNS if zoo.model_info(name).more_inputs]
 CLASSES = {zoo.model_info(name).module_class for name in zoo.list_models()}
 
@@ -42,7 +43,7 @@ def test_every_architecture_is_here():
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, "float64") for name in architectures.ONE_OF_EACH]
+    [pytest.param(name, "float64", marks=[pytest.mark.slow] * (name in DEEP)) for name in architectures.ONE_OF_EACH]
     + [
         (name, "float32")
         for name in architectures.ONE_OF_EACH

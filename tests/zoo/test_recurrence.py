@@ -110,6 +110,24 @@ def test_no_steps_leave_the_state_as_it_is(cell):
         assert_close(final, state, 0)
 
 
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_a_gru_of_either_form_by_hand(reset_after):
+    """ONNX's equations of GRU, `linear_before_reset` 1 and 0, row by row and step by step."""
+    inputs, kernel, bias, (h,) = (jax.tree.map(np.asarray, leaf) for leaf in arguments("gru"))
+    outputs, (final,) = recur("gru", inputs, kernel, (h,), LENGTHS, bias=bias, reset_after=reset_after)
+    for row, length in enumerate(LENGTHS):
+        state = h[row].astype(np.float64)
+        for t in range(length):
+            x = inputs[t, row]
+            gates = 1 / (1 + np.exp(-(x + state @ kernel + bias)[: 2 * H]))
+            r, z = gates[:H], gates[H:]
+            by_state, new_bias = kernel[:, 2 * H :], bias[2 * H :]
+            product = r * (state @ by_state + new_bias) if reset_after else (r * state) @ by_state + new_bias
+            state = (1 - z) * np.tanh(x[2 * H :] + product) + z * state
+            np.testing.assert_allclose(outputs[t, row], state, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(final[row], state, rtol=1e-5, atol=1e-6)
+
+
 def test_saturated_gates_have_finite_gradients():
     inputs, kernel, _, state = arguments("lstm", scale=200.0)
     gradients = jax.grad(weighted(recur, "lstm", None, False), argnums=(0, 1, 3))(inputs, kernel, None, state)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from zoo.cnn.layers import Layer, batch_norm, check_images, conv, global_mean
 from zoo.features import sow
-from zoo.ops.pooling import max_pool
+from zoo.ops.pooling import avg_pool, max_pool
 from zoo.registry import register
 
 
@@ -53,7 +53,7 @@ class Transition(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.conv(x.shape[-1] // 2, 1, 1, name="conv")(nn.relu(self.norm(name="norm")(x)))
-        return nn.avg_pool(x, (2, 2), (2, 2))
+        return avg_pool(x, 2, 2)
 
 
 class DenseFeatures(nn.Module):

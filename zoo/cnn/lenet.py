@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from zoo.cnn.layers import Conv, DenseOverMap, check_images
 from zoo.features import sow
+from zoo.ops.pooling import avg_pool
 from zoo.registry import register
 
 
@@ -40,7 +41,7 @@ class LeNet5(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         for i, width in enumerate((6, 16), start=1):
             x = nn.tanh(Conv(width, (5, 5), padding="VALID", **dtypes, name=f"conv{i}")(x))
-            x = sow(self, f"stage{i}", nn.avg_pool(x, (2, 2), (2, 2)))  # 28 -> 14, then 10 -> 5
+            x = sow(self, f"stage{i}", avg_pool(x, 2, 2))  # 28 -> 14, then 10 -> 5
         x = sow(self, "hidden1", nn.tanh(DenseOverMap(120, **dtypes, name="fc1")(x)))
         x = sow(self, "hidden2", nn.tanh(nn.Dense(84, **dtypes, name="fc2")(x)))
         x = sow(self, "pooled", x)

@@ -1,8 +1,9 @@
 """Stacks of recurrent layers, as in torch.nn.LSTM, GRU and RNN: `lstm`, `gru`, `rnn`.
 
-LSTM: Hochreiter and Schmidhuber 1997 with the forget gates of Gers et al. 2000. GRU: Cho et al. 2014, with the reset
-gate after the product (the form of cuDNN and PyTorch). There is one bias per gate where PyTorch has two, except for the
-GRU's candidate, whose reset gate multiplies one of them. The bias of forget gates starts at one (Jozefowicz et al.
+LSTM: Hochreiter and Schmidhuber 1997 with the forget gates of Gers et al. 2000, and the projection of Sak et al. 2014
+(arXiv:1402.1128). GRU: Cho et al. 2014, with the reset gate after the product (the form of cuDNN and PyTorch) or, as in
+the paper, before it. There is one bias per gate where PyTorch has two, except for the candidate of a GRU with the reset
+gate after the product, which multiplies one of them. The bias of forget gates starts at one (Jozefowicz et al.
 2015); recurrent kernels start orthogonal.
 """
 
@@ -13,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from zoo.errors import ZooError
 from zoo.features import sow
 from zoo.ops.recurrence import GATES, Cell, State, project, project_tokens, recur, recur_reference, zero_state
 from zoo.registry import register
@@ -33,6 +35,7 @@ class Weights(NamedTuple):
     recurrent_kernel: jax.Array  # [H, G]
     bias: jax.Array  # [G]
     candidate_bias: jax.Array | None = None  # [H], of a GRU's candidate, not multiplied by the reset gate
+    projection: jax.Array | None = None  # [H, P], of an LSTM's h
 
 
 def projected(x: jax.Array | Rows, kernel: jax.Array, candidate_bias: jax.Array | None = None) -> jax.Array:
@@ -59,14 +62,17 @@ class RecurrentLayer(nn.Module):
     forget_bias: float
     dtype: Any
     param_dtype: Any
+    reset_after: bool = True
+    projection_size: int | None = None
 
     def __call__(
         self, x: jax.Array | Rows, state: State, lengths: jax.Array | None, train: bool
     ) -> tuple[jax.Array, State]:
         width = x.table.shape[-1] if isinstance(x, Rows) else x.shape[-1]
-        kernel, recurrent, bias, candidate = self.weights(width, train)
+        kernel, recurrent, bias, candidate, projection = self.weights(width, train)
         inputs = projected(x, kernel, candidate)
         options: dict[str, Any] = {"bias": bias, "reverse": self.reverse}
+        options |= {"reset_after": self.reset_after, "projection": projection}
         if not self.is_mutable_collection("features") or self.is_initializing():
             return recur(self.cell, inputs, recurrent, state, lengths, **options)
         outputs, state, found = recur_reference(self.cell, inputs, recurrent, state, lengths, **options)
@@ -77,20 +83,24 @@ class RecurrentLayer(nn.Module):
     @nn.compact
     def weights(self, width: int, train: bool) -> Weights:
         """The parameters for inputs of a width, in the compute dtype."""
-        size, gates = self.hidden_size, GATES[self.cell]
+        size, gates, out = self.hidden_size, GATES[self.cell], self.projection_size or self.hidden_size
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (width, gates * size), self.param_dtype)
-        recurrent = self.param("recurrent_kernel", orthogonal_gates(gates), (size, gates * size), self.param_dtype)
+        recurrent = self.param("recurrent_kernel", orthogonal_gates(gates), (out, gates * size), self.param_dtype)
         bias = self.param("bias", gate_bias(self.cell, self.forget_bias), (gates * size,), self.param_dtype)
         # Weight drop (Merity et al. 2018): the same connections are dropped in every step.
         recurrent = nn.Dropout(self.weight_dropout_rate, deterministic=not train)(recurrent)
-        candidate = None
-        if self.cell == "gru":
+        candidate = projection = None
+        if self.cell == "gru" and self.reset_after:
             candidate = self.param("candidate_bias", nn.initializers.zeros_init(), (size,), self.param_dtype)
-        return jax.tree.map(lambda leaf: leaf.astype(self.dtype), Weights(kernel, recurrent, bias, candidate))
+        if self.projection_size:
+            projection = self.param("projection", nn.initializers.lecun_normal(), (size, out), self.param_dtype)
+        weights = Weights(kernel, recurrent, bias, candidate, projection)
+        return jax.tree.map(lambda leaf: leaf.astype(self.dtype), weights)
 
 
 class Recurrent(nn.Module):
-    """Sequences [B, T, F], or Rows, to outputs [B, T, hidden_size], twice that wide if bidirectional.
+    """Sequences [B, T, F], or Rows, to outputs [B, T, hidden_size], or `projection_size` wide, twice that if
+    bidirectional.
 
     Row b has `lengths[b]` steps; outputs beyond are zero. With a state (`init_state(B)`, or one returned before) the
     result is `(outputs, state)`, else outputs. Dropout is between layers; with `variational` all steps share one mask
@@ -109,6 +119,8 @@ class Recurrent(nn.Module):
     variational: bool = False  # one dropout mask for all steps
     weight_dropout_rate: float = 0.0  # of recurrent kernels
     forget_bias: float = 1.0  # initial bias of the LSTM's forget gates
+    reset_after: bool = True  # a GRU's reset gate multiplies after the product, and not before it as in the paper
+    projection_size: int | None = None  # of an LSTM's h, torch's proj_size; default: no projection
     dtype: Any = jnp.float32  # of the computation; an LSTM's c and the sums are float32, or float64 as it is
     param_dtype: Any = jnp.float32  # of the parameters
 
@@ -116,6 +128,12 @@ class Recurrent(nn.Module):
     def __call__(
         self, x: jax.Array | Rows, state: Any = None, lengths: jax.Array | None = None, train: bool = False
     ) -> Any:
+        for field, cell, given in (
+            ("reset_after=False", "gru", not self.reset_after),
+            ("projection_size", "lstm", self.projection_size),
+        ):
+            if given and self.cell != cell:
+                raise ZooError(f"{field} is for the cell {cell!r}, not {self.cell!r}")
         if not isinstance(x, Rows):
             check_series(self, x)
         rows, steps = x.tokens.shape if isinstance(x, Rows) else x.shape[:2]
@@ -142,6 +160,8 @@ class Recurrent(nn.Module):
                     forget_bias=self.forget_bias,
                     dtype=self.dtype,
                     param_dtype=self.param_dtype,
+                    reset_after=self.reset_after,
+                    projection_size=self.projection_size,
                     name=name,
                 )
                 output, new[name] = layer(x, old[name], lengths, train)
@@ -162,19 +182,19 @@ class Recurrent(nn.Module):
     def init_state(self, batch_size: int, max_length: int = 0) -> dict[str, State]:
         """Zeros; the size of a recurrent state does not depend on the length."""
         return {
-            name: zero_state(self.cell, batch_size, size, self.dtype)
+            name: zero_state(self.cell, batch_size, size, self.dtype, self.projection_size)
             for i, size in enumerate(self.sizes)
             for name in self.directions(i)
         }
 
 
 def orthogonal_gates(gates: int) -> nn.initializers.Initializer:
-    """[H, gates * H] of one orthogonal matrix a gate."""
+    """[P, gates * H] of one orthogonal matrix [P, H] a gate."""
     orthogonal = nn.initializers.orthogonal()
 
     def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
-        size = shape[0]
-        return jnp.concatenate([orthogonal(k, (size, size), dtype) for k in jax.random.split(key, gates)], axis=1)
+        one = shape[0], shape[1] // gates
+        return jnp.concatenate([orthogonal(k, one, dtype) for k in jax.random.split(key, gates)], axis=1)
 
     return init
 

@@ -12,7 +12,7 @@ copy of the recurrent kernel, which XLA's CPU product would otherwise transpose 
 textbook scan that the tests compare with.
 
 Gates are in PyTorch's order: LSTM i, f, g, o (Hochreiter and Schmidhuber 1997, with forget gates), GRU r, z, n (Cho et
-al. 2014, in cuDNN's form: r multiplies after the product).
+al. 2014, by default in cuDNN's form: r multiplies after the product).
 """
 
 import functools
@@ -35,9 +35,15 @@ GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 ONE_HOT_ROWS = 512  # up to this size a table's gradient is a product with one-hot tokens, except on CPU
 
 
-def zero_state(cell: Cell, batch_size: int, hidden_size: int, dtype: jax.typing.DTypeLike = jnp.float32) -> State:
-    """The state before the first step."""
-    h = jnp.zeros((batch_size, hidden_size), dtype)
+def zero_state(
+    cell: Cell,
+    batch_size: int,
+    hidden_size: int,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    projection_size: int | None = None,
+) -> State:
+    """The state before the first step; h is `projection_size` wide where there is a projection."""
+    h = jnp.zeros((batch_size, projection_size or hidden_size), dtype)
     return (h, jnp.zeros((batch_size, hidden_size), at_least_float32(dtype))) if cell == "lstm" else (h,)
 
 
@@ -144,18 +150,22 @@ def recur(
     *,
     bias: jax.Array | None = None,
     reverse: bool = False,
+    reset_after: bool = True,
+    projection: jax.Array | None = None,
 ) -> tuple[jax.Array, State]:
     """Runs a layer over `inputs` [T, B, G] from `state`: the outputs h [T, B, H] and the state after the last step.
 
     `recurrent_kernel` is [H, G]; `bias` [G] is added to h @ recurrent_kernel, where a GRU's reset gate multiplies its
     last third. Row b has `lengths[b]` steps (with `reverse`, from the last of them to the first); its outputs beyond
     are zero, whatever its inputs there are, NaN too. Differentiable in reverse mode; forwards inside
-    `zoo.forward_mode()`.
+    `zoo.forward_mode()`. A GRU with its reset gate before the product (`reset_after`) and an LSTM whose h is multiplied
+    by `projection` [H, P] (Sak et al. 2014) run as `recur_reference`, without the fast gradient.
     """
     if inputs.shape[0] == 0:  # without steps there is nothing to index
         return jnp.zeros((0, *state[0].shape), state[0].dtype), state
-    if in_forward_mode():
-        return recur_reference(cell, inputs, recurrent_kernel, state, lengths, bias=bias, reverse=reverse)[:2]
+    if in_forward_mode() or not reset_after or projection is not None:
+        run = functools.partial(recur_reference, cell, bias=bias, reverse=reverse, reset_after=reset_after)
+        return run(inputs, recurrent_kernel, state, lengths, projection=projection)[:2]
     if bias is None:
         bias = jnp.zeros((inputs.shape[-1],), recurrent_kernel.dtype)
     present = None if lengths is None else (jnp.arange(inputs.shape[0])[:, None] < lengths)[..., None]
@@ -172,6 +182,8 @@ def recur_reference(
     *,
     bias: jax.Array | None = None,
     reverse: bool = False,
+    reset_after: bool = True,
+    projection: jax.Array | None = None,
 ) -> tuple[jax.Array, State, dict[str, jax.Array]]:
     """`recur` as a plain scan of the textbook cell, and its intermediate values, [T, B, H] in float32 or more by name:
     the gates, and an LSTM's `cell`."""
@@ -182,10 +194,14 @@ def recur_reference(
 
     def step(state: State, item: tuple[jax.Array, jax.Array]) -> tuple[State, tuple[jax.Array, dict[str, jax.Array]]]:
         x, present = item
-        product = _product(state[0], recurrent_kernel)
-        if bias is not None:
-            product = product + bias.astype(product.dtype)
-        new, found = textbook_cell(cell, x.astype(product.dtype), product, state)
+        if reset_after:
+            product = _product(state[0], recurrent_kernel)
+            product = product if bias is None else product + bias.astype(product.dtype)
+            new, found = textbook_cell(cell, x.astype(product.dtype), product, state)
+        else:
+            new, found = reset_before_cell(x, recurrent_kernel, bias, state)
+        if projection is not None:
+            new = (_product(new[0].astype(projection.dtype), projection), *new[1:])
         new = tuple(jnp.where(present, now.astype(was.dtype), was) for now, was in zip(new, state, strict=True))
         return new, (jnp.where(present, new[0], 0), found)
 
@@ -207,6 +223,19 @@ def textbook_cell(cell: Cell, x: jax.Array, product: jax.Array, state: State) ->
     i, f, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jax.nn.sigmoid(o)
     c = f * state[1] + i * jnp.tanh(g)
     return (o * jnp.tanh(c), c), {"input_gate": i, "forget_gate": f, "output_gate": o, "cell": c}
+
+
+def reset_before_cell(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, state: State
+) -> tuple[State, dict[str, jax.Array]]:
+    """`textbook_cell` of the GRU as in Cho et al. 2014 (ONNX's `linear_before_reset` 0): its reset gate multiplies h
+    before the product."""
+    x = x.astype(at_least_float32(x, kernel)) + (0 if bias is None else bias)
+    two = 2 * state[0].shape[-1]
+    gates = jax.nn.sigmoid(x[..., :two] + _product(state[0], kernel[:, :two]))
+    reset, update = jnp.split(gates, 2, axis=-1)
+    candidate = jnp.tanh(x[..., two:] + _product((reset * state[0]).astype(kernel.dtype), kernel[:, two:]))
+    return ((1 - update) * candidate + update * state[0],), {"reset_gate": reset, "update_gate": update}
 
 
 def _product(h: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -2,7 +2,7 @@
 
 `params/layers/layer0_reverse/kernel` is `layers.weight_ih_l0_reverse`. Gates have the same order; kernels are
 transposed. PyTorch's two biases are summed into our one, which is saved as that sum and zeros; a GRU's candidate keeps
-both, since its reset gate multiplies one of them. Projections (`proj_size`) are refused by name.
+both, since its reset gate multiplies one of them. A projection (`proj_size`) is `weight_hr_l0`.
 """
 
 import re
@@ -15,12 +15,13 @@ import numpy as np
 from zoo.weights.names import by_name, is_counter
 
 _LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
-_TRANSPOSED = ("kernel", "recurrent_kernel")
+_TRANSPOSED = ("kernel", "recurrent_kernel", "projection")
 _LAYER = re.compile(r"layer(\d+)(_reverse)?")
 _CELL_LEAF = {
     "kernel": "weight_ih",
     "recurrent_kernel": "weight_hh",
     "bias": "bias_hh",  # after `merged`: the sum of both
+    "projection": "weight_hr",
     "candidate_bias": "bias_ih",  # after `merged`: the candidate's part
 }
 
@@ -35,10 +36,7 @@ def ignored(name: str) -> bool:
 
 
 def merged(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A state dict with one bias per gate, as our layers have it. ValueError for projections."""
-    projections = sorted(name for name in tensors if re.search(r"(^|\.)weight_hr_l\d+", name))
-    if projections:
-        raise ValueError(f"it has projections ({projections[0]}, proj_size), which our layers do not have")
+    """A state dict with one bias per gate, as our layers have it."""
     found = dict(tensors)
     for name in tensors:
         other = name.replace("bias_hh_l", "bias_ih_l")
