@@ -215,6 +215,21 @@ def test_weights_without_labels_give_shape_and_normalisation(tmp_path):
     assert found == dataclasses.replace(known, labels=("cat", "dog"))
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_shape_that_is_asked_for_goes_before_that_of_weights_to_be_tuned(channels, tmp_path):
+    photos(tmp_path)
+    known = ImageInputs((8, 8, 3), (0.3, 0.4, 0.5), (0.1, 0.2, 0.3), ())
+    dataset = load(tmp_path, known, image_size="6x5", channels=channels)
+    mean, std = [(0.3, 0.4, 0.5), (0.1, 0.2, 0.3)] if channels > 1 else [(0.4,), (0.2,)]
+    assert (dataset.inputs.shape, dataset.inputs.mean[:3]) == ((6, 5, channels), pytest.approx(mean))
+    assert dataset.inputs.std[:3] == pytest.approx(std)
+    assert any("as the settings say; the weights were trained on 8 x 8 x 3" in note for note in dataset.notes)
+    trained = dataclasses.replace(known, labels=("cat", "dog"))
+    dataset = load(tmp_path, trained, image_size="6x5", channels=channels)
+    assert dataset.inputs is trained
+    assert any("8 x 8 x 3, the model's; data.image-size and data.channels are not used" in n for n in dataset.notes)
+
+
 @pytest.mark.parametrize("labels", [tuple("9876543210"), tuple(map(str, range(12)))])
 def test_digits_are_brought_to_a_models_inputs(labels):
     known = inputs_of(labels, (28, 20, 3))
