@@ -53,9 +53,7 @@ def test_hidden_files_and_folders_are_no_data_and_are_said(tmp_path):
     dataset = load(tmp_path)
     assert (dataset.inputs.labels, dataset.train.size) == (("cat", "dog"), 12)
     (note,) = dataset.notes
-    assert note.endswith(
-        "images of 2 classes, train 12; passed over: 5 hidden, 1 files that are no images, such as 'cat/notes.txt'"
-    )
+    assert note.endswith("images of 2 classes, train 12; passed over: hidden: 5, no images: 1, such as 'cat/notes.txt'")
 
 
 def test_content_decides_what_an_image_is(tmp_path):
@@ -103,6 +101,13 @@ def test_other_folders_beside_splits_are_passed_over_and_named(tmp_path):
         load(tmp_path)
 
 
+def test_splits_inside_classes_are_refused(tmp_path):
+    for label in SHADES:
+        photos(tmp_path / label, ["train", "test"])
+    with pytest.raises(ZooError, match="has splits inside its class folders; put them at the top"):
+        load(tmp_path)
+
+
 def test_a_folder_that_wraps_all_others_is_entered(tmp_path):
     photos(tmp_path / "photos" / "photos" / "Train")
     photos(tmp_path / "photos" / "photos" / "test", n=2)
@@ -128,8 +133,8 @@ def test_an_empty_split_or_class_is_said(tmp_path):
     (tmp_path / "test" / "cat").mkdir(parents=True)
     dataset = load(tmp_path)
     assert dataset.test is None
-    assert any("has no split test: the folder test has no images" in note for note in dataset.notes)
-    assert any("2 folders have no images and are no classes: 'test/cat, train/bird'" in n for n in dataset.notes)
+    assert any("there is no split test: the folder 'test' has no images" in note for note in dataset.notes)
+    assert any("which are no classes: 'test/cat', 'train/bird'" in n for n in dataset.notes)
     (tmp_path / "val" / "cat").mkdir(parents=True)
     with pytest.raises(ZooError, match="val' has no images: fill it with class folders, or remove it"):
         load(tmp_path)
@@ -357,7 +362,7 @@ def test_an_array_beside_its_labels_and_without(tmp_path):
     np.save(tmp_path / "labels.npy", np.array([0, 1, -1, 0, 1, 0, 1, 0, 1, -1]))
     dataset = load(tmp_path / "x.npy")
     assert dataset.train.size == 8
-    assert "left out 2 images without a label" in dataset.notes
+    assert "images left out that have no label: 2" in dataset.notes
 
 
 def test_any_dtype_of_array_is_an_image_of_8_bits(tmp_path):

@@ -54,7 +54,7 @@ def test_few_are_left_out_of_a_set_in_memory_and_deleting_them_changes_nothing(p
     (photos / "dog" / "4.png").write_bytes(b"")
     dataset = source(photos).load(SHAPE)
     assert dataset.train.size + dataset.validation.size == 38
-    assert any(note.startswith("left out 2 images that cannot be read: ") for note in dataset.notes)
+    assert any(note.startswith("images left out that cannot be read, 2: ") for note in dataset.notes)
     (photos / "cat" / "3.png").unlink()
     (photos / "dog" / "4.png").unlink()
     assert source(photos).load(SHAPE).content == dataset.content
@@ -91,7 +91,7 @@ def test_held_out_ones_of_a_large_set_are_left_out_before_training(photos, large
     cut(path)
     dataset = source(photos).load(SHAPE)
     assert (dataset.train.size, dataset.validation.size) == (36, 3)
-    assert any(note.startswith("left out 1 images that cannot be read") for note in dataset.notes)
+    assert any(note.startswith("images left out that cannot be read, 1: ") for note in dataset.notes)
     assert sum(batch["weight"].sum() for batch in dataset.validation.eval_batches(2)) == 3
     dataset.unreadable.keep_in(tmp_path)
     path.unlink()

@@ -61,9 +61,9 @@ class Unreadable:
     def notes(self) -> list[str]:
         notes = []
         if reasons := [*self.left_out.values()]:
-            notes.append(f"left out {len(reasons)} images that cannot be read: {'; '.join(reasons[:3])}")
+            notes.append(f"images left out that cannot be read, {len(reasons)}: {'; '.join(reasons[:3])}")
         if self.unlabelled:
-            notes.append(f"left out {self.unlabelled:,} images without a label")
+            notes.append(f"images left out that have no label: {self.unlabelled:,}")
         return notes
 
 
