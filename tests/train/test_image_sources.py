@@ -211,7 +211,10 @@ def test_labels_are_matched_by_name(tmp_path):
     with pytest.raises(ZooError, match=r"has 1 labels that the model does not have \(dog\); it has cat, bird"):
         load(tmp_path, inputs_of(["cat", "bird"]))
     shutil.rmtree(tmp_path / "dog")
-    assert load(tmp_path, known).train.size == 6  # a class alone
+    alone = load(tmp_path, known)
+    assert alone.train.size == 6
+    with pytest.raises(ZooError, match="has no split test with labels; it has train"):
+        alone.split("test")
 
 
 def test_weights_without_labels_give_shape_and_normalisation(tmp_path):
