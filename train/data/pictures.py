@@ -229,5 +229,9 @@ def headers_of(paths: Iterable[Any]) -> list[Any]:
         except ZooError as error:
             return error
 
+    paths = list(paths)
+    found: list[Any] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(attempt, paths))
+        for start in range(0, len(paths), PIECE):
+            found += pool.map(attempt, paths[start : start + PIECE])
+    return found

@@ -33,7 +33,7 @@ FIRST_TO = {"La": "LA", "LAB": "RGB"}  # modes that Pillow brings to others in t
 ORIENTATION = 0x0112  # the EXIF tag
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Header:
     """What a file says of its image before the pixels are read."""
 
