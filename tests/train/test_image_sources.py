@@ -53,9 +53,7 @@ def test_hidden_files_and_folders_are_no_data_and_are_said(tmp_path):
     dataset = load(tmp_path)
     assert (dataset.inputs.labels, dataset.train.size) == (("cat", "dog"), 12)
     (note,) = dataset.notes
-    assert note.endswith(
-        "images of 2 classes, train 12; passed over: 5 hidden, 1 files that are no images, such as 'cat/notes.txt'"
-    )
+    assert note.endswith("images of 2 classes, train 12; passed over: hidden: 5, no images: 1, such as 'cat/notes.txt'")
 
 
 def test_content_decides_what_an_image_is(tmp_path):
@@ -103,6 +101,13 @@ def test_other_folders_beside_splits_are_passed_over_and_named(tmp_path):
         load(tmp_path)
 
 
+def test_splits_inside_classes_are_refused(tmp_path):
+    for label in SHADES:
+        photos(tmp_path / label, ["train", "test"])
+    with pytest.raises(ZooError, match="has splits inside its class folders; put them at the top"):
+        load(tmp_path)
+
+
 def test_a_folder_that_wraps_all_others_is_entered(tmp_path):
     photos(tmp_path / "photos" / "photos" / "Train")
     photos(tmp_path / "photos" / "photos" / "test", n=2)
@@ -128,8 +133,8 @@ def test_an_empty_split_or_class_is_said(tmp_path):
     (tmp_path / "test" / "cat").mkdir(parents=True)
     dataset = load(tmp_path)
     assert dataset.test is None
-    assert any("has no split test: the folder test has no images" in note for note in dataset.notes)
-    assert any("2 folders have no images and are no classes: 'test/cat, train/bird'" in n for n in dataset.notes)
+    assert any("there is no split test: the folder 'test' has no images" in note for note in dataset.notes)
+    assert any("which are no classes: 'test/cat', 'train/bird'" in n for n in dataset.notes)
     (tmp_path / "val" / "cat").mkdir(parents=True)
     with pytest.raises(ZooError, match="val' has no images: fill it with class folders, or remove it"):
         load(tmp_path)
@@ -206,13 +211,31 @@ def test_labels_are_matched_by_name(tmp_path):
     with pytest.raises(ZooError, match=r"has 1 labels that the model does not have \(dog\); it has cat, bird"):
         load(tmp_path, inputs_of(["cat", "bird"]))
     shutil.rmtree(tmp_path / "dog")
-    assert load(tmp_path, known).train.size == 6  # a class alone
+    alone = load(tmp_path, known)
+    assert alone.train.size == 6
+    with pytest.raises(ZooError, match="has no split test with labels; it has train"):
+        alone.split("test")
 
 
 def test_weights_without_labels_give_shape_and_normalisation(tmp_path):
     known = inputs_of([], (5, 4, 1))
     found = load(photos(tmp_path), known).inputs
     assert found == dataclasses.replace(known, labels=("cat", "dog"))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_shape_that_is_asked_for_goes_before_that_of_weights_to_be_tuned(channels, tmp_path):
+    photos(tmp_path)
+    known = ImageInputs((8, 8, 3), (0.3, 0.4, 0.5), (0.1, 0.2, 0.3), ())
+    dataset = load(tmp_path, known, image_size="6x5", channels=channels)
+    mean, std = [(0.3, 0.4, 0.5), (0.1, 0.2, 0.3)] if channels > 1 else [(0.4,), (0.2,)]
+    assert (dataset.inputs.shape, dataset.inputs.mean[:3]) == ((6, 5, channels), pytest.approx(mean))
+    assert dataset.inputs.std[:3] == pytest.approx(std)
+    assert any("as the settings say; the weights were trained on 8 x 8 x 3" in note for note in dataset.notes)
+    trained = dataclasses.replace(known, labels=("cat", "dog"))
+    dataset = load(tmp_path, trained, image_size="6x5", channels=channels)
+    assert dataset.inputs is trained
+    assert any("8 x 8 x 3, the model's; data.image-size and data.channels are not used" in n for n in dataset.notes)
 
 
 @pytest.mark.parametrize("labels", [tuple("9876543210"), tuple(map(str, range(12)))])
@@ -342,7 +365,7 @@ def test_an_array_beside_its_labels_and_without(tmp_path):
     np.save(tmp_path / "labels.npy", np.array([0, 1, -1, 0, 1, 0, 1, 0, 1, -1]))
     dataset = load(tmp_path / "x.npy")
     assert dataset.train.size == 8
-    assert "left out 2 images without a label" in dataset.notes
+    assert "images left out that have no label: 2" in dataset.notes
 
 
 def test_any_dtype_of_array_is_an_image_of_8_bits(tmp_path):
@@ -411,7 +434,7 @@ def test_a_table_of_files_and_labels(header, tmp_path):
         ("a,b\n1,2\n", "must have the columns file and label"),
         ("file,label\n", "must have the columns file and label, and a row"),
         ("", "must have the columns file and label, and a row"),
-        ("file,label\na.png,x\nb.png,y\n", "1 of 2 images cannot be read, .*no image file"),
+        ("file,label\na.png,x\nb.png,y\n", "1 of 2 images cannot be read; .*no image file"),
         ("file,label\na.png,x,3\n", "row 1 has 3 columns, not 2"),
         ("file,label,split\na.png,x,trian\n", "unknown split in .*did you mean train"),
         ("file,label,split\na.png,x,test\n", "has no row of the split train"),

@@ -115,7 +115,7 @@ def test_examples_without_a_label_are_left_out_and_said(tmp_path):
     dataset = made(tmp_path, splits).load((8, 8, 3))
     np.testing.assert_array_equal(everything(dataset.train)["image"], images[3:])
     assert dataset.test is None
-    assert dataset.notes == ("left out 13 images without a label",)
+    assert dataset.notes == ("images left out that have no label: 13",)
 
 
 def test_true_and_false_are_labels(tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 
 import train
 from train import Config, ImageData, ModelConfig, OptimizerConfig
-from train.data.unreadable import Unreadable
+from train.data.unreadable import Unreadable, listed
 from zoo import ZooError
 
 SHAPE = (8, 8, 3)
@@ -54,7 +54,7 @@ def test_few_are_left_out_of_a_set_in_memory_and_deleting_them_changes_nothing(p
     (photos / "dog" / "4.png").write_bytes(b"")
     dataset = source(photos).load(SHAPE)
     assert dataset.train.size + dataset.validation.size == 38
-    assert any(note.startswith("left out 2 images that cannot be read: ") for note in dataset.notes)
+    assert any(note.startswith("images left out that cannot be read, 2: ") for note in dataset.notes)
     (photos / "cat" / "3.png").unlink()
     (photos / "dog" / "4.png").unlink()
     assert source(photos).load(SHAPE).content == dataset.content
@@ -67,7 +67,7 @@ def large(monkeypatch):
 
 def of_split(dataset, part):
     """The path of a file of the training or the held-out part of a large set."""
-    return part.pictures.images[part.rows[2]]
+    return part.pictures.images[part.chosen[2]]
 
 
 def test_one_of_a_large_set_is_replaced_by_another_of_its_split(photos, large):
@@ -85,13 +85,17 @@ def test_one_of_a_large_set_is_replaced_by_another_of_its_split(photos, large):
         list(dataset.train.eval_batches(8))  # an evaluation replaces nothing
 
 
-def test_held_out_ones_of_a_large_set_are_left_out_before_training(photos, large):
+def test_held_out_ones_of_a_large_set_are_left_out_before_training(photos, large, tmp_path):
     whole = source(photos).load(SHAPE)
-    cut(of_split(whole, whole.validation))
+    path = of_split(whole, whole.validation)
+    cut(path)
     dataset = source(photos).load(SHAPE)
     assert (dataset.train.size, dataset.validation.size) == (36, 3)
-    assert any(note.startswith("left out 1 images that cannot be read") for note in dataset.notes)
+    assert any(note.startswith("images left out that cannot be read, 1: ") for note in dataset.notes)
     assert sum(batch["weight"].sum() for batch in dataset.validation.eval_batches(2)) == 3
+    dataset.unreadable.keep_in(tmp_path)
+    path.unlink()
+    assert source(photos).load(SHAPE, replaced=listed(tmp_path)).content == dataset.content
 
 
 def test_too_many_replaced_are_an_error(photos, large):

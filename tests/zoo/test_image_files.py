@@ -147,6 +147,9 @@ def test_all_16_bits_of_a_png_are_read(channels):
     inputs = ImageInputs((8, 8, channels), (0.0,) * channels, (1.0,) * channels, (), range=(0, 4095))
     expected = np.rint(np.minimum(pixels, 4095) * (255 / 4095))
     np.testing.assert_array_equal(inputs.pixels(png(pixels)), expected)
+    image = Image.open(io.BytesIO(png(pixels)))
+    np.testing.assert_array_equal(inputs.pixels(image), expected)
+    assert image.convert("RGB").size == (8, 8)  # it can still be read
     if channels != colours:
         pixels[0, 0, -1] = 0  # one transparent pixel
         assert deep_values(png(pixels)) is None

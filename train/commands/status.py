@@ -104,4 +104,4 @@ def status_command(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         raise ZooError("give a run folder: python -m train status RUN ...")
     for arg in args:
-        print(status(pathlib.Path(arg)))
+        print(status(pathlib.Path(arg).expanduser()))

@@ -43,7 +43,7 @@ def load(path: str, known: Collection[str] = (), replaced: Collection[str] = ())
     if found is None:
         parts: Parts = {"train": {file: _class(file, depth) for file in images if len(file.parts) > depth + 1}}
     else:
-        notes += _empty_splits(tree, found, depth, where)
+        notes += _empty_splits(tree, found, below)
         parts, depth = found, depth + 1
     notes += _empty_classes(tree, headers, depth)
     labels = _labels(parts, where, bool(known))
@@ -101,10 +101,13 @@ def _splits(images: list[PurePath], depth: int, where: str) -> tuple[Parts | Non
 
 
 def _check_classes(tops: dict[str, list[PurePath]], depth: int, where: str, named: Collection[str]) -> None:
-    """ZooError where folders beside one named train hold folders of the same names, and so look like splits."""
+    """ZooError where folders beside one named train hold folders of the same names, and so look like splits; and where
+    each class folder holds splits."""
     inside = {
         top: {file.parts[depth + 1] for file in files if len(file.parts) > depth + 2} for top, files in tops.items()
     }
+    if len(inside) > 1 and all(map(are_splits, inside.values())):
+        raise ZooError(f"{where!r} has splits inside its class folders; put them at the top, the classes inside them")
     for top in named:
         if alike := sorted(other for other in inside if other != top and len(inside[top] & inside[other]) > 1):
             raise ZooError(
@@ -113,15 +116,15 @@ def _check_classes(tops: dict[str, list[PurePath]], depth: int, where: str, name
             )
 
 
-def _empty_splits(tree: Tree, parts: Parts, depth: int, where: str) -> list[str]:
+def _empty_splits(tree: Tree, parts: Parts, below: PurePath) -> list[str]:
     """A note about an empty test; ZooError for another empty split."""
     notes = []
     for folder in tree.folders:
-        split = split_of(folder.name) if len(folder.parts) == depth + 1 else None
+        split = split_of(folder.name) if folder.parent == below else None
         if split and not parts.get(split):
             if split != "test":
                 raise ZooError(f"{str(tree.root / folder)!r} has no images: fill it with class folders, or remove it")
-            notes.append(f"{where} has no split test: the folder {folder.name} has no images")
+            notes.append(f"there is no split test: the folder {str(folder)!r} has no images")
             parts.pop(split, None)
     return notes
 
@@ -130,7 +133,7 @@ def _empty_classes(tree: Tree, headers: Headers, depth: int) -> list[str]:
     """A note about class folders without images, which are no classes."""
     filled = {file.parts[: depth + 1] for file in headers if len(file.parts) > depth + 1}
     empty = [str(folder) for folder in tree.folders if len(folder.parts) == depth + 1 and folder.parts not in filled]
-    return [f"{len(empty)} folders have no images and are no classes: {', '.join(empty[:5])!r}"] if empty else []
+    return [f"folders without images, which are no classes: {', '.join(map(repr, empty[:5]))}"] if empty else []
 
 
 def _labels(parts: Parts, where: str, known: bool) -> list[str]:
@@ -168,11 +171,11 @@ def _summary(
     tree: Tree, splits: dict[str, StoredPictures], labels: list[str], others: list[PurePath], loose: int
 ) -> str:
     counts = ", ".join(f"{name} {len(pictures):,}" for name, pictures in splits.items())
-    passed = [f"{tree.hidden} hidden"] if tree.hidden else []
+    passed = [f"hidden: {tree.hidden}"] if tree.hidden else []
     if others:
-        passed.append(f"{len(others)} files that are no images, such as {str(others[0])!r}")
+        passed.append(f"no images: {len(others)}, such as {str(others[0])!r}")
     if loose:
-        passed.append(f"{loose} images in no class folder")
+        passed.append(f"in no class folder: {loose}")
     return (
         f"{str(tree.root)!r}: images of {len(labels)} classes, {counts}; passed over: {', '.join(passed) or 'nothing'}"
     )

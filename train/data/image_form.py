@@ -75,13 +75,20 @@ def given_form(
 ) -> tuple[ImageInputs, list[str]]:
     """`inputs` as these pictures are read with them, and notes.
 
-    Shape and normalisation stand. A range that is asked for goes before that of the inputs; weights that were not
-    `trained` on these data get their images in the data's own range.
+    Shape and normalisation stand, but for what is asked for where weights are not yet `trained` for these labels; those
+    get deeper images in the data's own range, too. A range that is asked for goes before that of the inputs.
     """
-    survey, notes, size = pictures.survey(), [], inputs.shape[:2]
-    if asked.size not in (None, size) or asked.channels not in (None, inputs.shape[2]):
-        shape = " x ".join(map(str, inputs.shape))
-        notes.append(f"images are brought to {shape}, the model's; data.image-size and data.channels are not used")
+    survey, notes = pictures.survey(), []
+    shape = (*(asked.size or inputs.shape[:2]), asked.channels or inputs.shape[2])
+    if shape != inputs.shape:
+        theirs, ours = (" x ".join(map(str, of)) for of in (inputs.shape, shape))
+        if trained:
+            notes.append(f"images are brought to {theirs}, the model's; data.image-size and data.channels are not used")
+        else:
+            notes.append(f"images are brought to {ours}, as the settings say; the weights were trained on {theirs}")
+            mean, std = (_for_channels(values, shape[2]) for values in (inputs.mean, inputs.std))
+            inputs = dataclasses.replace(inputs, shape=shape, mean=mean, std=std)
+    size = inputs.shape[:2]
     if asked.range is not None:
         inputs = dataclasses.replace(inputs, range=asked.range)
         notes.append(_scaled(asked.range))
@@ -91,6 +98,13 @@ def given_form(
     elif survey.deep:
         notes.append(f"{_scaled(inputs.range or (0, 65535))}, as the model was trained")
     return inputs, [*notes, *_cut_notes(survey, size)]
+
+
+def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Means or deviations of 1 to 4 channels for another number of them."""
+    colours = values[:3] if len(values) > 2 else values[:1] * 3
+    grey = sum(colours) / 3
+    return {1: (grey,), 3: colours, 4: (*colours, grey), len(values): values}[channels]
 
 
 def _elongated(survey: Survey, size: tuple[int, int]) -> bool:

@@ -99,42 +99,43 @@ class PictureSplit(Examples):
     """
 
     pictures: Pictures
-    rows: np.ndarray  # which of the pictures, in order
+    chosen: np.ndarray  # the numbers of its pictures, in order
     inputs: ImageInputs
     unreadable: Unreadable
     in_memory = False
 
     @property
     def size(self) -> int:  # type: ignore[override]
-        return len(self.rows)
+        return len(self.chosen)
 
     def _decoded(self, rows: Iterable[int]) -> Iterable[Any]:
         return _mapped(functools.partial(_decoded, self.inputs), self.pictures, rows)
 
     def read(self, indices: np.ndarray) -> Arrays:
-        found = self._decoded(self.rows[indices])
+        found = self._decoded(self.chosen[indices])
         examples = [
             self._next(int(index), example) if isinstance(example, ZooError) else example
             for index, example in zip(indices, found, strict=True)
         ]
         return self._stacked(examples)
 
-    def _next(self, index: int, error: Any) -> tuple[np.ndarray, Any]:
+    def _next(self, index: int, found: Any) -> tuple[np.ndarray, Any]:
+        """The first example from `index` on that can be read; `found` is what is known of it itself."""
         for place in range(index, index + self.size):
-            row = self.rows[place % self.size]
+            row = self.chosen[place % self.size]
             if place > index:
-                (error,) = self._decoded([row])
-            if not isinstance(error, ZooError):
-                return error
-            self.unreadable.replace(self.pictures.name(row), str(error))
-        raise error
+                (found,) = self._decoded([row])
+            if not isinstance(found, ZooError):
+                return found
+            self.unreadable.replace(self.pictures.name(row), str(found))
+        raise found
 
     def _stacked(self, examples: Sequence[tuple[np.ndarray, Any]]) -> Arrays:
         images, targets = zip(*examples, strict=True)
         return {"image": np.stack(images), self.pictures.target: stacked(targets)}
 
     def _strictly(self, indices: np.ndarray) -> Arrays:
-        examples = list(self._decoded(self.rows[indices]))
+        examples = list(self._decoded(self.chosen[indices]))
         for example in examples:
             if isinstance(example, ZooError):
                 raise example
@@ -147,19 +148,17 @@ class PictureSplit(Examples):
         return self.read(np.linspace(0, self.size - 1, min(64, self.size)).astype(int))
 
     def part(self, start: int, stop: int) -> "PictureSplit":
-        return dataclasses.replace(self, rows=self.rows[start:stop])
+        return dataclasses.replace(self, chosen=self.chosen[start:stop])
 
     def readable(self) -> "PictureSplit":
         """The split without what cannot be read, each image decoded once to find it; for held-out examples."""
-        kept = []
-        for row, example in zip(
-            self.rows, in_threads(functools.partial(_decoded, self.inputs), self.pictures, self.rows), strict=True
-        ):
+        kept, decode = [], functools.partial(_decoded, self.inputs)
+        for row, example in zip(self.chosen, in_threads(decode, self.pictures, self.chosen), strict=True):
             if isinstance(example, ZooError):
-                _leave_out(self.pictures.name(row), example, self.unreadable)
+                _leave_out(self.pictures.name(row), example, self.unreadable, keeps_place=True)
             else:
                 kept.append(row)
-        return dataclasses.replace(self, rows=np.array(kept, int))
+        return dataclasses.replace(self, chosen=np.array(kept, int))
 
 
 def read_split(pictures: Pictures, rows: np.ndarray, inputs: ImageInputs, unreadable: Unreadable) -> Any:
@@ -182,11 +181,11 @@ class Unlabelled(ZooError):
     """An example without a label."""
 
 
-def _leave_out(name: str, error: ZooError, unreadable: Unreadable) -> None:
+def _leave_out(name: str, error: ZooError, unreadable: Unreadable, keeps_place: bool = False) -> None:
     if isinstance(error, Unlabelled):
         unreadable.unlabelled += 1
     else:
-        unreadable.leave_out(name, str(error))
+        unreadable.leave_out(name, str(error), keeps_place)
 
 
 def in_threads(function: Callable, pictures: Pictures, rows: np.ndarray) -> Iterator[Any]:
@@ -230,5 +229,9 @@ def headers_of(paths: Iterable[Any]) -> list[Any]:
         except ZooError as error:
             return error
 
+    paths = list(paths)
+    found: list[Any] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(attempt, paths))
+        for start in range(0, len(paths), PIECE):
+            found += pool.map(attempt, paths[start : start + PIECE])
+    return found

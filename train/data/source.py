@@ -163,7 +163,8 @@ class Dataset:
     def split(self, name: str) -> Any:
         """The split `name`; ZooError where there is none."""
         if (found := getattr(self, name)) is None:
-            raise ZooError(f"{self.name} has no split {name} with labels")
+            has = [split for split in ("train", "validation", "test") if getattr(self, split) is not None]
+            raise ZooError(f"{self.name} has no split {name} with labels; it has {', '.join(has)}")
         return found
 
 

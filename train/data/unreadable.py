@@ -16,12 +16,15 @@ class Unreadable:
         self.most, self.total = most, total
         self.left_out: dict[str, str] = {}
         self.replaced: dict[str, str] = {}  # of a large set, found while it trains
+        self._places: list[str] = []  # those of a large set, whose order depends on their number
         self.unlabelled = 0
         self._lock = threading.Lock()  # batches are read in threads
         self._file: pathlib.Path | None = None
 
-    def leave_out(self, name: str, reason: str) -> None:
+    def leave_out(self, name: str, reason: str, keeps_place: bool = False) -> None:
         self.left_out[name] = reason
+        if keeps_place:
+            self._list([name])
 
     def replace(self, name: str, reason: str) -> None:
         """Counts an example whose place another one takes; ZooError where there are too many."""
@@ -34,12 +37,14 @@ class Unreadable:
         self.check()
 
     def keep_in(self, folder: pathlib.Path) -> None:
-        """From now on lists in the run folder what is replaced."""
+        """From now on lists in the run folder what keeps a place in the order of the examples."""
         with self._lock:
-            self._file, known = folder / FILE, listed(folder)
-            self._list([name for name in self.replaced if name not in known])
+            self._file, known, found = folder / FILE, listed(folder), self._places
+            self._places = []
+            self._list([name for name in found if name not in known])
 
     def _list(self, names: list[str]) -> None:
+        self._places += names
         if self._file is not None and names:
             with self._file.open("a", encoding="utf-8", errors="surrogateescape") as file:
                 file.writelines(f"{name}\n" for name in names)
@@ -56,14 +61,14 @@ class Unreadable:
     def notes(self) -> list[str]:
         notes = []
         if reasons := [*self.left_out.values()]:
-            notes.append(f"left out {len(reasons)} images that cannot be read: {'; '.join(reasons[:3])}")
+            notes.append(f"images left out that cannot be read, {len(reasons)}: {'; '.join(reasons[:3])}")
         if self.unlabelled:
-            notes.append(f"left out {self.unlabelled:,} images without a label")
+            notes.append(f"images left out that have no label: {self.unlabelled:,}")
         return notes
 
 
 def listed(folder: pathlib.Path) -> tuple[str, ...]:
-    """What a run has replaced: it keeps its place in the order of the examples, also once it has been deleted."""
+    """What a run could not read: it keeps its place in the order of the examples, also once it has been deleted."""
     file = folder / FILE
     if not file.is_file():
         return ()

@@ -27,7 +27,7 @@ def load_recipe(name: str, commands: tuple[str, ...] = ()) -> ModuleType:
     files = recipe_files()
     if name in files:
         return importlib.import_module(f"train.recipes.{files[name].stem}")
-    path = pathlib.Path(name)
+    path = pathlib.Path(name).expanduser()
     if path.suffix != ".py":
         raise unknown("recipe", name, [*files, *commands])
     spec = importlib.util.spec_from_file_location(path.stem, path)

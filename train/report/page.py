@@ -31,11 +31,11 @@ class Options:
     recipe: str | None = None  # a recipe file that defines the run's own task, source or model
 
     def folder(self) -> pathlib.Path:
-        return pathlib.Path(self.run)
+        return pathlib.Path(self.run).expanduser()
 
     def make_output(self) -> pathlib.Path:
         """The folder of the page, which exists then."""
-        output = pathlib.Path(self.output) if self.output else self.folder() / "report"
+        output = pathlib.Path(self.output).expanduser() if self.output else self.folder() / "report"
         output.mkdir(parents=True, exist_ok=True)
         return output
 

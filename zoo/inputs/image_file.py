@@ -33,7 +33,7 @@ FIRST_TO = {"La": "LA", "LAB": "RGB"}  # modes that Pillow brings to others in t
 ORIENTATION = 0x0112  # the EXIF tag
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Header:
     """What a file says of its image before the pixels are read."""
 
@@ -147,6 +147,16 @@ def _rawmode(image: Any) -> str:
     return str(args[0] if isinstance(args, tuple) else args)
 
 
+def _content(image: Any) -> bytes:
+    """All bytes of the file of a PIL image, which stays at its place."""
+    file = image.fp
+    place = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(place)
+    return content
+
+
 def _stored_as(tile: Any, rawmode: str) -> Any:
     """A part of a PNG or TIFF file, read as if its pixels were stored in another way."""
     args = (rawmode, *tile[3][1:]) if isinstance(tile[3], tuple) else rawmode
@@ -164,6 +174,8 @@ def _upright_picture(raw: Any) -> Any:
             return _from_array(raw * np.uint8(255))
         return _from_array(raw) if raw.dtype == np.uint8 else raw
     if isinstance(raw, Image.Image):
+        if _rawmode(raw) in DEEP_COLOUR:  # its pixels are not read yet
+            return _upright_picture(_content(raw))
         raw.load()
         return _of_pillow(_upright(raw))
     if not isinstance(raw, str | os.PathLike | bytes):
