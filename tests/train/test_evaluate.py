@@ -98,3 +98,12 @@ def test_a_vocabulary_that_is_not_known_is_not_learned_from_the_test_data(tmp_pa
     args = ["evaluate", "lstm_classifier", "--weights", str(tmp_path / "w.safetensors")]
     assert main(args) == 2
     assert "have no vocabulary beside them, and data.tokenizer char would learn another one" in capsys.readouterr().err
+
+
+def test_classes_without_names_are_matched_by_number_and_must_be_as_many(tmp_path, capsys):
+    digits = ["--data.name", "digits", "--data.image-size", "8", "--data.channels", "3"]
+    note, line = evaluated(capsys, hub(tmp_path / "ten", 10), *digits)[-2:]
+    assert note.startswith("the model's 10 classes have no names: they are matched to the data's by number (0, 1, 2,")
+    assert "(360 examples)" in line
+    assert main(["evaluate", str(hub(tmp_path / "four", 4)), *digits]) == 2
+    assert "digits has 10 classes, the model 4 without names" in capsys.readouterr().err

@@ -183,13 +183,13 @@ class Colours(Source):
 
 
 def test_images_are_normalised_as_for_the_weights_and_the_same_classes_keep_their_places(tmp_path):
-    model = ModelConfig("resnet8")
+    model = ModelConfig("lenet5")
     run(Config(str(tmp_path / "a"), 1, 2, parallel="jit", model=model, data=Colours()))
     inputs = zoo.load(tmp_path / "a").inputs
     for labels, expected in [("green red", ("red", "green")), ("blue red", ("blue", "red"))]:
         data = Colours(labels)
         dataset = load_data(
-            Config("x", 1, 2, model=ModelConfig("resnet8", weights=str(tmp_path / "a")), data=data), None
+            Config("x", 1, 2, model=ModelConfig("lenet5", weights=str(tmp_path / "a")), data=data), None
         )
         assert (dataset.inputs.mean, dataset.inputs.std, dataset.inputs.shape) == (
             inputs.mean,
@@ -202,7 +202,7 @@ def test_images_are_normalised_as_for_the_weights_and_the_same_classes_keep_thei
     file = tmp_path / "alone.safetensors"
     shutil.copy(tmp_path / "a" / "export" / "model.safetensors", file)
     with pytest.warns(UserWarning, match="name no mean and deviation; the data's own normalise them"):
-        load_data(Config("x", 1, 2, model=ModelConfig("resnet8", weights=str(file)), data=Colours()), None)
+        load_data(Config("x", 1, 2, model=ModelConfig("lenet5", weights=str(file)), data=Colours()), None)
 
 
 def test_weights_of_texts_are_none_for_images(first, tmp_path):

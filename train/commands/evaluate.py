@@ -181,6 +181,8 @@ def _data_for(config: EvaluateConfig, inputs: Inputs, maker: str) -> Dataset:
     if maker != "run" and inputs.labels in unnamed:
         dataset = config.data.load(inputs.shape, dataclasses.replace(inputs, labels=()))  # type: ignore[type-var]
         labels = dataset.inputs.labels
+        if len(labels) != len(inputs.labels) and not set(labels) <= set(inputs.labels):
+            raise ZooError(f"{dataset.name} has {len(labels)} classes, the model {len(inputs.labels)} without names")
         if len(labels) == len(inputs.labels):
             return dataclasses.replace(dataset, notes=(*dataset.notes, _by_number(labels)))
     dataset = config.data.load(inputs.shape, inputs)

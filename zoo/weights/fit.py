@@ -58,12 +58,12 @@ def fit(
         others = {name for group in heads for name in group} - expected_tops
         found = found._replace(unexpected=[name for name in found.unexpected if not others & {*name.split("/")[1:2]}])
     drawn, missing, misfits = _to_draw(module, found, tensors, expected, layout, heads)
-    problems = {
-        "missing": missing,
-        "unexpected": found.unexpected,
-        "misshapen": [f"{name} ({why})" for name, why in sorted(misfits.items())],
-    }
-    if any(problems.values()):
+    if missing or found.unexpected or misfits:
+        problems = {
+            "missing": found.missing,
+            "unexpected": found.unexpected,
+            "misshapen": [f"{name} ({why})" for name, why in sorted(found.misfits.items())],
+        }
         report = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
         raise ZooError(f"{where} does not fit {type(module).__name__}: {report}")
     if adapted:
