@@ -433,7 +433,8 @@ def test_a_table_of_files_and_labels(header, tmp_path):
         ("file,labels\na.png,x;y\na.png,y\n", "the source is MultiLabelData"),
         ("a,b\n1,2\n", "must have the columns file and label"),
         ("file,label\n", "must have the columns file and label, and a row"),
-        ("", "must have the columns file and label, and a row"),
+        ("", "is empty"),
+        ("file,label\n", "must have the columns file and label, and a row"),
         ("file,label\na.png,x\nb.png,y\n", "1 of 2 images cannot be read; .*no image file"),
         ("file,label\na.png,x,3\n", "row 1 has 3 columns, not 2"),
         ("file,label,split\na.png,x,trian\n", "unknown split in .*did you mean train"),
@@ -442,7 +443,7 @@ def test_a_table_of_files_and_labels(header, tmp_path):
         ("file,file\na.png,x\n", "two columns of one name"),
         ("file,label\n,x\n", "row 1 names no file"),
         ("file,label\na.png,x\na.png,x\n", "needs at least two labels; it has"),
-        (b"\xff\xfe\x00", "is no CSV file in UTF-8"),
+        (b"\xff\xfe\x00", "is UTF-16, not UTF-8 text"),
     ],
 )
 def test_a_wrong_table_is_refused(table, message, tmp_path):

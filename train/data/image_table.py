@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from train.data.files import read_text
 from train.data.image_source import Found
 from train.data.labels import plain
 from train.data.pictures import StoredPictures, headers_of
@@ -64,14 +65,13 @@ def load_several(path: str, replaced: Collection[str] = ()) -> Found:
 def _read(path: str) -> tuple[pathlib.Path, Rows]:
     """The table's path and its rows, with column names in lower case."""
     table = pathlib.Path(path).expanduser()
-    if not table.is_file():
-        raise ZooError(f"data.path {path!r} is no file or folder")
+    text = read_text(table)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     try:
-        text = table.read_bytes().decode("utf-8-sig")
         separator = max(",;\t", key=text.partition("\n")[0].count)
         lines = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ZooError(f"{str(table)!r} is no CSV file in UTF-8: {error}") from None
+    except csv.Error as error:
+        raise ZooError(f"{str(table)!r} is no CSV file: {error}") from None
     names = [name.strip().lower() for name in lines[0]] if lines else []
     if len({*names}) < len(names):
         raise ZooError(f"{str(table)!r} has two columns of one name: {', '.join(names)}")

@@ -103,7 +103,7 @@ def load_texts(name: str, data_dir: str) -> dict[str, list[str]]:
     """The texts of each split of a TFDS set: its first feature of text."""
     builder = _builder(name, data_dir)
     feature = _text_feature(name, builder)
-    return {split: [row[feature].decode("utf-8") for row in source] for split, source in _sources(name, builder)}
+    return {split: [_text(name, row[feature]) for row in source] for split, source in _sources(name, builder)}
 
 
 def load_labelled_texts(name: str, data_dir: str) -> tuple[str, dict[str, list[tuple[str, int]]], list[str]]:
@@ -115,7 +115,7 @@ def load_labelled_texts(name: str, data_dir: str) -> tuple[str, dict[str, list[t
         raise ZooError(f"{name} is no labelled text set: it has no feature label")
     labels, splits = _labels(name, label), {}
     for split, source in _sources(name, builder):
-        pairs = [(example[feature].decode("utf-8"), int(example["label"])) for example in source]
+        pairs = [(_text(name, example[feature]), int(example["label"])) for example in source]
         splits[split] = [pair for pair in pairs if pair[1] >= 0]
         if unlabelled := len(pairs) - len(splits[split]):
             warnings.warn(f"{name}: left out {unlabelled:,} texts of the split {split} without a label", stacklevel=2)
@@ -123,6 +123,13 @@ def load_labelled_texts(name: str, data_dir: str) -> tuple[str, dict[str, list[t
     if "train" not in splits:
         raise ZooError(f"{name} has no labelled text in a split train; it has {', '.join(builder.info.splits)}")
     return name, splits, [*labels]
+
+
+def _text(name: str, content: bytes) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ZooError(f"{name} has a text that is not UTF-8: {content[:40]!r} ({first_line(error)})") from None
 
 
 def load_pairs(name: str, data_dir: str, source: str | None, target: str | None) -> dict[str, list[tuple[str, str]]]:
@@ -142,7 +149,7 @@ def load_pairs(name: str, data_dir: str, source: str | None, target: str | None)
         )
     splits = {}
     for split, examples in _sources(name, builder):
-        rows = [[example[key].decode("utf-8") for key in keys] for example in examples]
+        rows = [[_text(name, example[key]) for key in keys] for example in examples]
         splits[split] = [(first, second) for first, second in rows if first.strip() and second.strip()]
     if not splits.get("train"):
         raise ZooError(f"{name} has no split train; it has {', '.join(builder.info.splits)}")

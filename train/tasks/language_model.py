@@ -92,8 +92,7 @@ class LanguageModel(Task):
     def example(self, run: Run, dataset: Dataset, workdir: pathlib.Path) -> str:
         """A sample that continues held-out text."""
         split = dataset.test or dataset.validation or dataset.train
-        inputs: Any = run.inputs
-        prompt = inputs.decode(split.read(np.zeros(1, int))["tokens"][0])
+        prompt = split.read(np.zeros(1, int))["tokens"][0]  # decoded and encoded again, it might be longer
         text = zoo.generate(run, prompt, length=300, temperature=0.8)
         return f"a sample:\n{text}\nuse it: python -m zoo generate {workdir}"
 

@@ -30,7 +30,7 @@ class Generation(NamedTuple):
 
 def generate(
     run: Run,
-    prompt: str | None = None,
+    prompt: str | np.ndarray | None = None,
     length: int = 500,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -40,8 +40,8 @@ def generate(
     stop: Sequence[str] = (),
     **options: Any,
 ) -> str:
-    """The text of at most `length` tokens after `prompt`, from a language model as `zoo.load` returns it, in one
-    dispatch.
+    """The text of at most `length` tokens after `prompt`, a text or tokens int [n], from a language model as `zoo.load`
+    returns it, in one dispatch.
 
     A temperature of 0 takes the most probable token each time. The text ends before the first of the strings `stop`,
     and before the end-of-text token, by default the tokenizer's. `options` are the other fields of
@@ -57,7 +57,7 @@ def generate(
 
 def stream(
     run: Run,
-    prompt: str | None = None,
+    prompt: str | np.ndarray | None = None,
     length: int = 500,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -87,7 +87,7 @@ def stream(
 
 def generate_samples(
     run: Run,
-    prompt: str | None = None,
+    prompt: str | np.ndarray | None = None,
     num_samples: int = 4,
     length: int = 500,
     *,
@@ -135,7 +135,7 @@ def held_back(text: str, stop: str) -> int:
 
 
 def _prepared(
-    run: Run, prompt: str | None, stop: Sequence[str], options: dict[str, Any]
+    run: Run, prompt: str | np.ndarray | None, stop: Sequence[str], options: dict[str, Any]
 ) -> tuple[np.ndarray, Sampling]:
     """The tokens of the prompt int32 [n], and how others are drawn."""
     model: Any = run.model
@@ -148,7 +148,9 @@ def _prepared(
     end = inputs.end if end is None else end
     unknown = (*inputs.gaps, *range(inputs.vocab_size, model.vocab_size))
     banned = (*options.pop("banned", ()), *unknown)
-    return inputs.prompt(inputs.first_prompt if prompt is None else prompt), Sampling(**options, end=end, banned=banned)
+    given = inputs.first_prompt if prompt is None else prompt
+    tokens = given if isinstance(given, np.ndarray) else inputs.prompt(given)
+    return tokens, Sampling(**options, end=end, banned=banned)
 
 
 def _unended(tokens: np.ndarray, end: int | None) -> np.ndarray:
