@@ -434,7 +434,6 @@ def test_a_table_of_files_and_labels(header, tmp_path):
         ("a,b\n1,2\n", "must have the columns file and label"),
         ("file,label\n", "must have the columns file and label, and a row"),
         ("", "is empty"),
-        ("file,label\n", "must have the columns file and label, and a row"),
         ("file,label\na.png,x\nb.png,y\n", "1 of 2 images cannot be read; .*no image file"),
         ("file,label\na.png,x,3\n", "row 1 has 3 columns, not 2"),
         ("file,label,split\na.png,x,trian\n", "unknown split in .*did you mean train"),

@@ -17,9 +17,9 @@ WIDTHS = {"source_length": ("source",), "length": ("tokens", "target")}  # the a
 class Batches:
     """The training batches of a split of examples.
 
-    Epochs are permutations of the split, drawn from (seed, epoch) and put end to end; batch k is the k-th piece of
-    `batch_size`. A process reads its `rows` of it, by default all. Besides the examples a batch has `row` int32 [B],
-    the place in the global batch, and `weight` float32 [B], ones.
+    Epochs are the split's `order`, mostly a permutation, drawn from (seed, epoch) and put end to end; batch k is the
+    k-th piece of `batch_size`. A process reads its `rows` of it, by default all. Besides the examples a batch has `row`
+    int32 [B], the place in the global batch, and `weight` float32 [B], ones.
 
     Texts are batched with others of about their length: `POOL` batches are drawn at a time, sorted, cut and put in
     random order. A batch is as wide as its longest text, rounded up to one of a few widths, so that few programs are
@@ -68,7 +68,7 @@ class Batches:
 
     def _permutation(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(self.split.size)
+        order = self.split.order(rng)
         if not self.lengths:
             return order
         pools = [order[i : i + POOL * self.batch_size] for i in range(0, len(order), POOL * self.batch_size)]

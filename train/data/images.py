@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Collection
 
 from train.data import digits, image_arrays, image_folder, image_table, tfds
+from train.data.balance import balanced
 from train.data.image_source import Found, ImageSource
 from train.data.source import Dataset, TfdsSource
 from train.settings import at_least
@@ -21,6 +22,7 @@ class ImageData(ImageSource, TfdsSource):
     # with x_train and y_train, or images and labels; an .npy of images beside a labels.npy
     path: str | None = None
     train_examples: int | None = None  # only so many training examples, the first ones; default: all
+    balanced: bool = False  # training batches have every class as often
 
     def check(self) -> None:
         super().check()
@@ -34,12 +36,13 @@ class ImageData(ImageSource, TfdsSource):
         known = self.inputs_of_kind(inputs, "image")
         labels = () if known is None else known.labels
         dataset = self.dataset(self._found(labels, replaced), model_shape, known)
-        if self.train_examples is None:
-            return dataset
-        size = dataset.train.size
-        if self.train_examples > size:
-            raise ZooError(f"data.train-examples is {self.train_examples}, but {dataset.name} has {size} to train on")
-        return dataclasses.replace(dataset, train=dataset.train.part(0, self.train_examples))
+        train, most = dataset.train, self.train_examples
+        if most is not None:
+            if most > train.size:
+                raise ZooError(f"data.train-examples is {most}, but {dataset.name} has {train.size} to train on")
+            train = train.part(0, most)
+        train = balanced(train, dataset.name) if self.balanced else train
+        return dataclasses.replace(dataset, train=train)
 
     def _found(self, labels: Collection[str], replaced: Collection[str]) -> Found:
         if self.path is None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from train.data import stdlib, tfds
+from train.data.balance import balanced
 from train.data.files import warn_left_out
 from train.data.labels import numbers_in, plain
 from train.data.source import ArraySplit, Dataset, hold_out
@@ -61,6 +62,7 @@ class LabelledTextData(TokenizedData):
     # of a table: the columns of the text and of the label, by name or by number from 1; default: those that the first
     # row names, or the two that there are
     columns: list[str] = dataclasses.field(default_factory=list)
+    balanced: bool = False  # training batches have every class as often
 
     def check(self) -> None:
         super().check()
@@ -84,7 +86,8 @@ class LabelledTextData(TokenizedData):
             encoded = known.batch([text for text, _ in pairs])
             arrays[split] = ArraySplit({**encoded, "label": np.array([numbers[label] for _, label in pairs], np.int32)})
         arrays = self.held_out(arrays, hold_out)
-        return Dataset(name, arrays["train"], arrays.get("validation"), arrays.get("test"), known, notes)
+        train = balanced(arrays["train"], name) if self.balanced else arrays["train"]
+        return Dataset(name, train, arrays.get("validation"), arrays.get("test"), known, notes)
 
     def _labelled_texts(self, own: bool) -> Labelled:
         """The texts, whose labels are their `own` or those of a model."""

@@ -108,6 +108,11 @@ class PictureSplit(Examples):
     def size(self) -> int:  # type: ignore[override]
         return len(self.chosen)
 
+    @property
+    def labels(self) -> np.ndarray | None:  # type: ignore[override]
+        targets = getattr(self.pictures, "targets", None)
+        return None if targets is None or targets.ndim > 1 else targets[self.chosen]
+
     def _decoded(self, rows: Iterable[int]) -> Iterable[Any]:
         return _mapped(functools.partial(_decoded, self.inputs), self.pictures, rows)
 

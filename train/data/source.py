@@ -74,6 +74,11 @@ class Examples:
     read: Callable[[np.ndarray], Arrays]
     in_memory: ClassVar[bool]
     lengths: ClassVar[dict[str, np.ndarray]] = {}  # of texts in memory, by the name of the lengths' array
+    labels: ClassVar[np.ndarray | None] = None  # int [n], where examples have one each and need not be read for it
+
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        """An epoch of training: the numbers of examples, int [size]."""
+        return rng.permutation(self.size)
 
     @property
     def described(self) -> str:
@@ -107,6 +112,10 @@ class ArraySplit(Examples):
     @property
     def lengths(self) -> dict[str, np.ndarray]:  # type: ignore[override]
         return {name: self.arrays[name] for name in ("source_length", "length") if name in self.arrays}
+
+    @property
+    def labels(self) -> np.ndarray | None:  # type: ignore[override]
+        return self.arrays.get("label")
 
     def read(self, indices: np.ndarray) -> Arrays:
         return {name: array[indices] for name, array in self.arrays.items()}

@@ -69,14 +69,14 @@ class Classification(Task):
         for label in self.class_weights:
             if label not in dataset.inputs.labels:
                 raise unknown("label in task.class-weights", label, dataset.inputs.labels)
-        if self.balance_classes and not dataset.train.in_memory:
-            raise ZooError(f"task.balance-classes counts labels in memory; {dataset.name} is larger: use class-weights")
+        if self.balance_classes and dataset.train.labels is None:
+            raise ZooError(f"task.balance-classes counts labels in memory; {dataset.name} has none: use class-weights")
 
     def constants(self, dataset: Dataset) -> dict[str, Any]:
         """`class_weights` float32 [classes], where classes do not weigh the same."""
         labels = dataset.inputs.labels
         if self.balance_classes:
-            found = dataset.train.read(np.arange(dataset.train.size))["label"]
+            found = dataset.train.labels
             counts = np.bincount(found, minlength=len(labels))
             return {"class_weights": (len(found) / np.maximum(len(labels) * counts, 1)).astype(np.float32)}
         if self.class_weights:
