@@ -84,6 +84,15 @@ def test_a_class_called_train_is_one_among_classes(tmp_path):
     assert load(photos(tmp_path, ["bus", "car", "train"])).inputs.labels == ("bus", "car", "train")
 
 
+def test_a_folder_beside_train_that_is_no_split_is_no_class(tmp_path):
+    photos(tmp_path / "train")
+    save(tmp_path / "samples" / "1.png")
+    with pytest.raises(ZooError, match="has folders inside train, but none inside samples: move these away if train"):
+        load(tmp_path)
+    save(tmp_path / "train" / "0.png")  # a class, some of whose images are in folders
+    assert load(tmp_path).inputs.labels == ("samples", "train")
+
+
 def test_other_folders_beside_splits_are_passed_over_and_named(tmp_path):
     for split in ("train", "val", "unlabelled"):
         photos(tmp_path / split)

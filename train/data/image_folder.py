@@ -101,8 +101,8 @@ def _splits(images: list[PurePath], depth: int, where: str) -> tuple[Parts | Non
 
 
 def _check_classes(tops: dict[str, list[PurePath]], depth: int, where: str, named: Collection[str]) -> None:
-    """ZooError where folders beside one named train hold folders of the same names, and so look like splits; and where
-    each class folder holds splits."""
+    """ZooError where it is not clear that the folders are classes: where each of them holds splits, and where one with
+    a split's name holds the same folders as another, or is the only one with folders inside."""
     inside = {
         top: {file.parts[depth + 1] for file in files if len(file.parts) > depth + 2} for top, files in tops.items()
     }
@@ -113,6 +113,13 @@ def _check_classes(tops: dict[str, list[PurePath]], depth: int, where: str, name
             raise ZooError(
                 f"{where!r} has {top} and {', '.join(alike)} with the same folders inside: splits are called train, "
                 "validation (or val, valid, dev) and test"
+            )
+        others = sorted(other for other in inside if other not in named)
+        alone = len(inside[top]) > 1 and all(len(file.parts) > depth + 2 for file in tops[top])
+        if alone and others and not any(inside[other] for other in others):
+            raise ZooError(
+                f"{where!r} has folders inside {top}, but none inside {', '.join(others[:5])}: move these away if "
+                f"{top} is a split, or its images out of their folders if it is a class"
             )
 
 
