@@ -129,9 +129,7 @@ def _described(inputs: Inputs) -> str:
     if isinstance(inputs, TextInputs):
         return f"texts have the {inputs.vocab_size:,} tokens of a {inputs.tokenizer} vocabulary"
     if isinstance(inputs, ImageInputs):
-        size, mean, std = (
-            "x".join(map(str, inputs.shape)),
-            *(", ".join(f"{x:.3g}" for x in v) for v in (inputs.mean, inputs.std)),
-        )
+        size = "x".join(map(str, inputs.shape))
+        mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (inputs.mean, inputs.std))
         return f"images are {size}, normalised by mean {mean} and deviation {std}"
     return f"{inputs.kind}s are read"
