@@ -1,6 +1,8 @@
 """Folders of hubs, with what they say of their inputs: read by `zoo.load`, or refused in a line."""
 
 import json
+import random
+import shutil
 
 import jax
 import numpy as np
@@ -140,3 +142,44 @@ def test_where_weights_come_from(tokenizer, tmp_path):
     for path, match in [("absent", "no weights"), (".", "is not a run folder, nor a hub's: it has no config.json")]:
         with pytest.raises(ZooError, match=match):
             origin_of(tmp_path / path, "bert_base")
+
+
+JUNK = (None, -1, 0, 10**12, 1.5, "x", "", [], {}, [1, "a"], {"0": 3}, True, [[]], 10**400)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_descriptions_load_or_are_a_line(seed, tmp_path_factory, hubs):
+    """A few values of the JSON files are replaced by others, of any type."""
+    drawn = random.Random(seed)
+    folder = tmp_path_factory.mktemp("hub")
+    shutil.copytree(hubs / drawn.choice(["vit", "timm", "bert"]), folder, dirs_exist_ok=True)
+    for path in folder.glob("*config.json"):
+        config = json.loads(path.read_text())
+        places = [config, *(value for value in config.values() if isinstance(value, dict))]
+        for _ in range(drawn.randint(1, 2)):
+            place = drawn.choice([place for place in places if place])
+            place[drawn.choice(sorted(place))] = drawn.choice(JUNK)
+        path.write_text(json.dumps(config))
+    message = ""
+    try:
+        zoo.load(folder)
+    except ZooError as error:
+        message = str(error)
+    assert "\n" not in message
+
+
+@pytest.fixture(scope="module")
+def hubs(tmp_path_factory, tokenizer):
+    root = tmp_path_factory.mktemp("hubs")
+    saved(root / "vit", "vit_tiny16", ("a", "b"), **VIT, num_classes=2, norm_epsilon=1e-12)
+    (root / "vit" / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [1, 1, 1]}')
+    saved(root / "bert", "bert_base", ("a", "b"), **BERT, vocab_size=tokenizer.vocab_size, num_classes=2)
+    (root / "bert" / "tokenizer.json").write_text(tokenizer.vocabulary)
+    (root / "timm").mkdir()
+    model = zoo.create_model("lenet5", num_classes=2)
+    variables = jax.jit(model.init)(jax.random.key(1), np.zeros((1, 32, 32, 1), np.float32))
+    zoo.save_weights(variables, root / "timm" / "model.safetensors")
+    about = {"mean": [0.1], "std": [0.4], "input_size": [1, 32, 32]}
+    config = {"architecture": "lenet5", "num_classes": 2, "label_names": ["cat", "dog"], "pretrained_cfg": about}
+    (root / "timm" / "config.json").write_text(json.dumps(config))
+    return root

@@ -54,13 +54,14 @@ def fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     kind = (config.get("architectures") or ["BertModel"])[0]
     if kind not in ARCHITECTURES["bert"]:
         raise ZooError(f"unknown architecture {kind!r}; there are {', '.join(ARCHITECTURES['bert'])}")
-    labels = config.get("id2label") or {str(i): "" for i in range(count(config, "num_labels", 2))}
+    labels = config.get("id2label")
+    classes = len(labels) if labels else count(config, "num_labels", 2)
     size, heads = count(config, "hidden_size"), count(config, "num_attention_heads")
     if size % heads:
         raise ZooError(f"hidden_size {size} must be a multiple of num_attention_heads {heads}")
     return "bert_base", {
         "vocab_size": count(config, "vocab_size"),
-        "num_classes": len(labels) if kind == "BertForSequenceClassification" else None,
+        "num_classes": classes if kind == "BertForSequenceClassification" else None,
         "output": "tokens" if kind in _MASKED else "hidden",
         "hidden_size": size,
         "num_layers": count(config, "num_hidden_layers"),

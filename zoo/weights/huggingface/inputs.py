@@ -14,6 +14,8 @@ from zoo.inputs.text import read_tokenizer
 from zoo.registry import model_info
 from zoo.transformer.t5 import T5
 
+MOST_CLASSES = 2**22  # whose labels are made
+
 
 def inputs_of(folder: str | os.PathLike, name: str, fields: Mapping[str, Any]) -> Inputs | None:
     """The inputs of a registered model with these fields; None where the folder has no file that describes them.
@@ -34,6 +36,13 @@ def inputs_of(folder: str | os.PathLike, name: str, fields: Mapping[str, Any]) -
             f"{fields['vocab_size']}"
         )
     return inputs
+
+
+def numbered(classes: int) -> tuple[str, ...]:
+    """The labels of classes without names: 0, 1, ...; ZooError for more than anybody has."""
+    if not 0 <= classes <= MOST_CLASSES:
+        raise ZooError(f"{classes:,} classes are not between 0 and {MOST_CLASSES:,}")
+    return tuple(map(str, range(classes)))
 
 
 def image_inputs(folder: pathlib.Path, shape: tuple[int, int, int], labels: tuple[str, ...]) -> ImageInputs | None:
@@ -57,6 +66,7 @@ def image_inputs(folder: pathlib.Path, shape: tuple[int, int, int], labels: tupl
 
 def _labels(folder: pathlib.Path, classes: Any) -> tuple[str, ...]:
     """The classes' names in config.json, or their numbers where it names others than the model has."""
-    names = read_json(folder / "config.json").get("id2label") or {}
-    numbers = [str(number) for number in range(classes or 0)]
-    return tuple(str(names[number]) for number in numbers) if set(names) == set(numbers) else tuple(numbers)
+    names = read_json(folder / "config.json").get("id2label")
+    numbers = numbered(classes or 0)
+    named = isinstance(names, dict) and set(names) == set(numbers)
+    return tuple(str(names[number]) for number in numbers) if named else numbers
