@@ -61,7 +61,7 @@ def origin_of(weights: str | os.PathLike, name: str | None = None) -> Origin:
         return _origin(path)
     if not path.is_file():
         raise ZooError(
-            f"no weights {str(weights)!r}: give a .safetensors file, or the folder of a run, an export or a hub"
+            f"no weights file {str(weights)!r}: give a .safetensors file, or the folder of a run, an export or a hub"
         )
     if path.name.startswith("model") and (path.parent / "config.json").is_file():
         with contextlib.suppress(ZooError):  # of a model that the zoo does not have; the file may be
