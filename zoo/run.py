@@ -61,7 +61,7 @@ def origin_of(weights: str | os.PathLike, name: str | None = None) -> Origin:
         return _origin(path)
     if not path.is_file():
         raise ZooError(
-            f"no weights {str(weights)!r}: give a .safetensors file, or the folder of a run, an export or a hub"
+            f"no weights file {str(weights)!r}: give a .safetensors file, or the folder of a run, an export or a hub"
         )
     if path.name.startswith("model") and (path.parent / "config.json").is_file():
         with contextlib.suppress(ZooError):  # of a model that the zoo does not have; the file may be
@@ -72,14 +72,10 @@ def origin_of(weights: str | os.PathLike, name: str | None = None) -> Origin:
 
 
 def _origin(folder: pathlib.Path) -> Origin:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ZooError(f"{str(folder)!r} is not a run folder, nor a hub's: it has no config.json")
-    try:
-        config = read_json(path)
-    except ValueError as error:
-        raise ZooError(f"{str(path)!r} is not JSON: {error}") from None
-    about = config if isinstance(config, dict) else {}
+    about: Any = None
+    with contextlib.suppress(OSError, ValueError):  # which `read_config` reports
+        about = read_json(folder / "config.json")
+    about = about if isinstance(about, dict) else {}
     if timm.is_timm(about):
         return Origin(folder, "timm", *timm.described(folder, about))
     if "model_type" in about or "architectures" in about:

@@ -139,7 +139,7 @@ def test_where_weights_come_from(tokenizer, tmp_path):
             save_native(variables, tmp_path / path)
         alone = origin_of(tmp_path / path, "bert_base")
         assert (alone.maker, alone.name, alone.inputs) == ("", None, None)
-    for path, match in [("absent", "no weights"), (".", "is not a run folder, nor a hub's: it has no config.json")]:
+    for path, match in [("absent", "no weights file"), (".", "is not a run folder: it has no config.json")]:
         with pytest.raises(ZooError, match=match):
             origin_of(tmp_path / path, "bert_base")
 
