@@ -119,11 +119,7 @@ class Trainer:
         (which ends a run that diverged) before anything is evaluated or saved; records before checkpoints.
         """
         config, layout, interval = self.config, self.layout, self.interval
-        if self.unevaluated and self.dataset.validation is not None:
-            found = self._validate(self.dataset.validation, stop)
-            self.checkpoints.set_score(self.step, found, self._extra(unevaluated=False))
-            self.records.flush()
-            self.unevaluated = False
+        self._evaluate_interrupted(stop)
         compiled: set[Any] = set()  # the shapes of the batches so far: texts come in a few widths
         trace = Trace(config.profile_steps(), self.workdir / "profile")
         end = self.step if self.patience.ended else until or config.steps
@@ -173,6 +169,14 @@ class Trainer:
                     self.journal.say(f"the {config.hours:g} hours are over at step {self.step}; {more}")
                     return
                 clock = Clock(self.step)
+
+    def _evaluate_interrupted(self, stop: Stop) -> None:
+        """Makes the evaluation that a signal interrupted before the run was resumed."""
+        if self.unevaluated and self.dataset.validation is not None:
+            found = self._validate(self.dataset.validation, stop)
+            self.checkpoints.set_score(self.step, found, self._extra(unevaluated=False))
+            self.records.flush()
+            self.unevaluated = False
 
     def _hours_over(self) -> bool:
         """Whether the run has had its hours; several processes ask one another at each line of the log."""

@@ -16,9 +16,9 @@ def plain(label: str) -> str:
 def numbers_in(known: Sequence[str], found: Sequence[str], where: str) -> np.ndarray:
     """The number in `known` of each label of `found`, int32; ZooError for labels that `known` does not have."""
     places = {plain(label): number for number, label in enumerate(known)}
-    if strangers := [label for label in found if plain(label) not in places]:
+    if others := [label for label in found if plain(label) not in places]:
         raise ZooError(
-            f"{where} has {len(strangers)} labels that the model does not have ({', '.join(strangers[:5])}); "
+            f"{where} has {len(others)} labels that the model does not have ({', '.join(others[:5])}); "
             f"it has {', '.join(known[:10])}{', ...' if len(known) > 10 else ''}"
         )
     return np.array([places[plain(label)] for label in found], np.int32)
