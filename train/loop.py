@@ -212,7 +212,7 @@ class Trainer:
         if skipped:
             metrics["skipped"] = skipped
         rate = float(self.schedule(self.step - 1))
-        self.records.write(self.step, "train", {**self._progress(), "learning_rate": rate, **metrics})
+        self.records.write(self.step, "train", {**metrics, **self._progress(), "learning_rate": rate})
         both = {name: metrics[name] for name in dict.fromkeys(("loss", task.metric)) if name in metrics}
         line = f"step {self.step}/{self.config.steps}  {shown(both)}"
         if steps_per_second:  # no step was timed where the first one, which is compiled, is the only one
@@ -244,7 +244,7 @@ class Trainer:
     def _validate(self, split: Any, stop: Stop) -> float | None:
         """Evaluates on validation data and records it; returns the score, if it is a number."""
         metrics = self.evaluate(self.state.eval_variables(), split, stop)
-        self.records.write(self.step, "validation", {**self._progress(), **metrics})
+        self.records.write(self.step, "validation", {**metrics, **self._progress()})
         self.journal.say(f"step {self.step}: validation {shown(metrics)}")
         found = score(self.config.best, self.config.task, metrics)
         self.patience.add(found)

@@ -179,6 +179,11 @@ class Patience:
 
 
 def shown(metrics: Mapping[str, float]) -> str:
-    """Metrics in a line, with four decimals, or three significant digits where they are small."""
-    form = lambda value: f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.3g}"  # noqa: E731
+    """Metrics in a line, with four decimals, or three significant digits where they are small; counts as they are."""
+
+    def form(value: float) -> str:
+        if isinstance(value, int):
+            return f"{value:,}"
+        return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.3g}"
+
     return "  ".join(f"{name} {form(value)}" for name, value in metrics.items())

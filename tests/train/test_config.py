@@ -117,6 +117,7 @@ def test_a_setting_that_nothing_reads_is_found(monkeypatch):
         "range",
         "most_unreadable",
         "train_examples",
+        "balanced",
     ]  # which ImageData.load reads
 
 

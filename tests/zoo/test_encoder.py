@@ -162,8 +162,10 @@ def test_wordpiece(tmp_path):
     (tmp_path / "tokenizer.json").write_text(inputs.vocabulary)
     assert read_tokenizer(tmp_path, 6, ("good", "bad")) == inputs
     assert learn(str(tmp_path), [], 0, 6, ("good", "bad")) == inputs
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram"}}))
-    with pytest.raises(ZooError, match="is a tokenizer of kind Unigram; there are WordPiece, BPE, WordLevel"):
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "Syllables"}}))
+    with pytest.raises(
+        ZooError, match="is a tokenizer of kind Syllables; there are WordPiece, BPE, WordLevel, Unigram"
+    ):
         read_tokenizer(tmp_path, 6)
     for broken in ("{", "[]", "{}"):
         (tmp_path / "tokenizer.json").write_text(broken)
