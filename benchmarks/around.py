@@ -137,7 +137,7 @@ def run_pipeline(config: PipelineConfig) -> dict[str, Any]:
     """Measures, prints and appends one row; returns it. Our texts are padded per batch, the peer's per set."""
     settings = load_recipe(config.recipe).config()
     start = time.perf_counter()
-    dataset = settings.data.load(zoo.model_info(settings.model.name).input_shape)
+    dataset = load_data(settings, None)
     loaded = time.perf_counter() - start
     coming = dataset.train.batches(settings.batch_size, settings.seed).from_step(0, 10**9)
     first = next(coming)

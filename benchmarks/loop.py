@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 
-import zoo
 from benchmarks.timer import RESULTS, append_row, circumstances, in_turn
 from train import run_folder
 from train.interrupt import Stop
@@ -39,7 +38,7 @@ def run(config: LoopConfig) -> dict[str, Any]:
         )
         settings, path, _ = run_folder.take(settings)
         steps = -(-config.steps // settings.log.every) * settings.log.every
-        dataset = settings.data.load(zoo.model_info(settings.model.name).input_shape)
+        dataset = load_data(settings, None)
         with Trainer(settings, path, dataset, Phases()) as trainer, Stop() as stop:
             batch = trainer.layout.put_batch(trainer.batches(0))
 

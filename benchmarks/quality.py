@@ -17,6 +17,7 @@ from train.__main__ import use_compilation_cache
 from train.config import Config
 from train.data.batches import Batches
 from train.data.source import Dataset
+from train.first_weights import load_data
 from train.interrupt import Stop
 from train.loop import Trainer
 from train.recipes import load_recipe
@@ -55,7 +56,7 @@ def run(config: QualityConfig) -> list[dict[str, Any]]:
     rates, phases = [matmul_gflops()], Phases()
     settings, path, _ = run_folder.take(settings)
     with phases("data"):
-        dataset = settings.data.load(zoo.model_info(settings.model.name).input_shape)
+        dataset = load_data(settings, None)
     with phases("setup"):
         trainer = Trainer(settings, path, dataset, phases)
     variables = trainer.layout.fetch(trainer.state.variables())
