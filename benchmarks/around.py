@@ -23,6 +23,7 @@ from benchmarks.step_peers import torch_peers, transformers_peers
 from benchmarks.timer import RESULTS, append_row, circumstances, fastest, in_turn, percentiles_of, torch_or_none
 from train.checkpoint import Checkpoints
 from train.data.source import ArraySplit
+from train.first_weights import load_data
 from train.optimizer import OptimizerConfig, make_optimizer
 from train.recipes import load_recipe
 from train.settings import Arguments, at_least

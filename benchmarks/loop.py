@@ -11,6 +11,7 @@ import jax
 
 from benchmarks.timer import RESULTS, append_row, circumstances, in_turn
 from train import run_folder
+from train.first_weights import load_data
 from train.interrupt import Stop
 from train.loop import Trainer
 from train.recipes import load_recipe
