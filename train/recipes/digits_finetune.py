@@ -3,8 +3,8 @@
     python -m train digits-finetune
 
     Data: scikit-learn's digits, 100 of them
-    Result: test accuracy 93.3 % (seeds 0, 1, 2)
-    Time: 22 s
+    Result: test accuracy 94.4 % (seeds 0, 1, 2)
+    Time: 6 to 7 s
 
 The digits are normalised as MNIST was. From scratch, with --model.weights None, the same steps reach 84.1 %.
 """
