@@ -135,3 +135,10 @@ def test_home_is_expanded_in_data_path(tmp_path, monkeypatch):
     assert load("~/photos").train.size == 12
     assert load("~/a.npz").train.size == 4
     assert MultiLabelData(path="~/t.csv", validation_fraction=0.0).load(SHAPE).train.size == 2
+
+
+def test_a_file_of_another_kind_is_refused_by_its_name(tmp_path):
+    for name in ("photos.zip", "photos.tar.gz", "photo.png", "noext"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04\xf6")
+        with pytest.raises(ZooError, match="is not a folder of images, a table"):
+            load(tmp_path / name)

@@ -136,6 +136,7 @@ def test_a_recipe_of_a_users_own(tmp_path):
         (["cnn", "--distributed", "x"], "error: distributed must be auto, or coordinator=HOST:PORT"),
         (["evaluate", "resnet18"], "error: resnet18 is a model's name; add --weights FILE"),
         (["evaluate", "no-such-model"], "error: unknown model 'no-such-model'"),
+        (["evaluate", "runs/no-such-run"], "error: no run folder 'runs/no-such-run'"),
     ],
 )
 def test_mistakes_get_one_line_and_status_2(args, message, tmp_path, monkeypatch, capsys):

@@ -124,6 +124,8 @@ def evaluate_target(config: EvaluateConfig) -> tuple[dict[str, float], str]:
     if config.weights is not None:
         run, dataset = _with_weights(config, config.weights)
     else:
+        if not folder and "/" in config.target:
+            raise ZooError(f"no run folder {config.target!r}")
         if not folder and zoo.model_info(config.target).pretrained is None:
             raise ZooError(f"{config.target} is a model's name; add --weights FILE, or give a run folder")
         run = zoo.load(config.target)

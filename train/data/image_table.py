@@ -19,6 +19,7 @@ from zoo.errors import ZooError, unknown
 
 FILE = ("file", "path", "image", "filename", "file_name", "image_path", "filepath")
 LABEL = ("label", "class", "category")
+SUFFIXES = (".csv", ".tsv", ".txt")
 Rows = list[dict[str, str]]
 
 

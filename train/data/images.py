@@ -52,6 +52,6 @@ class ImageData(ImageSource, TfdsSource):
             return image_folder.load(self.path, labels, replaced)
         if path.suffix.lower() in image_arrays.SUFFIXES:
             return image_arrays.load(self.path, labels)
-        if path.is_file():
+        if path.is_file() and path.suffix.lower() in image_table.SUFFIXES:
             return image_table.load(self.path, labels, replaced)
         raise ZooError(f"data.path {self.path!r} is not a folder of images, a table (CSV), or arrays (.npz, .npy)")
