@@ -56,7 +56,7 @@ class Origin(NamedTuple):
 def origin_of(weights: str | os.PathLike, name: str | None = None) -> Origin:
     """The origin of a model's weights: a folder of a run, an export, Hugging Face's or timm's, or a file, which may lie
     in one of those. `name` is the registered model that a file is for. ZooError for anything else."""
-    path = pathlib.Path(weights)
+    path = pathlib.Path(weights).expanduser()
     if path.is_dir():
         return _origin(path)
     if not path.is_file():
@@ -167,7 +167,7 @@ def _stored(folder: pathlib.Path, config: Mapping[str, Any], step: str | int, em
 
 def _folder_of(name_or_folder: str | pathlib.Path) -> pathlib.Path:
     """The run folder, or the folder of the weights that come with the zoo for a model's name."""
-    folder, name = pathlib.Path(name_or_folder), str(name_or_folder)
+    folder, name = pathlib.Path(name_or_folder).expanduser(), str(name_or_folder)
     if folder.exists():
         return folder
     if name in list_models():

@@ -70,12 +70,13 @@ def evaluate_command(args: list[str]) -> None:
     if definitions.recipe is not None:
         recipes.load_recipe(definitions.recipe)
     places = [arg for before, arg in itertools.pairwise(["", *args]) if before not in OF_DATA]
-    folder = next((pathlib.Path(arg) for arg in places if (pathlib.Path(arg) / "config.json").is_file()), None)
+    folders = (pathlib.Path(arg).expanduser() for arg in places)
+    folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
     default = dataclasses.replace(default, **_kinds(folder, next((arg for arg in args if arg in list_models()), None)))
     config = tyro.cli(EvaluateConfig, args=args, default=default, prog=prog, config=options)
     if (
         config.data == default.data
-        and folder == pathlib.Path(config.target)
+        and folder == pathlib.Path(config.target).expanduser()
         and (maker := origin_of(folder).maker) != "run"
     ):
         raise ZooError(f"{str(folder)!r} is a {maker} folder, which names no data: add --data.name or --data.path")
@@ -118,7 +119,7 @@ def evaluate_target(config: EvaluateConfig) -> tuple[dict[str, float], str]:
     if config.split == "train" and hasattr(config.data, "validation_fraction"):
         whole: Any = dataclasses.replace(config.data, validation_fraction=0.0)  # type: ignore[call-arg]
         config = dataclasses.replace(config, data=whole)
-    folder = pathlib.Path(config.target).is_dir()
+    folder = pathlib.Path(config.target).expanduser().is_dir()
     if config.weights is not None and folder:
         raise ZooError("weights go with a model's name; a folder has its own")
     if config.weights is not None:

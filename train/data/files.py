@@ -53,12 +53,6 @@ def lines_of(text: str) -> list[str]:
     return (text if "\n" in text else text.replace("\r", "\n")).removesuffix("\n").split("\n")
 
 
-def shown_files(folder: pathlib.Path) -> dict[Parts, pathlib.Path]:
-    """The files under a folder that are not hidden, by the parts of their paths, in order."""
-    files = {path.relative_to(folder).parts: path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {parts: path for parts, path in files.items() if not any(part.startswith(".") for part in parts)}
-
-
 def split_names(files: Iterable[Parts], where: str) -> dict[Parts, str | None]:
     """The split of each file: that which the name of the file, or of a folder on the way to it, means.
 

@@ -92,7 +92,7 @@ class LabelledTextData(TokenizedData):
     def _labelled_texts(self, own: bool) -> Labelled:
         """The texts, whose labels are their `own` or those of a model."""
         if self.path is not None:
-            return read_tables(pathlib.Path(self.path), self.columns, own)
+            return read_tables(pathlib.Path(self.path).expanduser(), self.columns, own)
         if self.name == "stdlib":
             name, modules = stdlib.load()
             labels = [*stdlib.TRAIN, *stdlib.VALIDATION]

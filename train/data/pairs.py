@@ -102,9 +102,9 @@ class PairData(TextSource):
     def _texts(self) -> tuple[str, dict[str, list[Pair]]]:
         """A name, and the pairs of each split."""
         if self.path is not None:
-            path = pathlib.Path(self.path)
+            path = pathlib.Path(self.path).expanduser()
             if self.target_path is not None:
-                return path.name, {"train": read_line_pairs(path, pathlib.Path(self.target_path))}
+                return path.name, {"train": read_line_pairs(path, pathlib.Path(self.target_path).expanduser())}
             return path.resolve().name, read_path(path, self.source, self.target)
         if self.name == "dates":
             pairs = {s: [dates.example(self.seed, s, k) for k in range(size)] for s, size in dates.SIZES.items()}

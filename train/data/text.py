@@ -11,13 +11,14 @@ import flax.linen as nn
 import numpy as np
 
 from train.data import stdlib, tfds
-from train.data.files import read_text, shown_files, split_names, warn_left_out
+from train.data.files import read_text, split_names, warn_left_out
 from train.data.source import Dataset, TfdsSource
 from train.data.streams import Stream
 from train.settings import at_least
 from zoo.errors import ZooError
 from zoo.inputs import Inputs
 from zoo.inputs.text import TextInputs, learn
+from zoo.inputs.walk import walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ class TextData(TokenizedData):
     def _texts(self) -> tuple[str, dict[str, list[str]]]:
         """A name, and the documents of each split."""
         if self.path is not None:
-            path = pathlib.Path(self.path)
+            path = pathlib.Path(self.path).expanduser()
             if path.is_dir():
                 return path.resolve().name, read_folder(path, self.newlines)
             return path.resolve().name, {"train": [read_text(path, self.newlines)]}
@@ -142,7 +143,7 @@ def read_folder(folder: pathlib.Path, newlines: str = "unix") -> dict[str, list[
     left, or where there is another split but no train.
     """
     texts: dict[str, list[str]] = {}
-    files, wrong, left = shown_files(folder), [], []
+    files, wrong, left = {file.parts: folder / file for file in walk(folder).files}, [], []
     for parts, split in split_names(files, repr(str(folder))).items():
         if split is None:
             left.append(files[parts])

@@ -329,7 +329,7 @@ def read_tokenizer(path: str | os.PathLike, length: int, labels: Sequence[str] =
 
     ZooError if the file is not such a tokenizer, or of another kind than WordPiece, BPE, Unigram and WordLevel.
     """
-    file = pathlib.Path(path)
+    file = pathlib.Path(path).expanduser()
     file = file / "tokenizer.json" if file.is_dir() else file
     if not file.is_file():
         raise ZooError(f"no tokenizer {str(path)!r}: give {', '.join(TOKENIZERS)}, or a folder with a tokenizer.json")

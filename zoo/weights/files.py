@@ -16,9 +16,10 @@ def read_safetensors(path: str | os.PathLike, most: int | None = None) -> dict[s
     """All tensors of a `.safetensors` file by name. ZooError if it is missing, damaged, or larger than `most` bytes."""
     from safetensors import SafetensorError, safe_open
 
-    if not pathlib.Path(path).is_file():
+    path = pathlib.Path(path).expanduser()
+    if not path.is_file():
         raise ZooError(f"no weights file {str(path)!r}")
-    _refuse_larger([pathlib.Path(path)], most, path)
+    _refuse_larger([path], most, path)
     try:
         with safe_open(path, "numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
@@ -36,7 +37,7 @@ def read_safetensors(path: str | os.PathLike, most: int | None = None) -> dict[s
 def read_sharded(index: str | os.PathLike, most: int | None = None) -> dict[str, np.ndarray]:
     """All tensors of a `.safetensors.index.json`, from the files beside it. ZooError if a file is missing, or all
     together are larger than `most` bytes."""
-    index = pathlib.Path(index)
+    index = pathlib.Path(index).expanduser()
     if not index.is_file():
         raise ZooError(f"no weights index {str(index)!r}")
     try:
@@ -70,7 +71,7 @@ def write_safetensors(
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     if path.exists() and not overwrite:
         raise ZooError(f"{str(path)!r} exists; remove it or choose another name")
     arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}

@@ -34,7 +34,8 @@ def convert_torch(source: str | os.PathLike, target: str | os.PathLike) -> int:
     The file is read with `weights_only=True`: a file that contains code is refused, and the code is not run. ZooError,
     in one line, also for tensors without values (meta), quantised and complex ones.
     """
-    state = _state_dict(_read(pathlib.Path(source)), str(source))
+    source = pathlib.Path(source).expanduser()
+    state = _state_dict(_read(source), str(source))
     plain = {unwrapped(name): tensor for name, tensor in state.items() if not is_counter(name)}
     if len(plain) < sum(not is_counter(name) for name in state):
         raise ZooError(f"{str(source)!r} has tensors with and without a wrapper's prefix under the same name")
@@ -43,7 +44,7 @@ def convert_torch(source: str | os.PathLike, target: str | os.PathLike) -> int:
         if part not in _PREFIXES:
             break
         prefix += f"{part}."
-    _refuse_huge(plain, pathlib.Path(source))
+    _refuse_huge(plain, source)
     write_safetensors({name.removeprefix(prefix): _array(name, tensor) for name, tensor in plain.items()}, target)
     return len(plain)
 

@@ -36,7 +36,7 @@ def from_pretrained(folder: str | os.PathLike, **overrides: Any) -> tuple[nn.Mod
 
 def read_config(folder: str | os.PathLike) -> tuple[str, dict[str, Any]]:
     """The registered model that a folder's config.json describes, and its fields."""
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).expanduser()
     path = folder / "config.json"
     if not path.is_file():
         raise ZooError(f"{str(folder)!r} is not a Hugging Face folder: it has no config.json")
@@ -57,7 +57,9 @@ def read_config(folder: str | os.PathLike) -> tuple[str, dict[str, Any]]:
 
 def weights_file(folder: str | os.PathLike) -> pathlib.Path:
     """A folder's weights file, or the index of its shards."""
-    weights = [pathlib.Path(folder) / name for name in ("model.safetensors", "model.safetensors.index.json")]
+    weights = [
+        pathlib.Path(folder).expanduser() / name for name in ("model.safetensors", "model.safetensors.index.json")
+    ]
     found = [path for path in weights if path.is_file()]
     if not found:
         raise ZooError(f"{str(folder)!r} has neither {weights[0].name} nor {weights[1].name}")
@@ -69,7 +71,7 @@ def save_pretrained(model: nn.Module, variables: Mapping[str, Any], folder: str 
 
     ZooError if the folder is not empty, the variables belong to another model, or Hugging Face has no such model.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ZooError(f"{str(folder)!r} exists; choose an empty folder or a new one")
     family = next((family for family in huggingface.FAMILIES if family.writes(model)), None)
