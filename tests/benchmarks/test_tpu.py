@@ -169,6 +169,7 @@ def test_models_of_flaxs_layers_have_our_parameters_and_shapes(recipe):
     assert jax.eval_shape(lambda v, x: theirs.apply(v, x, train=True), variables[1], tokens).shape == (3, 16, 11)
 
 
+@pytest.mark.slow
 def test_a_seq2seq_model_of_flaxs_layers_computes_the_same():
     """From the same weights: Flax's cells have separate gates, and its attention separate layers."""
     sizes = {"embedding_size": 6, "hidden_size": 8, "attention_size": 7, "maxout_size": 5}

@@ -77,6 +77,7 @@ def config():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peer", [False, pytest.param(True, marks=pytest.mark.parity)])
 def test_rows(peer, tmp_path):
     if peer:

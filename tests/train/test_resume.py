@@ -118,7 +118,9 @@ def truncate_meta(checkpoint):
     (checkpoint / "meta" / "metadata").write_text("{")
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, remove_a_file, truncate_meta])
+@pytest.mark.parametrize(
+    "damage", [flip_a_bit, *(pytest.param(d, marks=pytest.mark.slow) for d in (truncate, remove_a_file, truncate_meta))]
+)
 def test_a_broken_newest_checkpoint_falls_back(damage, undisturbed, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed("jit"), workdir)
@@ -193,6 +195,7 @@ def test_a_signal_saves_and_leaves(number, undisturbed, tmp_path):
     assert fingerprint(workdir)[1:] == fingerprint(undisturbed("jit"))[1:]
 
 
+@pytest.mark.slow
 def test_a_run_resumes_in_another_layout(undisturbed, tmp_path):
     """jit to mesh and to pmap: the same data and schedule, so the same metrics up to rounding."""
     for mode in ("mesh", "pmap"):

@@ -120,6 +120,7 @@ def test_a_recipe_of_ones_own_runs_resumes_evaluates_reports_and_loads(tmp_path)
     assert loaded.stdout.strip() == "16", loaded.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_collect_every_example_once_and_keep_the_tasks_state(tmp_path):
     finish(RECIPE, "--workdir", tmp_path / "one", "--parallel", "jit")
     finish_all(2, RECIPE, "--workdir", tmp_path / "two")

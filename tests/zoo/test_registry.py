@@ -120,7 +120,10 @@ def shapes(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
 
-@pytest.mark.parametrize("name", TINY)
+DEEP = ("densenet121", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_lite0")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in DEEP else n for n in TINY])
 def test_a_tiny_model_runs(name):
     fields, shape = TINY[name]
     model = zoo.create_model(name, num_classes=3, **fields)
