@@ -24,6 +24,7 @@ def decoding_config(tmp_path, **fields):
     return decoding.DecodingConfig(args=args, batch_size=2, prompt=3, length=9, rounds=2, output=output, **fields)
 
 
+@pytest.mark.slow
 def test_decoding_alone(tmp_path):
     row = decoding.run(decoding_config(tmp_path, peer=False))
     assert row["peer"] == ""

@@ -63,7 +63,7 @@ def test_the_two_commands_stand_after_their_marks(path):
     }
 
 
-SLOW = ("deployment.md", "your-own-model.md")  # the nightly workflow runs their code
+SLOW = ("deployment.md", "your-own-model.md", "your-own-task.md")  # the nightly workflow runs their code
 CODE = [path for path in PAGES if blocks(path, "python")]
 
 

@@ -102,6 +102,7 @@ def test_evaluate_a_named_model_with_weights(run_folder, capsys):
     assert f"accuracy {expected:.4f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_recipe_of_a_users_own(tmp_path):
     recipe = tmp_path / "mine.py"
     recipe.write_text(
