@@ -52,6 +52,8 @@ def make_model(config: Config, dataset: Dataset) -> tuple[dict[str, Any], nn.Mod
     for field in ("max_length", "image_size"):
         if field in info.fields:
             args.setdefault(field, inputs.shape[0])
+    if inputs.kind == "text" and (args.get("max_length") or inputs.shape[0]) < inputs.shape[0]:
+        raise ZooError(f"data.context {inputs.shape[0]} is more than the model's max_length of {args['max_length']}")
     for name, value in follow.items():
         if name == "source_vocab_size" and name not in info.fields:
             raise ZooError(f"{config.model.name} has one vocabulary for both sides: set data.shared-vocabulary")

@@ -253,3 +253,14 @@ def test_low_rank_updates_need_no_head_in_a_tied_model(name):
         assert moved == ({"layers"} if tied else {"layers", "head"})
         with pytest.raises(ZooError, match=r"unknown pattern in optimizer.lora-whole 'haed'"):
             check_patterns(dataclasses.replace(config, lora_whole=["haed"]), params)
+
+
+def test_a_context_beyond_that_of_the_weights_names_the_setting(tmp_path):
+    (tmp_path / "a.txt").write_text("abc " * 200)
+    fields = {"num_layers": 1, "num_heads": 1, "hidden_size": 8, "max_length": 16}
+    config = Config(
+        str(tmp_path / "run"), 2, 2, model=ModelConfig("nanogpt", fields), task=LanguageModel(),
+        data=TextData(path=str(tmp_path / "a.txt"), context=32),
+    )  # fmt: skip
+    with pytest.raises(ZooError, match=r"^data\.context 32 is more than the model's max_length of 16$"):
+        run(config)
