@@ -111,7 +111,7 @@ def test_compiled_beside_ours(case, tmp_path):
     pytest.importorskip("torch", reason="the peer needs torch: pip install '.[benchmarks]'")
     rows = measured(tmp_path, steps.TrainStepConfig, case, ("torch compile",))
     assert [row["framework"] for row in rows] == ["flaxzoo", "torch compile"]
-    assert rows[1]["compile_seconds"] > 1
+    assert rows[1]["compile_seconds"] > 0
 
 
 def test_rows_of_a_step_and_of_a_forward_pass(tmp_path):

@@ -156,8 +156,8 @@ def masked(tmp_path, **changes):
 
 @pytest.mark.slow
 def test_a_masked_language_model_learns_and_fills(tmp_path, capsys):
-    result = run(masked(tmp_path))
-    assert result["validation"]["accuracy"] > 0.8  # guessing gives 0.17
+    result = run(masked(tmp_path, steps=1000))
+    assert result["validation"]["accuracy"] > 0.8  # guessing gives 0.17; seeds 0, 1, 2: 0.95, 0.95, 0.85
     capsys.readouterr()
     text = "owl owl owl [MASK] owl owl owl owl owl"
     assert main(["predict", str(tmp_path / "run"), text, "--top-k", "1"]) == 0
