@@ -120,8 +120,9 @@ def _each(predictor: Predictor, piece: list[str]) -> Iterator[tuple[str, Any]]:
         if len(piece) == 1:
             yield piece[0], error
         else:
-            for raw in piece:
-                yield from _each(predictor, [raw])
+            middle = len(piece) // 2
+            for half in (piece[:middle], piece[middle:]):
+                yield from _each(predictor, half)
 
 
 def _files(raw: str) -> Iterator[str]:
