@@ -272,7 +272,7 @@ def test_a_transformers_run_resumes_bit_exactly_and_generates(of_windows, tmp_pa
         ({"model": ModelConfig("resnet8")}, "resnet8 takes numbers, such as images; the data are tokens of a text"),
         ({"model": ModelConfig("lstm_classifier")}, "RecurrentClassifier is no language model: it has no init_state"),
         ({"model": ModelConfig("lstm_lm", {"vocab_size": 9})}, "vocab_size=9, but bottles.txt has"),
-        ({"model": ModelConfig("nanogpt", {"max_length": 32})}, "data.context 64 is more than the model's max_length of 32"),
+        ({"model": ModelConfig("nanogpt", {"max_length": 32})}, "data.context 64 is more than the model's max_length"),
         ({"batch_size": 4096}, "fewer than one batch of batch-size 4096 times data.context 64"),
     ],
 )
