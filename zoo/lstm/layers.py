@@ -194,7 +194,9 @@ def orthogonal_gates(gates: int) -> nn.initializers.Initializer:
 
     def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
         one = shape[0], shape[1] // gates
-        return jnp.concatenate([orthogonal(k, one, dtype) for k in jax.random.split(key, gates)], axis=1)
+        wide = jnp.promote_types(dtype, jnp.float32)  # which a QR decomposition needs
+        drawn = [orthogonal(k, one, wide) for k in jax.random.split(key, gates)]
+        return jnp.concatenate(drawn, axis=1).astype(dtype)
 
     return init
 
