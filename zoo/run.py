@@ -71,18 +71,34 @@ def origin_of(weights: str | os.PathLike, name: str | None = None) -> Origin:
     return Origin(path, "", inputs=inputs)
 
 
-def _origin(folder: pathlib.Path) -> Origin:
+def maker_of(folder: pathlib.Path) -> str:
+    """What wrote a folder's config.json: "timm", "Hugging Face", or else "run", without a look at the rest."""
+    return _maker(_about(folder))
+
+
+def _about(folder: pathlib.Path) -> dict[str, Any]:
     about: Any = None
     with contextlib.suppress(OSError, ValueError):  # which `read_config` reports
         about = read_json(folder / "config.json")
-    about = about if isinstance(about, dict) else {}
+    return about if isinstance(about, dict) else {}
+
+
+def _maker(about: dict[str, Any]) -> str:
     if timm.is_timm(about):
-        return Origin(folder, "timm", *timm.described(folder, about))
-    if "model_type" in about or "architectures" in about:
+        return "timm"
+    return "Hugging Face" if "model_type" in about or "architectures" in about else "run"
+
+
+def _origin(folder: pathlib.Path) -> Origin:
+    about = _about(folder)
+    maker = _maker(about)
+    if maker == "timm":
+        return Origin(folder, maker, *timm.described(folder, about))
+    if maker == "Hugging Face":
         name, fields = huggingface.read_config(folder)
-        return Origin(folder, "Hugging Face", name, fields, inputs_of(folder, name, fields))
+        return Origin(folder, maker, name, fields, inputs_of(folder, name, fields))
     config = read_config(folder)
-    return Origin(folder, "run", config["model"]["name"], config["model"]["args"], described(folder, config)[1])
+    return Origin(folder, maker, config["model"]["name"], config["model"]["args"], described(folder, config)[1])
 
 
 def pretrained_file(name: str) -> pathlib.Path:
@@ -112,13 +128,10 @@ def load(
     "last": every one is), and for overrides that do not fit the model or its weights.
     """
     folder = _folder_of(name_or_folder)
-    origin = _origin(folder)
-    if origin.maker != "run":
+    if (maker := maker_of(folder)) != "run":
         if step not in ("best", "last") or ema:
-            raise ZooError(
-                f"{str(folder)!r} is a {origin.maker} folder, which has one set of weights: leave step and ema out"
-            )
-        return _published(origin, overrides)
+            raise ZooError(f"{str(folder)!r} is a {maker} folder, which has one set of weights: leave step and ema out")
+        return _published(_origin(folder), overrides)
     config = read_config(folder)
     run = _stored(folder, config, step, ema)
     if not overrides:

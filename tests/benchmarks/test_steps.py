@@ -107,11 +107,12 @@ def test_keras_beside_ours(tmp_path):
 @pytest.mark.slow  # compiles C++
 @pytest.mark.parity
 @pytest.mark.parametrize("case", ["CNN", "LSTM"])
-def test_compiled_beside_ours(case, tmp_path):
+def test_compiled_beside_ours(case, tmp_path, monkeypatch):
     pytest.importorskip("torch", reason="the peer needs torch: pip install '.[benchmarks]'")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))  # or it would not compile again
     rows = measured(tmp_path, steps.TrainStepConfig, case, ("torch compile",))
     assert [row["framework"] for row in rows] == ["flaxzoo", "torch compile"]
-    assert rows[1]["compile_seconds"] > 0
+    assert rows[1]["compile_seconds"] > 1
 
 
 def test_rows_of_a_step_and_of_a_forward_pass(tmp_path):

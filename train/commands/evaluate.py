@@ -32,7 +32,7 @@ from zoo.errors import ZooError
 from zoo.inputs import ImageInputs, Inputs
 from zoo.partition import rules_of
 from zoo.registry import list_models
-from zoo.run import Run, origin_of, read_config
+from zoo.run import Run, maker_of, origin_of, read_config
 
 OF_DATA = ("--data.path", "--data.dir", "--data.tokenizer")  # flags whose values are folders, but not of models
 
@@ -77,7 +77,7 @@ def evaluate_command(args: list[str]) -> None:
     if (
         config.data == default.data
         and folder == pathlib.Path(config.target).expanduser()
-        and (maker := origin_of(folder).maker) != "run"
+        and (maker := maker_of(folder)) != "run"
     ):
         raise ZooError(f"{str(folder)!r} is a {maker} folder, which names no data: add --data.name or --data.path")
     metrics, counted = evaluate_target(config)
@@ -130,7 +130,7 @@ def evaluate_target(config: EvaluateConfig) -> tuple[dict[str, float], str]:
         if not folder and zoo.model_info(config.target).pretrained is None:
             raise ZooError(f"{config.target} is a model's name; add --weights FILE, or give a run folder")
         run = zoo.load(config.target)
-        dataset = _data_for(config, run.inputs, origin_of(config.target).maker if folder else "run")
+        dataset = _data_for(config, run.inputs, maker_of(pathlib.Path(config.target).expanduser()) if folder else "run")
     for note in dataset.notes:
         print(note)
     model, variables, inputs = run

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.errors import ZooError
+from zoo.ops.precision import at_least_float32
 
 Processor = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -118,4 +119,4 @@ def repeating(tokens: jax.Array, lengths: jax.Array, n: int, vocab_size: int) ->
 
 def in_float32(array: jax.Array) -> jax.Array:
     """The array in float32, or in its own dtype where that is wider."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(at_least_float32(array))

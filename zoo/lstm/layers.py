@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from zoo.errors import ZooError
 from zoo.features import sow
+from zoo.ops.precision import at_least_float32
 from zoo.ops.recurrence import GATES, Cell, State, project, project_tokens, recur, recur_reference, zero_state
 from zoo.registry import register
 from zoo.sequence import check_lengths, check_series, check_state
@@ -194,8 +195,7 @@ def orthogonal_gates(gates: int) -> nn.initializers.Initializer:
 
     def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
         one = shape[0], shape[1] // gates
-        wide = jnp.promote_types(dtype, jnp.float32)  # which a QR decomposition needs
-        drawn = [orthogonal(k, one, wide) for k in jax.random.split(key, gates)]
+        drawn = [orthogonal(k, one, at_least_float32(dtype)) for k in jax.random.split(key, gates)]
         return jnp.concatenate(drawn, axis=1).astype(dtype)
 
     return init
