@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from zoo.arrays import Example
 from zoo.errors import ZooError, unknown
 from zoo.flops import count_flops
+from zoo.sources import Source, sources_of
 
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"  # one exported folder per model, with a card
 _MODELS: dict[str, "ModelInfo"] = {}
@@ -63,6 +64,11 @@ class ModelInfo:
         """The card of the weights that come with the zoo (data, accuracy, command, seed, licence), or None."""
         config = PRETRAINED / self.name / "config.json"
         return json.loads(config.read_text())["card"] if config.is_file() else None
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Public weights of the model, the default first."""
+        return sources_of(self.name)
 
     @functools.cached_property
     def parameters(self) -> int:

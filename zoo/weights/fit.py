@@ -12,11 +12,11 @@ import numpy as np
 from zoo.arrays import Example
 from zoo.errors import ZooError
 from zoo.transformer.layers import stacked, unstacked
-from zoo.weights import huggingface, native, recurrent, torchvision
+from zoo.weights import huggingface, native, recurrent, timm, torchvision
 from zoo.weights.files import some
 from zoo.weights.heads import unread_head
 from zoo.weights.huggingface.layout import TensorLayout
-from zoo.weights.names import Path, without_prefix
+from zoo.weights.names import Path
 
 Variables = Mapping[str, Any]
 Tensors = dict[str, np.ndarray]
@@ -42,14 +42,15 @@ def fit(
     unless no output depends on it.
     """
     plain = jax.eval_shape(unstacked, template)  # the form of files: scanned stacks as separate layers
-    family = huggingface.layout_of(plain)
+    layout = _layout(tensors, plain)
     try:
-        layout, tensors = _layout(family, tensors, plain)
+        tensors = layout.prepared(tensors, plain)
     except ValueError as error:
         raise ZooError(f"{where} does not fit {type(module).__name__}: {error}") from None
     expected = layout.names(plain)
     adapted = _adapt_first_kernel(example, tensors, expected, layout)
     found = _placed(module, tensors, expected, layout)
+    family = layout if isinstance(layout, TensorLayout) else huggingface.layout_of(plain)
     heads = family.heads if family else ()
     if hasattr(module, "num_classes") and (own := (getattr(module, "head", ""),)) not in heads:
         heads = (*heads, own)
@@ -83,17 +84,14 @@ def nested(leaves: Mapping[Path, Any], template: Variables) -> Variables:
     return jax.tree_util.tree_map_with_path(lambda path, _: leaves[tuple(key.key for key in path)], template)
 
 
-def _layout(family: TensorLayout | None, tensors: Tensors, plain: Variables) -> tuple[Any, Tensors]:
-    """The layout of tensors, and those in the names and number of its `names`. ValueError if they are of none."""
+def _layout(tensors: Tensors, plain: Variables) -> Any:
+    """The layout in which the most tensors of a file have a place in the model; the first of equal ones."""
     if native.is_native(tensors):
-        return native, tensors
-    if family is not None:
-        names = family.names(plain)
-        return family, family.merged(without_prefix(tensors, lambda name: family.full_name(name) in names), plain)
-    layout: Any = recurrent if recurrent.is_recurrent(tensors) else torchvision
-    names = layout.names(plain)
-    tensors = without_prefix(tensors, names.__contains__)
-    return layout, recurrent.merged(tensors) if layout is recurrent else tensors
+        return native
+    others = [recurrent if recurrent.is_recurrent(tensors) else torchvision]
+    known = [layout for layout in huggingface.LAYOUTS if layout.is_of(plain)] or others
+    known += [layout for layout in timm.LAYOUTS if layout.is_of(plain)]
+    return max(known, key=lambda layout: layout.matches(tensors, plain))
 
 
 def _placed(module: nn.Module, tensors: Tensors, expected: Expected, layout: Any) -> Places:

@@ -17,6 +17,10 @@ def ignored(name: str) -> bool:
     return False
 
 
+def prepared(tensors: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
+    return tensors
+
+
 def names(variables: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
     """Every leaf by its name in the file, with its path."""
     leaves = jax.tree_util.tree_leaves_with_path(variables)

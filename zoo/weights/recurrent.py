@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from zoo.weights.names import by_name, is_counter
+from zoo.weights.names import by_name, is_counter, without_prefix
 
 _LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _TRANSPOSED = ("kernel", "recurrent_kernel", "projection")
@@ -33,6 +33,16 @@ def is_recurrent(tensors: Mapping[str, Any]) -> bool:
 def ignored(name: str) -> bool:
     """Whether a tensor of the file has no place in a model: torch's step counters."""
     return is_counter(name)
+
+
+def matches(tensors: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> int:
+    """How many tensors of a file have a place in the model."""
+    return len(names(variables).keys() & without_prefix(tensors, names(variables).__contains__).keys())
+
+
+def prepared(tensors: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Tensors of a file with the names and in the number of `names`."""
+    return merged(without_prefix(tensors, names(variables).__contains__))
 
 
 def merged(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from zoo.weights.names import by_name, is_counter
+from zoo.weights.names import by_name, is_counter, without_prefix
 
 _LEAF = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _DENSE = ("fc", "classifier", "head")  # top-level modules that are dense layers
@@ -21,6 +21,16 @@ _DENSE = ("fc", "classifier", "head")  # top-level modules that are dense layers
 def ignored(name: str) -> bool:
     """Whether a tensor of the file has no place in a model: torch's step counters."""
     return is_counter(name)
+
+
+def matches(tensors: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> int:
+    """How many tensors of a file have a place in the model."""
+    return len(names(variables).keys() & prepared(tensors, variables).keys())
+
+
+def prepared(tensors: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Tensors of a file with the names of `names`."""
+    return without_prefix(tensors, names(variables).__contains__)
 
 
 def names(variables: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:

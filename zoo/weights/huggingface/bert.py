@@ -40,6 +40,7 @@ LAYOUT = TensorLayout(
     older=((".gamma", ".weight"), (".beta", ".bias")),
     heads=(("pooler",), ("head",), ("told", "told_norm", "told_bias")),
 )
+LAYOUTS = (LAYOUT,)
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
 
 

@@ -84,7 +84,7 @@ def save_pretrained(model: nn.Module, variables: Mapping[str, Any], folder: str 
     if jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, abstract_variables(model, *example_of(model))):
         raise ZooError("the variables do not belong to this model: names or shapes differ")
     plain = unstacked(variables)
-    layout: Any = huggingface.layout_of(plain)
+    layout: Any = huggingface.layout_of(plain, family.LAYOUTS)
     tensors = layout.to_file(plain)
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})

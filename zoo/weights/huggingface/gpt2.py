@@ -34,6 +34,7 @@ LAYOUT = TensorLayout(
     tied=("lm_head.weight", "transformer.wte.weight"),
     as_it_is=True,
 )
+LAYOUTS = (LAYOUT,)
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
 
 

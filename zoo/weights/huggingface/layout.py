@@ -5,7 +5,7 @@ the same name in a table are concatenated into one tensor: GPT-2's queries, keys
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.errors import ZooError
-from zoo.weights.names import is_counter
+from zoo.weights.names import is_counter, without_prefix
 
 _LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 Path = tuple[str, ...]
@@ -40,15 +40,31 @@ class TensorLayout(NamedTuple):
         return all(any(f"{path}/".startswith(f"{mark}/") for path in paths) for mark in self.marks)
 
     def ignored(self, name: str) -> bool:
-        """Whether a tensor of the file has no place in a model. A tied head duplicates the embedding, see `merged`."""
+        """Whether a tensor of the file has no place in a model. A tied head duplicates the embedding, see `prepared`."""
         tied = bool(self.tied and name == self.tied[0])
         return tied or is_counter(name) or re.match(self.unused, name) is not None
 
-    def merged(self, tensors: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def names_all(self, variables: Mapping[str, Any]) -> bool:
+        """Whether every leaf of (unstacked) variables has a tensor."""
+        try:
+            return bool(self._groups(variables))
+        except ZooError:
+            return False
+
+    def matches(self, tensors: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> int:
+        """How many tensors of a file have a place in the model; 0 for a model with parts that the layout lacks."""
+        try:
+            names = self._groups(variables).keys()
+        except ZooError:
+            return 0
+        return len(names & {self.full_name(name) for name in self._unwrapped(tensors, names)})
+
+    def prepared(self, tensors: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A state dict with the names of a complete model, also if the file holds only the body.
 
         ValueError if the file has a separate head and the model, a tied one, does not.
         """
+        tensors = self._unwrapped(tensors, self._groups(variables).keys())
         named = {self.full_name(name): tensor for name, tensor in tensors.items()}
         if len(named) < len(tensors):
             raise ValueError("it has two tensors of one name, with and without the prefix of a body")
@@ -57,6 +73,9 @@ class TensorLayout(NamedTuple):
             if head is not embedding and not np.array_equal(head, embedding):
                 raise ValueError(f"its {self.tied[0]} is not its embedding, as in a tied model; give tied=False")
         return named
+
+    def _unwrapped(self, tensors: Mapping[str, np.ndarray], names: Collection[str]) -> dict[str, np.ndarray]:
+        return without_prefix(tensors, lambda name: self.full_name(name) in names)
 
     def full_name(self, name: str) -> str:
         """The name of a tensor in a complete model of the library's present version."""

@@ -35,6 +35,7 @@ LAYOUT = TensorLayout(
     unused=r".*\.rotary_emb\.inv_freq$",
     tied=("lm_head.weight", "model.embed_tokens.weight"),
 )
+LAYOUTS = (LAYOUT,)
 _MODELS = {"llama": "llama3_1b", "qwen3": "qwen3_0.6b"}
 _ACTIVATIONS = {"silu": "swiglu"}
 _SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")

@@ -54,6 +54,7 @@ LAYOUT = TensorLayout(
 GATED = LAYOUT._replace(
     marks=(*LAYOUT.marks, "encoder/layers/layer0/mlp/gate"), table=_table({"gate": "wi_0", "up": "wi_1", "down": "wo"})
 )
+LAYOUTS = (GATED, LAYOUT)
 _ACTIVATIONS = {"relu": "relu", "gated-gelu": "geglu", "gated-silu": "swiglu", "gelu": "gelu", "gelu_new": "gelu_tanh"}
 
 

@@ -37,6 +37,7 @@ LAYOUT = TensorLayout(
     unused=r"vit\.(pooler\.|embeddings\.mask_token$)",
     heads=(("head",),),
 )
+LAYOUTS = (LAYOUT,)
 _ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "relu": "relu"}
 
 

@@ -1,6 +1,7 @@
 """Folders of timm: config.json with `architecture` and `pretrained_cfg` beside model.safetensors.
 
-They are read where the architecture has a registered name and its tensors are those of torchvision.
+They are read where the architecture has a registered name. Names of tensors are torchvision's, or those of one of
+LAYOUTS.
 """
 
 import pathlib
@@ -11,6 +12,8 @@ from zoo.errors import ZooError
 from zoo.inputs import ImageInputs
 from zoo.registry import model_info
 from zoo.weights.huggingface.inputs import numbered
+
+LAYOUTS: tuple[Any, ...] = ()  # with the methods of huggingface.layout.TensorLayout
 
 
 def is_timm(config: Mapping[str, Any]) -> bool:
