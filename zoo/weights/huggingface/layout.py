@@ -40,7 +40,7 @@ class TensorLayout(NamedTuple):
         return all(any(f"{path}/".startswith(f"{mark}/") for path in paths) for mark in self.marks)
 
     def ignored(self, name: str) -> bool:
-        """Whether a tensor of the file has no place in a model. A tied head duplicates the embedding, see `prepared`."""
+        """Whether a tensor of the file has no place in a model. A tied head repeats the embedding."""
         tied = bool(self.tied and name == self.tied[0])
         return tied or is_counter(name) or re.match(self.unused, name) is not None
 
