@@ -7,7 +7,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.sharding import Mesh
 
+from zoo.arrays import Example
 from zoo.errors import ZooError
 from zoo.registry import abstract_variables, create_model, example_of
 from zoo.transformer.layers import unstacked
@@ -26,6 +28,7 @@ def load_weights(
     input_shape: tuple[int, ...] | None = None,
     rename: Mapping[str, str | None] | None = None,
     draw: bool = True,
+    mesh: Mesh | None = None,
     **overrides: Any,
 ) -> Variables:
     """The variables of `model` from a `.safetensors` file, or from the `.safetensors.index.json` of a sharded one, in
@@ -38,16 +41,19 @@ def load_weights(
 
     With a warning each: if the file has no head, no pooler, or a head for another number of classes, only these are
     drawn anew; the first kernel is adapted to another number of image channels; a ViT's positions are resized to its
-    image size. `draw=False` refuses weights without a head. ZooError names every missing, unexpected or misshapen
+    image size. `draw=False` refuses weights without a head.
+
+    The file is mapped, and each array is copied once, into its place: on the default device, or on those of `mesh`,
+    each with its own part, by the model's `partition_rules`. ZooError names every missing, unexpected or misshapen
     tensor; weights are never loaded in part.
     """
     module = create_model(model, **overrides) if isinstance(model, str) else model.clone(**overrides)
     example = example_of(module, input_shape)
-    template = abstract_variables(module, *example)
+    template = _template(module, example)
     size = sum(math.prod(leaf.shape) * max(leaf.dtype.itemsize, 4) for leaf in jax.tree.leaves(template))
     read = read_sharded if str(path).endswith(".index.json") else read_safetensors
     tensors = renamed(read(path, 2 * size + MOST_MADE), rename or {})
-    return fit(module, example, template, tensors, repr(str(path)), draw)
+    return fit(module, example, template, tensors, repr(str(path)), draw, mesh)
 
 
 def fitted(
@@ -60,11 +66,18 @@ def fitted(
     """Variables converted to a module with other fields: other dtypes, scanned or separate layers, and what
     `load_weights` draws anew or adapts, with a warning. ZooError, which calls them `where`, if other shapes differ."""
     example = example_of(module, input_shape)
-    template = abstract_variables(module, *example)
+    template = _template(module, example)
     expected = native.names(jax.eval_shape(unstacked, template))
     tensors = native.to_file(unstacked(variables))
     cast = {name: tensors[name].astype(leaf.dtype) for name, (_, leaf) in expected.items() if name in tensors}
     return fit(module, example, template, {**tensors, **cast}, where, draw)
+
+
+def _template(module: nn.Module, example: Example) -> Variables:
+    """Shapes and dtypes of the variables; of a stack of equal layers one is traced."""
+    if getattr(module, "scan_layers", True):
+        return abstract_variables(module, *example)
+    return jax.eval_shape(unstacked, abstract_variables(module.clone(scan_layers=True), *example))
 
 
 def save_weights(variables: Variables, path: str | os.PathLike, overwrite: bool = False) -> None:

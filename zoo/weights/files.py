@@ -1,19 +1,31 @@
-"""`.safetensors` files, single and sharded: read within bounds of memory, written completely or not at all."""
+"""`.safetensors` files, single and sharded: mapped within bounds of memory, written completely or not at all."""
 
+import json
+import mmap
 import os
 import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from zoo.errors import ZooError
 from zoo.files import read_json
 
+DTYPES: dict[str, Any] = {  # of the format, to those of NumPy
+    **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_},
+    **{"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2},
+    **{f"{kind}{8 * size}": np.dtype(f"{kind.lower()}{size}") for kind in "IU" for size in (1, 2, 4, 8)},
+}
+
 
 def read_safetensors(path: str | os.PathLike, most: int | None = None) -> dict[str, np.ndarray]:
-    """All tensors of a `.safetensors` file by name. ZooError if it is missing, damaged, or larger than `most` bytes."""
+    """All tensors of a `.safetensors` file by name, read-only: views of the file, which are read where they are used.
+
+    ZooError if the file is missing, damaged, or larger than `most` bytes.
+    """
     from safetensors import SafetensorError, safe_open
 
     path = pathlib.Path(path).expanduser()
@@ -21,17 +33,29 @@ def read_safetensors(path: str | os.PathLike, most: int | None = None) -> dict[s
         raise ZooError(f"no weights file {str(path)!r}")
     _refuse_larger([path], most, path)
     try:
-        with safe_open(path, "numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (
-        SafetensorError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:
+        with safe_open(path, "numpy"):  # checks the header, and that the tensors are the rest of the file
+            return _mapped(path)
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         hint = "; convert it first: python -m zoo convert x.pth x.safetensors" if _is_torch_file(path) else ""
         raise ZooError(f"{str(path)!r} is not a readable .safetensors file: {error}{hint}") from None
+
+
+def _mapped(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Views of the tensors of a file with a valid header: its length in 8 bytes, JSON, and the tensors."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        about = json.loads(file.read(length))
+        whole = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    about.pop("__metadata__", None)
+    found = {}
+    for name, tensor in about.items():
+        begin, end = tensor["data_offsets"]
+        kind = DTYPES.get(tensor["dtype"])
+        if kind is None:
+            raise ValueError(f"tensor {name!r} is {tensor['dtype']}; there are {', '.join(DTYPES)}")
+        part = whole[8 + length + begin : 8 + length + end]
+        found[name] = part.view(kind).reshape(tensor["shape"])
+    return found
 
 
 def read_sharded(index: str | os.PathLike, most: int | None = None) -> dict[str, np.ndarray]:

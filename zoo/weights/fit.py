@@ -8,15 +8,18 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from zoo.arrays import Example
 from zoo.errors import ZooError
-from zoo.transformer.layers import stacked, unstacked
+from zoo.partition import rules_of
+from zoo.transformer.layers import unstacked
 from zoo.weights import huggingface, native, recurrent, timm, torchvision
 from zoo.weights.files import some
 from zoo.weights.heads import unread_head
 from zoo.weights.huggingface.layout import TensorLayout
 from zoo.weights.names import Path
+from zoo.weights.placing import placed
 
 Variables = Mapping[str, Any]
 Tensors = dict[str, np.ndarray]
@@ -34,9 +37,15 @@ class Places(NamedTuple):
 
 
 def fit(
-    module: nn.Module, example: Example, template: Variables, tensors: Tensors, where: str, draw: bool = True
+    module: nn.Module,
+    example: Example,
+    template: Variables,
+    tensors: Tensors,
+    where: str,
+    draw: bool = True,
+    mesh: Mesh | None = None,
 ) -> Variables:
-    """The variables of a module; `where` names the source of the tensors in messages.
+    """The variables of a module, on the devices of `mesh`; `where` names the source of the tensors in messages.
 
     A head, or a pooler, that the tensors do not have is drawn anew with a warning; without `draw` it is a ZooError,
     unless no output depends on it.
@@ -76,12 +85,7 @@ def fit(
         _report(module, drawn, where, draw)
         _bounded([template["params"][name] for name in drawn], "a head drawn anew")
         leaves |= _initial(module, example, drawn)
-    return stacked(nested(leaves, plain), template)
-
-
-def nested(leaves: Mapping[Path, Any], template: Variables) -> Variables:
-    """Leaves by path, in the structure of `template`."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[tuple(key.key for key in path)], template)
+    return placed(leaves, template, mesh, rules_of(module))
 
 
 def _layout(tensors: Tensors, plain: Variables) -> Any:

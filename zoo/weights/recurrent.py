@@ -74,13 +74,13 @@ def names(variables: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]
 
 
 def from_file(tensor: np.ndarray, leaf: Any, path: tuple[str, ...]) -> np.ndarray:
-    """The tensor in our layout, cast to the leaf's dtype; ValueError (actual and expected) if it does not fit."""
+    """A view of the tensor in our layout; ValueError (actual and expected) if it does not fit."""
     if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
         raise ValueError(f"{tensor.dtype}, not floating point")
     expected = leaf.shape[::-1] if path[-1] in _TRANSPOSED else leaf.shape
     if tensor.shape != expected:
         raise ValueError(f"{tensor.shape}, not {expected}")
-    return np.asarray(tensor.T if path[-1] in _TRANSPOSED else tensor, leaf.dtype, order="C")
+    return tensor.T if path[-1] in _TRANSPOSED else tensor
 
 
 def file_shape(leaf: Any) -> tuple[int, ...]:

@@ -41,7 +41,7 @@ def names(variables: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]
 
 
 def from_file(tensor: np.ndarray, leaf: Any, path: tuple[str, ...]) -> np.ndarray:
-    """The tensor in our layout, cast to the leaf's dtype; ValueError (actual and expected) if it does not fit."""
+    """A view of the tensor in our layout; ValueError (actual and expected) if it does not fit."""
     if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
         raise ValueError(f"{tensor.dtype}, not floating point")
     expected = file_shape(leaf)
@@ -51,7 +51,7 @@ def from_file(tensor: np.ndarray, leaf: Any, path: tuple[str, ...]) -> np.ndarra
         raise ValueError(f"{tensor.shape}, not {expected}")
     if tensor.ndim == 2 and len(leaf.shape) == 4:
         tensor = tensor.reshape(file_shape(leaf))
-    return np.asarray(np.transpose(tensor, _TO_OURS[tensor.ndim]), leaf.dtype, order="C")
+    return np.transpose(tensor, _TO_OURS[tensor.ndim])
 
 
 def differs_in_classes(tensor: np.ndarray, leaf: Any) -> bool:

@@ -88,12 +88,12 @@ class TensorLayout(NamedTuple):
         return {name: (paths[0], shapes[name]) for name, paths in self._groups(variables).items()}
 
     def from_file(self, tensor: np.ndarray, leaf: Any, path: Path) -> np.ndarray:
-        """The tensor, cast to the leaf's dtype; ValueError (actual and expected) if it does not fit."""
+        """The tensor; ValueError (actual and expected) if it does not fit."""
         if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
             raise ValueError(f"{tensor.dtype}, not floating point")
         if tensor.shape != leaf.shape:
             raise ValueError(f"{tensor.shape}, not {leaf.shape}")
-        return tensor.astype(leaf.dtype)
+        return tensor
 
     def file_shape(self, leaf: Any) -> tuple[int, ...]:
         """The shape of a leaf of `names` in the file."""
@@ -114,12 +114,12 @@ class TensorLayout(NamedTuple):
         return tensors
 
     def leaves(self, tensors: Mapping[Path, np.ndarray], variables: Mapping[str, Any]) -> dict[Path, np.ndarray]:
-        """The inverse of `to_file`: leaves of (unstacked) variables by path, from tensors by the paths of `names`."""
+        """The inverse of `to_file`: leaves of (unstacked) variables by path, views of tensors by the paths of `names`."""
         found = {}
         for paths in self._groups(variables).values():
             if paths[0] in tensors:
                 for path, part in zip(paths, np.split(tensors[paths[0]], len(paths), axis=-1), strict=True):
-                    found[path] = np.ascontiguousarray(self._turned(path, part, back=True))
+                    found[path] = self._turned(path, part, back=True)
         return found
 
     def _turned(self, path: Path, leaf: Any, back: bool = False) -> Any:
