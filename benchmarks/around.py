@@ -1,4 +1,4 @@
-"""Times what a run does outside of its steps: starting, reading batches, loading weights, saving and restoring."""
+"""Times what a run does outside of its steps: starting, reading batches, saving and restoring."""
 
 import dataclasses
 import functools
@@ -18,8 +18,6 @@ import numpy as np
 from tyro.conf import Positional
 
 import zoo
-from benchmarks.problems import make_problem
-from benchmarks.step_peers import torch_peers, transformers_peers
 from benchmarks.timer import RESULTS, append_row, circumstances, fastest, in_turn, percentiles_of, torch_or_none
 from train.checkpoint import Checkpoints
 from train.data.source import ArraySplit
@@ -30,7 +28,6 @@ from train.settings import Arguments, at_least
 from train.step import init_state
 from zoo.errors import ZooError
 from zoo.registry import abstract_variables
-from zoo.weights import save_weights
 
 IMPORTS = """
 import time
@@ -60,16 +57,6 @@ class PipelineConfig:
     workers: tuple[int, ...] = (0, 2)  # numbers of DataLoader processes; the fastest is timed
     rounds: int = 10  # rounds
     output: str = str(RESULTS / "pipeline.csv")  # the CSV to append to
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightsConfig:
-    """Times loading and checking a model's weights, beside loading into PyTorch's module and reading the file only."""
-
-    model: Positional[str] = "resnet50"  # a registered model: python -m zoo list
-    args: Arguments = dataclasses.field(default_factory=dict)  # fields of the model
-    rounds: int = 10  # rounds
-    output: str = str(RESULTS / "weights.csv")  # the CSV to append to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,42 +173,6 @@ def drawn(name: str, args: dict[str, Any]) -> tuple[Any, Any, tuple[int, ...]]:
 
 def size_mb(tree: Any) -> float:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6
-
-
-def run_weights(config: WeightsConfig) -> dict[str, Any]:
-    """Measures, prints and appends one row; returns it. The file is in the operating system's cache."""
-    from safetensors.numpy import load_file
-
-    model, variables, shape = drawn(config.model, config.args)
-    row: dict[str, Any] = {"model": config.model, "args": config.args, "weights_mb": size_mb(variables)}
-    row |= {f"{name}_{column}": "" for name in ("ours", "read", "torch") for column in ("mb_per_s", "p10", "p90")}
-    with tempfile.TemporaryDirectory() as place:
-        path = f"{place}/model.safetensors"
-        save_weights(variables, path)
-        works = {"ours": lambda: zoo.load_weights(model, path, shape), "read": lambda: load_file(path)}
-        return finish(config, row, works | _torch_module(config, place), row["weights_mb"], "mb")
-
-
-def _torch_module(config: WeightsConfig, place: str) -> dict[str, Callable[[], Any]]:
-    """Loads safetensors into PyTorch's or transformers' module of the same model; {} without one."""
-    if torch_or_none() is None:
-        return {}
-    from safetensors.torch import load_model, save_model
-
-    try:
-        problem = make_problem(config.model, config.args, 1, None, 0)
-    except ZooError as error:
-        print(f"torch is left out: {error}")
-        return {}
-    for peers in (torch_peers, transformers_peers):
-        try:
-            module = next(iter(peers(problem))).module
-        except (ModuleNotFoundError, ZooError) as error:
-            print(f"{peers.__name__.removesuffix('_peers')} is left out: {error}")
-            continue
-        save_model(module, f"{place}/peer.safetensors")
-        return {"torch": functools.partial(load_model, module, f"{place}/peer.safetensors")}
-    return {}
 
 
 def run_checkpoint(config: CheckpointConfig) -> dict[str, Any]:

@@ -29,6 +29,7 @@ def benchmarks() -> dict[str, Command]:
         steps,
         tpu,
         translating,
+        weights,
     )
 
     return {
@@ -42,7 +43,7 @@ def benchmarks() -> dict[str, Command]:
         "sampling": Command(sampling.SamplingConfig, sampling.run),
         "start": Command(around.StartConfig, around.run_start),
         "pipeline": Command(around.PipelineConfig, around.run_pipeline),
-        "weights": Command(around.WeightsConfig, around.run_weights),
+        "weights": Command(weights.WeightsConfig, weights.run),
         "checkpoint": Command(around.CheckpointConfig, around.run_checkpoint),
         "loop": Command(loop.LoopConfig, loop.run),
         "shakespeare": Command(shakespeare.ShakespeareConfig, shakespeare.run),

@@ -1,6 +1,5 @@
 """The benchmarks of what a run does outside of its steps, each on something small."""
 
-import csv
 import importlib.util
 
 import numpy as np
@@ -12,25 +11,6 @@ from train.data.source import ArraySplit
 from zoo import ZooError
 
 TINY = {"num_classes": 3, "hidden_size": 8}
-
-
-def test_weights_beside_reading_the_file(tmp_path):
-    config = around.WeightsConfig("simple_cnn", TINY, rounds=2, output=str(tmp_path / "x.csv"))
-    row = around.run_weights(config)
-    sizes = (3 * 9 * 32 + 32, 32 * 9 * 64 + 64, 64 * 64 * 8 + 8, 8 * 3 + 3)
-    assert row["weights_mb"] == pytest.approx(4 * sum(sizes) / 1e6)
-    assert 0 < row["ours_p10"] <= row["ours_mb_per_s"] <= row["ours_p90"]
-    assert row["read_mb_per_s"] > 0
-    assert importlib.util.find_spec("torch") is None or row["torch_mb_per_s"] > 0
-    assert next(csv.DictReader((tmp_path / "x.csv").open()))["args"] == "num_classes=3 hidden_size=8"
-
-
-def test_weights_of_a_model_without_a_problem_have_no_peer(tmp_path, capsys):
-    small = {"hidden_size": 4, "num_layers": 1}
-    row = around.run_weights(around.WeightsConfig("lstm", small, rounds=1, output=str(tmp_path / "x.csv")))
-    assert row["ours_mb_per_s"] > 0
-    assert row["torch_mb_per_s"] == ""
-    assert "torch is left out" in capsys.readouterr().out
 
 
 def test_checkpoints_saved_and_restored(tmp_path):

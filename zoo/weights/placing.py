@@ -9,6 +9,7 @@ import mmap
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -41,9 +42,8 @@ def placed(leaves: Mapping[Path, Any], template: Any, mesh: Mesh | None = None, 
             found = {}
             for keys, leaf in wanted.items():
                 parts = _parts(leaves, keys, leaf)
-                found[keys] = jax.make_array_from_callback(
-                    leaf.shape, shardings[keys], lambda index, leaf=leaf, parts=parts: copier.read(leaf, parts, index)
-                )
+                read = partial(copier.read, leaf, parts)
+                found[keys] = jax.make_array_from_callback(leaf.shape, shardings[keys], read)
                 _release(parts)
     return jax.tree_util.tree_map_with_path(lambda path, _: found[_keys(path)], template)
 
@@ -131,8 +131,8 @@ def _release(parts: Sequence[Any]) -> None:
     """Gives back the memory of the pages of a mapped file that have been read; the file still has them."""
     for part in parts:
         base = part
-        while isinstance(base, np.ndarray):
-            base = base.base
+        while isinstance(base, np.ndarray | memoryview):
+            base = base.base if isinstance(base, np.ndarray) else base.obj
         if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
             continue
         origin = np.frombuffer(base, np.uint8).ctypes.data

@@ -114,7 +114,7 @@ class TensorLayout(NamedTuple):
         return tensors
 
     def leaves(self, tensors: Mapping[Path, np.ndarray], variables: Mapping[str, Any]) -> dict[Path, np.ndarray]:
-        """The inverse of `to_file`: leaves of (unstacked) variables by path, views of tensors by the paths of `names`."""
+        """The inverse of `to_file`: leaves of (unstacked) variables by path, views of tensors by paths of `names`."""
         found = {}
         for paths in self._groups(variables).values():
             if paths[0] in tensors:
