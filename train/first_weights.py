@@ -15,7 +15,7 @@ from train.data.source import Dataset, Source
 from zoo.errors import ZooError
 from zoo.inputs import ImageInputs, Inputs, PairInputs, TextInputs
 from zoo.inputs.text import TOKENIZERS, read_tokenizer
-from zoo.run import Origin, origin_of, pretrained_file, read_config
+from zoo.run import Origin, origin_of, public_weights, read_config
 
 BY_DATA = {"num_classes", "source_vocab_size"}  # fields that follow from the data and the task, not from the weights
 
@@ -23,7 +23,7 @@ BY_DATA = {"num_classes", "source_vocab_size"}  # fields that follow from the da
 def origin(settings: ModelConfig) -> Origin:
     """Where `model.weights` come from. ZooError where they are those of another model."""
     weights = str(settings.weights)
-    found = origin_of(pretrained_file(settings.name) if weights == "pretrained" else weights, settings.name)
+    found = origin_of(public_weights(settings.name) if weights == "pretrained" else weights, settings.name)
     if found.name and zoo.model_info(found.name).module_class is not zoo.model_info(settings.name).module_class:
         raise ZooError(f"the weights {weights!r} are of {found.name}, not of {settings.name}")
     return found

@@ -1,11 +1,13 @@
-"""Loading a trained model: `zoo.load(folder)` gives model, variables and inputs, without the training script.
+"""Loading a trained model: `zoo.load(X)` gives model, variables and inputs, without the training script.
+
+X is a folder or file, a repository of the Hub, or a registered model with public weights. A run's folder has
 
     config.json              what was trained: model (name and arguments), inputs, the recipe's settings
     checkpoints/STEP/        see `zoo.checkpoints`
     export/                  config.json, model.safetensors: small, to share; readable without Orbax
 
-The run may be finished, still running or killed; its folder is only read. Folders of Hugging Face's transformers and of
-timm are read too, as far as their files say how the model reads its data.
+The run may be finished, still running or killed; its folder is only read. Folders and repositories of Hugging Face's
+transformers and of timm are read as far as their files say how the model reads its data.
 """
 
 import contextlib
@@ -17,13 +19,15 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+from jax.sharding import Mesh
 
+from zoo import hub
 from zoo.checkpoints import BrokenCheckpoint, read_arrays, read_meta, step_folders
 from zoo.errors import ZooError, first_line
 from zoo.files import read_json
 from zoo.inputs import Inputs, inputs_from_json
 from zoo.registry import PRETRAINED, abstract_variables, create_model, list_models, model_info
-from zoo.weights import fitted, load_weights, timm
+from zoo.weights import fitted, gguf, load_weights, timm
 from zoo.weights.huggingface import folder as huggingface
 from zoo.weights.huggingface.inputs import image_inputs, inputs_of
 
@@ -45,24 +49,23 @@ class Origin(NamedTuple):
     args: Mapping[str, Any] = {}
     inputs: Inputs | None = None
 
-    def variables(self, model: nn.Module, shape: tuple[int, ...], draw: bool = True) -> Mapping[str, Any]:
+    def variables(
+        self, model: nn.Module, shape: tuple[int, ...], draw: bool = True, mesh: Mesh | None = None
+    ) -> Mapping[str, Any]:
         """The weights as the variables of a model for inputs of `shape`; see `zoo.load_weights`."""
         if self.path.is_dir() and self.maker == "run":
-            return fitted(model, load(self.path).variables, shape, repr(str(self.path)), draw)
+            return fitted(model, load(self.path).variables, shape, repr(str(self.path)), draw, mesh)
         path = huggingface.weights_file(self.path) if self.path.is_dir() else self.path
-        return load_weights(model, path, shape, draw=draw)
+        return load_weights(model, path, shape, draw=draw, mesh=mesh)
 
 
 def origin_of(weights: str | os.PathLike, name: str | None = None) -> Origin:
-    """The origin of a model's weights: a folder of a run, an export, Hugging Face's or timm's, or a file, which may lie
-    in one of those. `name` is the registered model that a file is for. ZooError for anything else."""
-    path = pathlib.Path(weights).expanduser()
+    """The origin of a model's weights: a folder of a run, an export, Hugging Face's or timm's, a file, which may lie in
+    one of those, a repository of the Hub (`hf:ORG/NAME`), or a registered model with public weights. `name` is the
+    registered model that a file is for. ZooError for anything else."""
+    path = located(weights)
     if path.is_dir():
         return _origin(path)
-    if not path.is_file():
-        raise ZooError(
-            f"no weights file {str(weights)!r}: give a .safetensors file, or the folder of a run, an export or a hub"
-        )
     if path.name.startswith("model") and (path.parent / "config.json").is_file():
         with contextlib.suppress(ZooError):  # of a model that the zoo does not have; the file may be
             return _origin(path.parent)._replace(path=path)
@@ -101,24 +104,51 @@ def _origin(folder: pathlib.Path) -> Origin:
     return Origin(folder, maker, config["model"]["name"], config["model"]["args"], described(folder, config)[1])
 
 
-def pretrained_file(name: str) -> pathlib.Path:
-    """The `.safetensors` that comes with the zoo for a model's name, its config.json beside it.
+def located(weights: str | os.PathLike) -> pathlib.Path:
+    """The local folder or file of weights: a path, a repository of the Hub as `zoo.hub.address_of` reads it, or the
+    name of a model whose weights come with the zoo or are public. What is on the Hub is downloaded.
 
-    ZooError for an unknown name, and for a model without weights, with the names that have some.
+    ZooError for anything else, and as `zoo.hub.fetch`.
     """
-    model_info(name)
-    path = PRETRAINED / name / "model.safetensors"
-    if not path.is_file():
-        raise ZooError(f"the zoo has no weights of {name}; it has those of: {', '.join(_pretrained_names()) or 'none'}")
-    return path
+    text = str(weights)
+    if (path := hub.local(weights, _origin)) is not None:
+        return path
+    if text in list_models():
+        return public_weights(text)
+    near = difflib.get_close_matches(text, [name for name in list_models() if has_weights(name)], n=3, cutoff=0.5)
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    raise ZooError(
+        f"{text!r} does not exist: give a .safetensors file, the folder of a run, an export or a hub, hf:ORG/NAME, or "
+        f"a model with public weights{hint}"
+    )
+
+
+def has_weights(name: str) -> bool:
+    """Whether the weights of a registered model come with the zoo or are public."""
+    info = model_info(name)
+    return bool(info.pretrained or info.sources)
+
+
+def public_weights(name: str) -> pathlib.Path:
+    """The folder of the weights that come with the zoo for a model's name, else of the first of its public sources.
+
+    ZooError for an unknown name, and for a model without weights.
+    """
+    info = model_info(name)
+    if info.pretrained:
+        return PRETRAINED / name
+    if not info.sources:
+        raise ZooError(f"there are no public weights of {name}; python -m zoo list --weights has those that there are")
+    return hub.fetch(hub.Address(info.sources[0].repository), _origin)
 
 
 def load(
-    name_or_folder: str | pathlib.Path, /, step: str | int = "best", ema: bool | None = None, **overrides: Any
+    name_or_folder: str | os.PathLike, /, step: str | int = "best", ema: bool | None = None, **overrides: Any
 ) -> Run:
     """Model, variables and inputs of a run folder, of an `export/` folder alone, of a Hugging Face folder with a
-    tokenizer.json or preprocessor_config.json, of a timm folder, or of a model whose weights come with the zoo (where
-    no folder has its name).
+    tokenizer.json or preprocessor_config.json, of a timm folder, of a `.safetensors` file in one of these, of a
+    `.gguf` file, of a repository of the Hub (`hf:ORG/NAME`, `hf:ORG/NAME@REVISION`, `hf:ORG/NAME/FILE.gguf`; `hf:` may
+    be left out), or of a registered model whose weights come with the zoo or are public (`zoo list --weights`).
 
     `step` is "best" (by the run's validation metric), "last", or a number. `ema` chooses the averaged weights (True) or
     the plain ones (False); None takes the averaged ones where the run kept them. `overrides` are fields of the model,
@@ -127,11 +157,13 @@ def load(
     ZooError where the folder is not a run's or has no such step, where its checkpoint is damaged (for "best" and
     "last": every one is), and for overrides that do not fit the model or its weights.
     """
-    folder = _folder_of(name_or_folder)
-    if (maker := maker_of(folder)) != "run":
+    folder = located(name_or_folder)
+    if folder.is_file() or maker_of(folder) != "run":
         if step not in ("best", "last") or ema:
-            raise ZooError(f"{str(folder)!r} is a {maker} folder, which has one set of weights: leave step and ema out")
-        return _published(_origin(folder), overrides)
+            raise ZooError(f"{str(folder)!r} has one set of weights: leave step and ema out")
+        if folder.suffix == ".gguf":
+            return Run(*gguf.loaded(folder, overrides))
+        return _published(origin_of(folder), overrides)
     config = read_config(folder)
     run = _stored(folder, config, step, ema)
     if not overrides:
@@ -141,7 +173,12 @@ def load(
 
 
 def _published(origin: Origin, overrides: Mapping[str, Any]) -> Run:
-    """The model of a folder of Hugging Face's or timm's. Without overrides its head must be in it."""
+    """The model of a folder of Hugging Face's or timm's, or of a file. Without overrides its head must be in it."""
+    if origin.name is None and origin.path.is_file():
+        raise ZooError(
+            f"{str(origin.path)!r} has no config.json beside it that says of which model it is; "
+            "zoo.load_weights(NAME, FILE) loads it"
+        )
     if origin.inputs is None or origin.name is None:
         raise ZooError(
             f"{str(origin.path)!r} is a {origin.maker} folder that does not say how its model reads data (a "
@@ -176,22 +213,6 @@ def _stored(folder: pathlib.Path, config: Mapping[str, Any], step: str | int, em
     if set(step_folders(folder / "checkpoints")) != set(checkpoints):  # the run, still going, replaced them meanwhile
         return _stored(folder, config, step, ema)
     raise ZooError(f"no readable checkpoint in {str(folder)!r}: {'; '.join(problems)}")
-
-
-def _folder_of(name_or_folder: str | pathlib.Path) -> pathlib.Path:
-    """The run folder, or the folder of the weights that come with the zoo for a model's name."""
-    folder, name = pathlib.Path(name_or_folder).expanduser(), str(name_or_folder)
-    if folder.exists():
-        return folder
-    if name in list_models():
-        return pretrained_file(name).parent
-    near = difflib.get_close_matches(name, _pretrained_names(), n=3, cutoff=0.5)
-    hint = f"; did you mean {', '.join(near)}?" if near else ""
-    raise ZooError(f"{name!r} is not a run folder: it does not exist{hint}")
-
-
-def _pretrained_names() -> list[str]:
-    return sorted(found.parent.name for found in PRETRAINED.glob("*/model.safetensors"))
 
 
 def described(folder: pathlib.Path, config: Mapping[str, Any]) -> tuple[nn.Module, Inputs, Any]:

@@ -10,7 +10,8 @@ def add(commands: Any) -> None:
     command = commands.add_parser("list", help="registered models")
     command.add_argument("glob", nargs="?", default="*", help="a shell pattern, such as 'resnet*'")
     command.add_argument("--family", help="cnn, ...")
-    command.set_defaults(run=lambda args: list_models(args.glob, args.family))
+    command.add_argument("--weights", action="store_true", help="their public weights, the default of each first")
+    command.set_defaults(run=lambda args: (list_weights if args.weights else list_models)(args.glob, args.family))
     command = commands.add_parser("show", help="one model: parameters, FLOPs, layers, paper")
     command.add_argument("name")
     command.set_defaults(run=lambda args: show(args.name))
@@ -28,6 +29,26 @@ def list_models(glob: str, family: str | None) -> None:
         print(f"{name:<20} {info.parameters:>12,} {info.flops / 1e9:>8.3f}  {shape}")
 
 
+def list_weights(glob: str, family: str | None) -> None:
+    """Prints the weights that come with the zoo, and the public ones, of every matching model that has some."""
+    found = [(name, row) for name in zoo.list_models(glob, family) for row in sources(zoo.model_info(name))]
+    if not found:
+        raise ZooError(f"no model that matches {glob!r} has public weights")
+    print(f"{'name':<20} {'weights':<44} {'licence':<14} {'input':>6}  published figure")
+    for name, row in found:
+        print(f"{name:<20} {row[0]:<44} {row[1]:<14} {row[2]:>6}  {row[3]}".rstrip())
+
+
+def sources(info: zoo.ModelInfo) -> list[tuple[str, str, int, str]]:
+    """The weights of a model: where they are, licence, size of the input, and figure."""
+    own = info.pretrained
+    rows = [("(with the zoo)", own["license"], info.input_shape[0], own["result"])] if own else []
+    for source in info.sources:
+        figure = f"{source.value:g} {source.metric}" if source.metric else ""
+        rows.append((f"hf:{source.repository}", source.license, source.input_size, figure))
+    return rows
+
+
 def show(name: str) -> None:
     """Prints a model's card and its layers."""
     import flax.linen as nn
@@ -43,6 +64,8 @@ def show(name: str) -> None:
         print(f"paper: {info.paper}")
     if info.pretrained:
         print("weights: " + ", ".join(f"{key} {value}" for key, value in info.pretrained.items()))
+    for repository, license_, _, figure in sources(info)[bool(info.pretrained) :]:
+        print(f"weights: {repository}, {license_}" + (f", {figure}" if figure else ""))
     print("fields: " + ", ".join(f"{key}={_plain(value)}" for key, value in info.fields.items()))
     shapes = (f"{key} [{', '.join(map(str, shape))}]" for key, shape in info.features.items())
     print("features: " + ", ".join(shapes))

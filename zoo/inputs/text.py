@@ -23,6 +23,7 @@ from zoo.arrays import Example
 from zoo.errors import ZooError
 from zoo.files import read_json
 from zoo.inputs.base import Inputs
+from zoo.inputs.chat import render
 
 TOKENIZERS = ("char", "byte", "bpe", "word", "wordpiece", "unigram")
 UNKNOWN, BEGIN, END, MASK = "[UNK]", "[CLS]", "[SEP]", "[MASK]"
@@ -42,19 +43,24 @@ class TextInputs(Inputs):
     """Tokens of a `tokenizer`. `vocabulary` is the characters in order, or the JSON of the `tokenizers` library.
 
     `length` is the maximum number of tokens of a training example. `labels` names the classes in the order of the
-    logits; a language model has none.
+    logits; a language model has none. `chat_template` is Jinja's (see `zoo.inputs.chat`), `begin_token` and `end_token`
+    are the tokens around a text; they are empty where the vocabulary alone says what there is.
     """
 
     tokenizer: str
     vocabulary: str
     length: int
     labels: tuple[str, ...] = ()
+    chat_template: str = ""
+    begin_token: str = ""
+    end_token: str = ""
 
     kind: ClassVar[str] = "text"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.vocabulary, str) or not isinstance(self.labels, list | tuple):
-            raise ZooError("vocabulary must be a string, labels a list")
+        texts = self.vocabulary, self.chat_template, self.begin_token, self.end_token
+        if not all(isinstance(text, str) for text in texts) or not isinstance(self.labels, list | tuple):
+            raise ZooError("vocabulary, chat_template and tokens must be strings, labels a list")
         object.__setattr__(self, "labels", tuple(self.labels))
         if not all(isinstance(label, str) for label in self.labels):
             raise ZooError(f"labels must be strings, not {self.labels!r:.80}")
@@ -101,6 +107,8 @@ class TextInputs(Inputs):
         """The id of the token that ends a text, as `</s>`; None for a vocabulary without one."""
         if self.tokenizer in ("char", "byte"):
             return None
+        if self.end_token:
+            return self._library.token_to_id(self.end_token)
         added = {token.content: number for number, token in self._library.get_added_tokens_decoder().items()}
         return next((added[name] for name in ENDS if name in added), None)
 
@@ -157,6 +165,18 @@ class TextInputs(Inputs):
         """The token ids of a text to continue, int32 [n]: without the special tokens that close a text, as [SEP]."""
         tokens = self.encode(raw)
         return tokens[: len(tokens) - self._special[1]]
+
+    def chat(self, messages: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """The token ids of a conversation, int32 [n], up to where the answer begins: messages of `role` ("system",
+        "user", "assistant") and `content`. ZooError for a vocabulary without a chat template, and as
+        `zoo.inputs.chat.render`."""
+        if not self.chat_template:
+            raise ZooError("these inputs have no chat template: it is not a model for dialogue")
+        text = render(self.chat_template, messages, True, self.begin_token, self.end_token)
+        if self.tokenizer in ("char", "byte"):
+            return self.encode(text)
+        found = _asked(self._library.encode, _characters(text), add_special_tokens=False)  # the template has them
+        return np.array(found.ids, np.int32)
 
     def decode(self, array: Any) -> str:
         """The text of token ids [n]; ZooError for an id outside the vocabulary.

@@ -62,6 +62,7 @@ def fitted(
     input_shape: tuple[int, ...],
     where: str = "the stored model",
     draw: bool = True,
+    mesh: Mesh | None = None,
 ) -> Variables:
     """Variables converted to a module with other fields: other dtypes, scanned or separate layers, and what
     `load_weights` draws anew or adapts, with a warning. ZooError, which calls them `where`, if other shapes differ."""
@@ -70,7 +71,7 @@ def fitted(
     expected = native.names(jax.eval_shape(unstacked, template))
     tensors = native.to_file(unstacked(variables))
     cast = {name: tensors[name].astype(leaf.dtype) for name, (_, leaf) in expected.items() if name in tensors}
-    return fit(module, example, template, {**tensors, **cast}, where, draw)
+    return fit(module, example, template, {**tensors, **cast}, where, draw, mesh)
 
 
 def _template(module: nn.Module, example: Example) -> Variables:

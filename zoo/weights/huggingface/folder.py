@@ -14,7 +14,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from zoo.errors import ZooError
+from zoo import hub
+from zoo.errors import ZooError, unknown
 from zoo.files import read_json
 from zoo.registry import abstract_variables, create_model, example_of
 from zoo.transformer.layers import unstacked
@@ -22,13 +23,15 @@ from zoo.weights import huggingface, load_weights, write_safetensors
 
 
 def from_pretrained(folder: str | os.PathLike, **overrides: Any) -> tuple[nn.Module, Mapping[str, Any]]:
-    """The model and its variables from a folder with config.json and model.safetensors, single or sharded.
+    """The model and its variables from a folder with config.json and model.safetensors, single or sharded, or from a
+    repository of the Hub, `hf:ORG/NAME` or `hf:ORG/NAME@REVISION`.
 
     `overrides` are fields of the model, such as dtype, max_length or scan_layers. ZooError, in one line, for a missing
     or damaged file and for an unsupported architecture; weights are never loaded in part. A ViT expects pixels
     preprocessed as in the folder's preprocessor_config.json: x / 127.5 - 1 for x in 0 to 255 in the published ones, at
     its image_size.
     """
+    folder = hub.local(folder, read_config) or folder
     name, fields = read_config(folder)
     model = create_model(name, **{**fields, **overrides})
     return model, load_weights(model, weights_file(folder))
@@ -109,5 +112,5 @@ def _fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         known = {name: kind for f in huggingface.FAMILIES for kind, of in f.ARCHITECTURES.items() for name in of}
         kind = next((known[name] for name in names if name in known), names[0])
     if str(kind) not in huggingface.KINDS:
-        raise ZooError(f"unknown model_type {kind!r}; there are {', '.join(huggingface.KINDS)}")
+        raise unknown("model_type", str(kind), huggingface.KINDS)
     return huggingface.KINDS[kind].fields({**config, "model_type": kind})

@@ -118,7 +118,9 @@ class TensorLayout(NamedTuple):
         found = {}
         for paths in self._groups(variables).values():
             if paths[0] in tensors:
-                for path, part in zip(paths, np.split(tensors[paths[0]], len(paths), axis=-1), strict=True):
+                whole = tensors[paths[0]]
+                parts = [whole] if len(paths) == 1 else np.split(whole, len(paths), axis=-1)
+                for path, part in zip(paths, parts, strict=True):
                     found[path] = self._turned(path, part, back=True)
         return found
 

