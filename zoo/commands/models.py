@@ -42,7 +42,9 @@ def list_weights(glob: str, family: str | None) -> None:
 def sources(info: zoo.ModelInfo) -> list[tuple[str, str, int, str]]:
     """The weights of a model: where they are, licence, size of the input, and figure."""
     own = info.pretrained
-    rows = [("(with the zoo)", own["license"], info.input_shape[0], own["result"])] if own else []
+    rows = (
+        [("(with the zoo)", own["licence"], info.input_shape[0], f"{own['accuracy']} of {own['data']}")] if own else []
+    )
     for source in info.sources:
         figure = f"{source.value:g} {source.metric}" if source.metric else ""
         rows.append((f"hf:{source.repository}", source.license, source.input_size, figure))

@@ -27,7 +27,7 @@ class Rotary(NamedTuple):
     sin: jax.Array
 
 
-class RotaryScaling(NamedTuple):
+class Llama3Scaling(NamedTuple):
     """Llama 3's scaling of slow rotations: those with fewer than `low` turns over `original` tokens are slowed by
     `factor`, those with more than `high` are unchanged, those in between are interpolated."""
 
@@ -36,27 +36,71 @@ class RotaryScaling(NamedTuple):
     high: float
     original: int
 
+    def __call__(self, rates: np.ndarray, theta: float) -> tuple[np.ndarray, float]:
+        turns = self.original * rates / (2 * np.pi)
+        kept = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
+        return rates * (kept + (1 - kept) / self.factor), 1.0
+
+
+class LinearScaling(NamedTuple):
+    """All rotations are slowed by `factor` (Chen et al. 2023, position interpolation)."""
+
+    factor: float
+
+    def __call__(self, rates: np.ndarray, theta: float) -> tuple[np.ndarray, float]:
+        return rates / self.factor, 1.0
+
+
+class YarnScaling(NamedTuple):
+    """YaRN (Peng et al. 2023, section 3.2): rotations with more than `fast` turns over `original` tokens are unchanged,
+    those with fewer than `slow` are slowed by `factor`, with a linear ramp between the features where that is so (whole
+    features with `whole`); queries and keys are multiplied by `stretch`."""
+
+    factor: float
+    original: int
+    fast: float
+    slow: float
+    stretch: float
+    whole: bool = True
+
+    def __call__(self, rates: np.ndarray, theta: float) -> tuple[np.ndarray, float]:
+        width = 2 * len(rates)
+        low, high = (
+            width * math.log(self.original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+            for turns in (self.fast, self.slow)
+        )
+        if self.whole:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, width - 1)
+        slowed = np.clip((np.arange(len(rates)) - low) / max(high - low, 1e-3), 0, 1)
+        return rates * (1 - slowed + slowed / self.factor), self.stretch
+
+
+RotaryScaling = Llama3Scaling | LinearScaling | YarnScaling
+
 
 def rotary(
     places: jax.Array, width: int, theta: float, scaling: RotaryScaling | None = None, dtype: Any = jnp.float32
 ) -> Rotary:
-    """Rotations (Su et al. 2021) for heads of `width` features at positions `places` int32 [B or 1, T]: float32, for a
+    """Rotations (Su et al. 2021) of `width` features at positions `places` int32 [B or 1, T]: float32, for a
     computation in float64 float64."""
-    rates = theta ** (-np.arange(0, width, 2) / width)
+    rates, stretch = theta ** (-np.arange(0, width, 2) / width), 1.0
     if scaling is not None:
-        turns = scaling.original * rates / (2 * np.pi)
-        kept = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
-        rates = rates * (kept + (1 - kept) / scaling.factor)
+        rates, stretch = scaling(rates, theta)
     wide = at_least_float32(dtype)
     angles = places[..., None].astype(wide) * rates.astype(wide)
-    return Rotary(jnp.cos(angles), jnp.sin(angles))
+    return Rotary(jnp.cos(angles) * stretch, jnp.sin(angles) * stretch)
 
 
 def rotate(x: jax.Array, by: Rotary) -> jax.Array:
-    """x [B, T, N, D] rotated in the planes of features (i, i + D / 2), as in Hugging Face's Llama."""
+    """x [B, T, N, D] rotated in the planes of features (i, i + D / 2), as in Hugging Face's Llama; of more features
+    than `by` has rotations for, the last ones stay."""
     cos, sin = by.cos[:, :, None], by.sin[:, :, None]
+    rest = x[..., 2 * cos.shape[-1] :]
+    x = x[..., : 2 * cos.shape[-1]]
     first, second = jnp.split(x.astype(at_least_float32(x)), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
 
 
 def distance_buckets(ahead: jax.Array, buckets: int, furthest: int, both_ways: bool) -> jax.Array:

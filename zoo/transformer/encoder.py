@@ -83,7 +83,7 @@ class Encoder(nn.Module):
         x = take_rows(table, tokens) + self.table("positions", self.max_length)[:steps]
         x = x + (kinds[0] if types is None else jnp.take(kinds, types, axis=0, mode="clip"))
         x = sow(self, "embedded", dropout(self.new_norm("embedding_norm")(x)))
-        stack = new_stack(self, dense=self.dense, norm=self.new_norm, norm_first=False)
+        stack = new_stack(self, dense=self.dense, norm=self.new_norm, norms="sum")
         x, _ = stack(name="layers")(x, Context(Mask(lengths=lengths), train=train))
         if self.output == "tokens" and self.num_classes is None:
             return self.token_logits(x, table)

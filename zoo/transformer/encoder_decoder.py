@@ -62,7 +62,7 @@ class Half(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, context: Context, state: Any = None, source: Any = None) -> tuple[jax.Array, Any]:
         x = sow(self, "embedded", nn.Dropout(self.dropout_rate, deterministic=not context.train)(x))
-        x, caches = self.stack(name="layers")(x, context, state, source)
+        x, caches = self.stack(name="layers")(x, context, state=state, source=source)
         return (x if self.norm is None else sow(self, "normalised", self.norm(name="norm")(x))), caches
 
 
@@ -218,7 +218,7 @@ def halves(
     new = functools.partial(
         new_norm, norm=norm, epsilon=model.norm_epsilon, use_bias=True, dtype=model.dtype, param_dtype=model.param_dtype
     )
-    stack = new_stack(model, dense=dense, norm=new, norm_first=norm_first, scale=scale)
+    stack = new_stack(model, dense=dense, norm=new, norms="before" if norm_first else "sum", scale=scale)
     encoder, decoder = (Half(stack, new if norm_first else None, model.dropout_rate) for _ in range(2))
     key_value = functools.partial(KeyValue, *model.sizes, dense)
     return encoder, Source(key_value, model.num_layers), decoder

@@ -17,10 +17,12 @@ from zoo.ops.attention import Implementation, Mask, attention, attention_weights
 from zoo.ops.dense import dot_general
 from zoo.ops.gelu import gelu
 from zoo.ops.positions import Rotary, rotate
+from zoo.ops.precision import at_least_float32
 from zoo.partition import STACKED, TENSOR, Rules
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"]
-Norm = Literal["layer", "rms"]
+Norm = Literal["layer", "rms", "rms_offset"]  # the last one multiplies by 1 + scale
+Norms = Literal["before", "after", "both", "sum"]  # of a layer's input, its output, both; of the residual sum
 Remat = Literal["none", "dots", "full"]
 Cache = dict[str, jax.Array]  # key and value [B, S, K, D]
 
@@ -78,7 +80,24 @@ def new_norm(name: str, *, norm: Norm, epsilon: float, use_bias: bool, dtype: An
     """Layer normalisation (Ba et al. 2016) or RMS normalisation (Zhang and Sennrich 2019); statistics in float32 or
     more."""
     fields: dict[str, Any] = {"epsilon": epsilon, "dtype": dtype, "param_dtype": param_dtype, "name": name}
-    return nn.RMSNorm(**fields) if norm == "rms" else nn.LayerNorm(use_bias=use_bias, **fields)
+    if norm == "layer":
+        return nn.LayerNorm(use_bias=use_bias, **fields)
+    return nn.RMSNorm(**fields) if norm == "rms" else OffsetRMSNorm(**fields)
+
+
+class OffsetRMSNorm(nn.Module):
+    """RMS normalisation times 1 + scale, with scale 0 at first (Gemma Team 2024), in float32 or more."""
+
+    epsilon: float
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
+        wide = x.astype(at_least_float32(x))
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        return (wide * (1 + scale.astype(wide.dtype))).astype(self.dtype)
 
 
 class Context(NamedTuple):
@@ -104,6 +123,7 @@ class Attention(nn.Module):
     implementation: Implementation | None
     dense: NewDense
     qk_norm: Callable[..., nn.Module] | None = None  # norm of each head's queries and keys (Qwen 3)
+    qk_norm_whole: bool = False  # that of all heads together (OLMo 2)
     scale: float | None = None  # of scores; default: 1 / sqrt(head_dim)
     soft_cap: float | None = None
 
@@ -117,7 +137,7 @@ class Attention(nn.Module):
         else:
             key, value, mask, bias = source["key"], source["value"], Mask(lengths=context.source_lengths), None
         if self.qk_norm is not None:
-            query, key = self.qk_norm(name="query_norm")(query), self.qk_norm(name="key_norm")(key)
+            query, key = self.normalised("query_norm", query), self.normalised("key_norm", key)
         if context.rotary is not None and source is None:
             query, key = rotate(query, context.rotary), rotate(key, context.rotary)
         if cache is not None:
@@ -133,6 +153,11 @@ class Attention(nn.Module):
 
     def heads(self, name: str, x: jax.Array, heads: int) -> jax.Array:
         return self.dense(heads * self.head_dim, name=name)(x).reshape(*x.shape[:2], heads, self.head_dim)
+
+    def normalised(self, name: str, x: jax.Array) -> jax.Array:
+        assert self.qk_norm is not None
+        norm = self.qk_norm(name=name)
+        return norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape) if self.qk_norm_whole else norm(x)
 
 
 def written(cache: jax.Array, new: jax.Array, mask: Mask) -> jax.Array:
@@ -162,7 +187,8 @@ class Block(nn.Module):
     """Self-attention, cross-attention if there is a source, feed-forward: each is added to the residual stream [B, T,
     width].
 
-    Normalised is the input of each layer (`norm_first`, Xiong et al. 2020) or the residual sum (Vaswani et al. 2017).
+    `norms` says what is normalised: the input of each layer (`before`, Xiong et al. 2020), its output, both, or the
+    residual `sum` (Vaswani et al. 2017). `parallel` layers read the same input (Black et al. 2022, section 2.1).
     Features: hidden, the output; attention/weights, cross/weights.
     """
 
@@ -171,28 +197,40 @@ class Block(nn.Module):
     activation: Activation
     dense: NewDense
     norm: Callable[..., nn.Module]
-    norm_first: bool = True
+    norms: Norms = "before"
+    parallel: bool = False
     dropout_rate: float = 0.0
 
     @nn.compact
     def __call__(
         self, x: jax.Array, context: Context, cache: Cache | None = None, source: Cache | None = None
     ) -> tuple[jax.Array, Cache | None]:
+        def out(x: jax.Array, norm: str, layer: Callable[[jax.Array], jax.Array]) -> jax.Array:
+            """The layer's output for the residual stream x."""
+            if self.norms in ("before", "both"):
+                x = self.norm(name=norm)(x)
+            x = layer(x)
+            if self.norms in ("after", "both"):
+                x = self.norm(name=f"{norm}_after")(x)
+            return nn.Dropout(self.dropout_rate, deterministic=not context.train)(x)
+
         def add(x: jax.Array, norm: str, layer: Callable[[jax.Array], jax.Array]) -> jax.Array:
-            scaled = self.norm(name=norm)
-            dropout = nn.Dropout(self.dropout_rate, deterministic=not context.train)
-            added = x + dropout(layer(scaled(x))) if self.norm_first else scaled(x + dropout(layer(x)))
-            return partition.lying(added, "rows", "context")
+            added = x + out(x, norm, layer)
+            return partition.lying(self.norm(name=norm)(added) if self.norms == "sum" else added, "rows", "context")
 
         def attend(x: jax.Array) -> jax.Array:
             nonlocal cache
             out, cache = self.attention(name="attention")(x, context, cache)
             return out
 
-        x = add(partition.lying(x, "rows", "context"), "norm1", attend)
+        mlp = FeedForward(self.mlp_size, self.activation, self.dense, name="mlp")
+        x = partition.lying(x, "rows", "context")
+        if self.parallel:
+            x = partition.lying(x + out(x, "norm1", attend) + out(x, "norm2", mlp), "rows", "context")
+            return sow(self, "hidden", x), cache
+        x = add(x, "norm1", attend)
         if source is not None:
             x = add(x, "norm_cross", lambda x: self.attention(name="cross")(x, context, None, source)[0])
-        mlp = FeedForward(self.mlp_size, self.activation, self.dense, name="mlp")
         return sow(self, "hidden", add(x, "norm2", mlp)), cache
 
 
@@ -201,7 +239,8 @@ class Stack(nn.Module):
 
     With `scan` one block is compiled and run over parameters [num_layers, ...], so that compile time does not grow with
     depth; a state is still read layer by layer. `remat` recomputes in the backward pass everything inside a block
-    (`full`), or everything but the products with weights (`dots`). Features: layer0/..., ...
+    (`full`), or everything but the products with weights (`dots`). Of several contexts layer i gets number i modulo
+    their number; `scan` needs a single one. Features: layer0/..., ...
     """
 
     block: Callable[..., Block]
@@ -211,21 +250,26 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, context: Context, state: Any = None, source: Any = None
+        self, x: jax.Array, *contexts: Context, state: Any = None, source: Any = None
     ) -> tuple[jax.Array, dict[str, Cache]]:
         names = [f"layer{i}" for i in range(self.num_layers)]
         if self.scan:
-            return self.scanned(x, context, names, state, source)
+            if len(contexts) > 1:
+                raise ZooError("scan_layers needs equal layers: their windows or rotations differ")
+            return self.scanned(x, contexts[0], names, state, source)
 
-        def run(block: Block, x: jax.Array, cache: Any, memory: Any) -> tuple[jax.Array, Any]:
-            return block(x, context, cache, memory)
+        def runner(context: Context) -> Callable[..., tuple[jax.Array, Any]]:
+            def run(block: Block, x: jax.Array, cache: Any, memory: Any) -> tuple[jax.Array, Any]:
+                return block(x, context, cache, memory)
 
-        if self.remat != "none" and state is None:
-            run = nn.checkpoint(run, policy=POLICIES[self.remat])  # type: ignore[assignment]
-        caches = {}
-        for name in names:
+            if self.remat == "none" or state is not None:
+                return run
+            return nn.checkpoint(run, policy=POLICIES[self.remat])  # type: ignore[return-value]
+
+        runs, caches = [runner(context) for context in contexts], {}
+        for i, name in enumerate(names):
             cache, memory = (None if of is None else of[name] for of in (state, source))
-            x, caches[name] = run(self.block(name=name), x, cache, memory)
+            x, caches[name] = runs[i % len(runs)](self.block(name=name), x, cache, memory)
         return x, caches
 
     def scanned(
@@ -278,7 +322,8 @@ def new_stack(
     dense: NewDense,
     norm: Callable[..., nn.Module],
     num_kv_heads: int | None = None,
-    norm_first: bool = True,
+    norms: Norms = "before",
+    parallel: bool = False,
     **attention: Any,
 ) -> Callable[..., Stack]:
     """The stack that a model's fields describe, still unnamed; `attention` are further fields of its attention."""
@@ -298,7 +343,8 @@ def new_stack(
         activation=model.activation,
         dense=dense,
         norm=norm,
-        norm_first=norm_first,
+        norms=norms,
+        parallel=parallel,
         dropout_rate=model.dropout_rate,
     )
     return functools.partial(Stack, block, model.num_layers, model.scan_layers, model.remat)

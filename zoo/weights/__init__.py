@@ -1,5 +1,6 @@
 """Weights in `.safetensors` files, in our own layout or other people's, checked completely before use."""
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping
@@ -76,9 +77,10 @@ def fitted(
 
 def _template(module: nn.Module, example: Example) -> Variables:
     """Shapes and dtypes of the variables; of a stack of equal layers one is traced."""
-    if getattr(module, "scan_layers", True):
-        return abstract_variables(module, *example)
-    return jax.eval_shape(unstacked, abstract_variables(module.clone(scan_layers=True), *example))
+    if not getattr(module, "scan_layers", True):
+        with contextlib.suppress(ZooError):  # layers that differ, although their variables do not
+            return jax.eval_shape(unstacked, abstract_variables(module.clone(scan_layers=True), *example))
+    return abstract_variables(module, *example)
 
 
 def save_weights(variables: Variables, path: str | os.PathLike, overwrite: bool = False) -> None:

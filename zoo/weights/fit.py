@@ -52,6 +52,7 @@ def fit(
     """
     plain = jax.eval_shape(unstacked, template)  # the form of files: scanned stacks as separate layers
     layout = _layout(tensors, plain)
+    layout = layout.of(module) if isinstance(layout, TensorLayout) else layout
     try:
         tensors = layout.prepared(tensors, plain)
     except ValueError as error:

@@ -88,7 +88,7 @@ def save_pretrained(model: nn.Module, variables: Mapping[str, Any], folder: str 
         raise ZooError("the variables do not belong to this model: names or shapes differ")
     plain = unstacked(variables)
     layout: Any = huggingface.layout_of(plain, family.LAYOUTS)
-    tensors = layout.to_file(plain)
+    tensors = layout.of(model).to_file(plain)
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

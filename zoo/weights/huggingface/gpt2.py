@@ -63,9 +63,15 @@ def fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "norm_epsilon": config.get("layer_norm_epsilon", 1e-5),
         "use_bias": True,
         "positions": "learned",
+        "norms": "before",
+        "parallel": False,
+        "qkv_bias": None,
         "qk_norm": False,
         "window": None,
+        "score_scale": None,
         "soft_cap": None,
+        "logit_cap": None,
+        "scale_embedding": False,
         "tied": config.get("tie_word_embeddings", True),
     }
 

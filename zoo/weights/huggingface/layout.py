@@ -31,6 +31,8 @@ class TensorLayout(NamedTuple):
     tied: tuple[str, str] | None = None  # names of head and embedding, one tensor in a tied model
     older: tuple[tuple[str, str], ...] = ()  # endings of names in older files, with the current ones
     as_it_is: bool = False  # kernels of layers are [in, out] in the file too
+    interleaved: bool = False  # arrays that share a name lie side by side head by head, not one after the other
+    num_heads: int = 0  # where that is so
     # modules and arrays of one task each, a tuple a task: drawn anew where the file has none of a tuple
     heads: tuple[tuple[str, ...], ...] = ()
 
@@ -107,22 +109,42 @@ class TensorLayout(NamedTuple):
         """The state dict of (unstacked) variables."""
         found, tensors = _paths(variables), {}
         for name, paths in self._groups(variables).items():
-            if len({found[path].shape for path in paths}) > 1:
-                raise ZooError(f"Hugging Face's {self.title} needs as many key heads as query heads, for {name}")
             parts = [self._turned(path, found[path]) for path in paths]
-            tensors[name] = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+            if len({part.shape for part in parts}) > 1 and (self.as_it_is or self.interleaved):
+                raise ZooError(f"Hugging Face's {self.title} needs as many key heads as query heads, for {name}")
+            tensors[name] = parts[0] if len(parts) == 1 else self._joined(parts)
         return tensors
 
     def leaves(self, tensors: Mapping[Path, np.ndarray], variables: Mapping[str, Any]) -> dict[Path, np.ndarray]:
         """The inverse of `to_file`: leaves of (unstacked) variables by path, views of tensors by paths of `names`."""
-        found = {}
+        found, shapes = {}, _paths(variables)
         for paths in self._groups(variables).values():
             if paths[0] in tensors:
                 whole = tensors[paths[0]]
-                parts = [whole] if len(paths) == 1 else np.split(whole, len(paths), axis=-1)
+                parts = [whole] if len(paths) == 1 else self._split(whole, [shapes[path].shape[-1] for path in paths])
                 for path, part in zip(paths, parts, strict=True):
                     found[path] = self._turned(path, part, back=True)
         return found
+
+    def of(self, module: Any) -> "TensorLayout":
+        """The layout for a module's number of heads."""
+        return self._replace(num_heads=module.num_heads) if self.interleaved else self
+
+    def _joined(self, parts: list[Any]) -> Any:
+        """Arrays of a file in one, along their outputs."""
+        if not self.interleaved:
+            return jnp.concatenate(parts, axis=-1 if self.as_it_is else 0)
+        if not self.num_heads:
+            raise ZooError(f"Hugging Face's {self.title} needs the number of heads: use zoo.save_pretrained")
+        rows = [part.reshape(self.num_heads, -1, *part.shape[1:]) for part in parts]
+        return jnp.concatenate(rows, axis=1).reshape(-1, *parts[0].shape[1:])
+
+    def _split(self, whole: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
+        """The inverse, for arrays with these numbers of outputs."""
+        if not self.interleaved:
+            return np.split(whole, np.cumsum(sizes)[:-1].tolist(), axis=-1 if self.as_it_is else 0)
+        rows = whole.reshape(self.num_heads, len(sizes), -1, *whole.shape[1:])
+        return [rows[:, i].reshape(-1, *whole.shape[1:]) for i in range(len(sizes))]
 
     def _turned(self, path: Path, leaf: Any, back: bool = False) -> Any:
         """A kernel in the file's form, or `back`: outputs first; for convolutions [out, in, height, width]."""
