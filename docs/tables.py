@@ -149,6 +149,16 @@ def models() -> str:
     return "\n".join(parts)
 
 
+def sources() -> str:
+    """A table of public weights by model."""
+    parts = [*table.heading(["model", "repository", "licence", "input", "figure"])]
+    for name in zoo.list_models():
+        for found in zoo.model_info(name).sources:
+            figure = "" if found.value is None else f"{found.metric} {found.value:g}"
+            parts.append(f"| `{name}` | `{found.repository}` | {found.license} | {found.input_size} | {figure} |")
+    return "\n".join(parts)
+
+
 def recipes() -> str:
     """A section for each recipe: the docstring of its file."""
     parts = []
@@ -185,6 +195,7 @@ def results(made: Callable[[], table.Table]) -> Callable[[], str]:
 TABLES: dict[str, Callable[[], str]] = {
     "settings": settings,
     "models": models,
+    "sources": sources,
     "recipes": recipes,
     "api zoo": api(zoo),
     "api train": api(train),

@@ -12,6 +12,7 @@ from zoo.decode import generate, translate
 from zoo.errors import ZooError
 from zoo.flops import count_flops
 from zoo.ops.forward_mode import forward_mode
+from zoo.publish import push_to_hub
 from zoo.registry import ModelInfo, create_model, list_models, model_info, register
 from zoo.run import Run, load
 from zoo.weights import load_weights, save_weights
@@ -31,6 +32,7 @@ __all__ = [
     "load",
     "load_weights",
     "model_info",
+    "push_to_hub",
     "register",
     "save_pretrained",
     "save_weights",

@@ -86,8 +86,8 @@ def fetch(address: Address, check: Callable[[pathlib.Path], Any]) -> pathlib.Pat
     ZooError also for a repository or revision that does not exist or may not be read, or that has no `.safetensors`,
     and where neither the Hub nor a cached copy can be read.
     """
-    hub = _library()
-    with _refusals(address):
+    hub = library()
+    with refusals(address):
         listing = _listing(hub, address)
         if address.file is not None:
             _require(address, listing, [address.file])
@@ -103,7 +103,7 @@ def fetch(address: Address, check: Callable[[pathlib.Path], Any]) -> pathlib.Pat
         return _snapshot(hub, address, listing, [*about, *wanted])
 
 
-def _library() -> Any:
+def library() -> Any:
     try:
         import huggingface_hub
     except ImportError:
@@ -193,7 +193,7 @@ def _require(address: Address, listing: Listing, wanted: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _refusals(address: Address) -> Iterator[None]:
+def refusals(address: Address, verb: str = "downloaded") -> Iterator[None]:
     """Turns what the client raises into a ZooError of one line."""
     from huggingface_hub import errors
 
@@ -210,9 +210,11 @@ def _refusals(address: Address) -> Iterator[None]:
         raise ZooError(f"{name} has no branch, tag or commit {address.revision!r}") from None
     except errors.LocalEntryNotFoundError as error:
         if isinstance(error.__cause__, errors.HfHubHTTPError):
-            raise ZooError(f"{address} cannot be downloaded: {first_line(error.__cause__)}") from None
+            raise ZooError(f"{address} cannot be {verb}: {first_line(error.__cause__)}") from None
         raise ZooError(f"{address} is not in the cache") from None
     except errors.HFValidationError as error:
         raise ZooError(f"{address} is no name of a repository: {first_line(error)}") from None
     except (errors.HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
-        raise ZooError(f"{address} cannot be downloaded: {first_line(error)}") from None
+        refused = getattr(getattr(error, "response", None), "status_code", 0) in (401, 403)
+        hint = " (set HF_TOKEN to a token that permits it)" if refused else ""
+        raise ZooError(f"{address} cannot be {verb}{hint}: {first_line(error)}") from None

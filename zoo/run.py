@@ -89,7 +89,8 @@ def _about(folder: pathlib.Path) -> dict[str, Any]:
 def _maker(about: dict[str, Any]) -> str:
     if timm.is_timm(about):
         return "timm"
-    return "Hugging Face" if "model_type" in about or "architectures" in about else "run"
+    theirs = "model_type" in about or "architectures" in about
+    return "Hugging Face" if theirs and not {"model", "inputs"} <= about.keys() else "run"
 
 
 def _origin(folder: pathlib.Path) -> Origin:

@@ -152,7 +152,9 @@ def serving(hub):
                 self.answer(200, {"url": f"http://{self.headers['Host']}/{name}", "id": name})
             elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
                 files = json.loads(body)["files"]
-                self.answer(200, {"files": [{"path": f["path"], "uploadMode": "regular"} for f in files]})
+                self.answer(
+                    200, {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+                )
             elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
                 for line in map(json.loads, body.splitlines()):
                     if line["key"] == "file":

@@ -259,3 +259,60 @@ def test_every_source_is_of_a_registered_model():
             assert source.license
             assert (source.value is None) == (not source.metric)
     assert len({(line[0], line[1]) for line in lines}) == len(lines)
+
+
+def pushed(hub, name):
+    """The model card of a repository: its YAML lines, and its text."""
+    _, front, text = hub.repositories[name]["README.md"].decode().split("---\n", 2)
+    return front.splitlines(), text
+
+
+def test_a_model_is_pushed_and_loaded(hub, llama, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    run = zoo.load("me/tiny")
+    zoo.push_to_hub(run, "me/pushed", license="mit")
+    same(zoo.load("me/pushed"), llama)
+    assert zoo.load("me/pushed").inputs == run.inputs
+    assert json.loads(hub.repositories["me/pushed"]["config.json"])["architectures"] == ["LlamaForCausalLM"]
+    assert hub.repositories["me/pushed"]["tokenizer.json"].decode() == run.inputs.vocabulary
+    front, text = pushed(hub, "me/pushed")
+    assert {'license: "mit"', "pipeline_tag: text-generation"} <= set(front)
+    assert 'zoo.load("me/pushed")' in text
+
+
+def test_weights_of_the_zoo_are_pushed_with_their_card(hub, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert main(["push", "lenet5", "me/lenet"]) == 0
+    ours, theirs = zoo.load("lenet5"), zoo.load("me/lenet")
+    assert theirs.inputs == ours.inputs
+    jax.tree.map(np.testing.assert_array_equal, theirs.variables, ours.variables)
+    front, text = pushed(hub, "me/lenet")
+    assert {'license: "apache-2.0"', "pipeline_tag: image-classification"} <= set(front)
+    assert '    - {type: "accuracy", value: 0.9927}' in front
+    assert "- command: python -m train mnist-lenet" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "message"),
+    [
+        ("lenet", TOKEN, "'lenet' is no name of a repository: write ORG/NAME"),
+        ("me/lenet@v1", TOKEN, "'me/lenet@v1' is no name of a repository"),
+        ("me/lenet", "hf_of_another", "hf:me/lenet cannot be uploaded"),
+    ],
+)
+def test_a_push_that_is_refused(hub, monkeypatch, name, token, message):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(zoo.ZooError, match=message) as caught:
+        zoo.push_to_hub("lenet5", name)
+    assert "\n" not in str(caught.value)
+    assert "me/lenet" not in hub.repositories
+
+
+def test_public_weights_are_listed(capsys):
+    assert main(["list", "resnet*", "--weights"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[:2] == ["resnet20", "(with"] for line in lines)
+    assert any("hf:timm/resnet50.a1_in1k" in line and "apache-2.0" in line for line in lines)
+    assert main(["list", "simple*", "--weights"]) == 2
+    assert main(["show", "resnet50"]) == 0
+    assert "weights: hf:timm/resnet50.a1_in1k, apache-2.0, 81.214 ImageNet-1k top-1 %" in capsys.readouterr().out
