@@ -11,6 +11,7 @@ transformers and of timm are read as far as their files say how the model reads 
 """
 
 import contextlib
+import dataclasses
 import difflib
 import math
 import os
@@ -25,7 +26,7 @@ from zoo import hub
 from zoo.checkpoints import BrokenCheckpoint, read_arrays, read_meta, step_folders
 from zoo.errors import ZooError, first_line
 from zoo.files import read_json
-from zoo.inputs import Inputs, inputs_from_json
+from zoo.inputs import ImageInputs, Inputs, inputs_from_json
 from zoo.registry import PRETRAINED, abstract_variables, create_model, list_models, model_info
 from zoo.weights import fitted, gguf, load_weights, timm
 from zoo.weights.huggingface import folder as huggingface
@@ -185,8 +186,11 @@ def _published(origin: Origin, overrides: Mapping[str, Any]) -> Run:
             f"{str(origin.path)!r} is a {origin.maker} folder that does not say how its model reads data (a "
             "tokenizer.json, but for T5, or a preprocessor_config.json); zoo.from_pretrained gives model and variables"
         )
-    model = create_model(origin.name, **{**origin.args, **overrides})
-    return Run(model, origin.variables(model, origin.inputs.shape, draw=bool(overrides)), origin.inputs)
+    model, inputs = create_model(origin.name, **{**origin.args, **overrides}), origin.inputs
+    if isinstance(inputs, ImageInputs) and "image_size" in overrides:
+        side = overrides["image_size"]
+        inputs = dataclasses.replace(inputs, shape=(side, side, inputs.shape[-1]))
+    return Run(model, origin.variables(model, inputs.shape, draw=bool(overrides)), inputs)
 
 
 def _stored(folder: pathlib.Path, config: Mapping[str, Any], step: str | int, ema: bool | None) -> Run:

@@ -183,3 +183,32 @@ def hubs(tmp_path_factory, tokenizer):
     config = {"architecture": "lenet5", "num_classes": 2, "label_names": ["cat", "dog"], "pretrained_cfg": about}
     (root / "timm" / "config.json").write_text(json.dumps(config))
     return root
+
+
+def test_a_chat_template_comes_with_the_tokenizer(tmp_path):
+    model = zoo.create_model("smollm2_135m", vocab_size=8, hidden_size=8, num_layers=1, num_heads=2, num_kv_heads=1)
+    zoo.save_pretrained(model, model.init(jax.random.key(0), np.zeros((1, 2), np.int32)), tmp_path / "chat")
+    words = {"<s>": 0, "</s>": 1, "hi": 2, "you": 3}
+    added = [{"id": i, "content": token, "special": True} for token, i in words.items() if i < 2]
+    tokenizer = {"version": "1.0", "model": {"type": "WordLevel", "vocab": words, "unk_token": "hi"}}
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    tokenizer |= {"added_tokens": [{**token, **plain} for token in added], "pre_tokenizer": {"type": "Whitespace"}}
+    (tmp_path / "chat" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = {
+        "bos_token": {"content": "<s>"},
+        "eos_token": "</s>",
+        "chat_template": "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}",
+    }
+    path = tmp_path / "chat" / "tokenizer_config.json"
+    path.write_text(json.dumps(config))
+    inputs = zoo.load(tmp_path / "chat").inputs
+    assert inputs.chat([{"role": "user", "content": "you"}]).tolist() == [0, 3, 1]
+    assert inputs.end == 1
+    named = [{"name": "tools", "template": "x"}, {"name": "default", "template": "hi you"}]
+    path.write_text(json.dumps({**config, "chat_template": named}))
+    assert zoo.load(tmp_path / "chat").inputs.chat([]).tolist() == [2, 3]
+    (tmp_path / "chat" / "chat_template.jinja").write_text("you")
+    assert zoo.load(tmp_path / "chat").inputs.chat([]).tolist() == [3]
+    path.write_text(json.dumps({**config, "eos_token": "<end>"}))
+    with pytest.raises(zoo.ZooError, match="its eos_token '<end>' is not in the vocabulary"):
+        zoo.load(tmp_path / "chat")

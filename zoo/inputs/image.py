@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from zoo.arrays import Example
 from zoo.errors import ZooError
 from zoo.inputs.base import Inputs
-from zoo.inputs.image_file import fit, open_image
+from zoo.inputs.image_file import Interpolation, fit, open_image
 
 MOST_SIDE = 2**14  # pixels per side of a model's input
 MOST_VALUE = 1e30  # of a pixel
@@ -32,6 +32,9 @@ class ImageInputs(Inputs):
     labels: tuple[str, ...]
     exclusive: bool = True  # whether an image has one label, or any number of them
     range: tuple[float, float] | None = None
+    crop: float | None = None  # the share of the resized image that is kept; default: it is resized to cover the shape
+    interpolation: Interpolation = "bilinear"
+    squash: bool = False  # resize without regard to the aspect ratio
 
     kind: ClassVar[str] = "image"
 
@@ -45,6 +48,10 @@ class ImageInputs(Inputs):
             raise ZooError(f"shape {self.shape}, mean {self.mean} and std {self.std} do not describe images")
         if self.range is not None:
             object.__setattr__(self, "range", checked_range("range", self.range))
+        if self.crop is not None and not (isinstance(self.crop, float | int) and 0.1 <= self.crop <= 1):
+            raise ZooError(f"crop must be between 0.1 and 1, not {self.crop!r}")
+        if self.interpolation not in get_args(Interpolation) or not isinstance(self.squash, bool):
+            raise ZooError(f"interpolation {self.interpolation!r} and squash {self.squash!r} do not describe images")
         if not all(isinstance(label, str) for label in self.labels):
             raise ZooError(f"labels must be strings, not {self.labels!r:.80}")
         if len(self.shape) != 3 or len(self.mean) != self.shape[-1] or len(self.std) != self.shape[-1]:
@@ -53,8 +60,8 @@ class ImageInputs(Inputs):
     def encode(self, raw: Any) -> np.ndarray:
         """A file's path, its bytes, a PIL image or an array [h, w] or [h, w, c] to float32 [height, width, channels].
 
-        Images are turned upright; other sizes are resized by the shorter side and center-cropped. An array is uint8,
-        uint16, bool, or of any numbers where `range` is set. ZooError for anything that is not an image.
+        Images are turned upright; other sizes are resized by the shorter side and center-cropped, or squashed. An array
+        is uint8, uint16, bool, or of any numbers where `range` is set. ZooError for anything that is not an image.
         """
         return np.asarray(self.normalize(self.pixels(raw)))
 
@@ -62,7 +69,8 @@ class ImageInputs(Inputs):
         """`encode` before normalisation: uint8 [height, width, channels]."""
         if isinstance(raw, np.ndarray) and raw.shape == self.shape and raw.dtype == np.uint8:
             return raw
-        return fit(open_image(raw, self.shape[-1], self.range), self.shape[:2])
+        image = open_image(raw, self.shape[-1], self.range)
+        return fit(image, self.shape[:2], self.crop, self.interpolation, self.squash)
 
     def normalize(self, pixels: Any) -> Any:
         """uint8 [..., C] to float32, (x / 255 - mean) / std; for NumPy and JAX arrays, also inside jit."""

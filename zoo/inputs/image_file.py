@@ -3,16 +3,18 @@
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import pathlib
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from zoo.errors import ZooError, first_line
 
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 MOST_PIXELS = 2**27  # in a file
 MOST_STRETCHED = 16  # the largest aspect ratio relative to `size`; longer images are cropped before resizing
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of 8 bits, by the number of channels
@@ -259,10 +261,30 @@ def _eight_bits(values: np.ndarray, limits: tuple[float, float] | None, name: st
     return (values >> 8).astype(np.uint8)
 
 
-def fit(image: Any, size: tuple[int, int]) -> np.ndarray:
-    """A PIL image to uint8 [height, width, C]: resized until it covers `size`, then center-cropped."""
+def _scaled(image: Any, width: int, height: int, squash: bool) -> tuple[int, int]:
+    """Width and height of an image that covers some, the longer side rounded down."""
+    if squash:
+        return width, height
+    if image.width * height <= image.height * width:
+        return width, max(int(width * image.height / image.width), height)
+    return max(int(height * image.width / image.height), width), height
+
+
+def fit(
+    image: Any,
+    size: tuple[int, int],
+    crop: float | None = None,
+    interpolation: Interpolation = "bilinear",
+    squash: bool = False,
+) -> np.ndarray:
+    """A PIL image to uint8 [height, width, C]: resized until it covers `size`, then center-cropped.
+
+    With `crop` it is resized to cover `size` / crop, with sizes and places rounded as by torchvision's Resize and
+    CenterCrop; with `squash` to just that size.
+    """
     from PIL import Image
 
+    method = Image.Resampling[interpolation.upper()]
     height, width = size
     across, down = (
         MOST_STRETCHED * max(image.height * width // height, 1),
@@ -271,10 +293,15 @@ def fit(image: Any, size: tuple[int, int]) -> np.ndarray:
     if image.width > across or image.height > down:
         left, top = max(image.width - across, 0) // 2, max(image.height - down, 0) // 2
         image = image.crop((left, top, min(left + across, image.width), min(top + down, image.height)))
-    scale = max(height / image.height, width / image.width)
-    if (image.height, image.width) != size:
-        scaled = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-        image = image.resize(scaled, Image.Resampling.BILINEAR)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
+    if crop is not None or squash:
+        scaled = _scaled(image, math.floor(width / (crop or 1)), math.floor(height / (crop or 1)), squash)
+        image = image if scaled == image.size else image.resize(scaled, method)
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    else:
+        scale = max(height / image.height, width / image.width)
+        if (image.height, image.width) != size:
+            scaled = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+            image = image.resize(scaled, method)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
     pixels = np.asarray(image.crop((left, top, left + width, top + height)), np.uint8)
     return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -1,5 +1,6 @@
 """How a folder of Hugging Face's reads raw data: tokenizer.json of a text model, preprocessor_config.json of images."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
@@ -10,10 +11,12 @@ import numpy as np
 from zoo.errors import ZooError
 from zoo.files import read_json
 from zoo.inputs import ImageInputs, Inputs
-from zoo.inputs.text import read_tokenizer
+from zoo.inputs.image_file import Interpolation
+from zoo.inputs.text import TextInputs, read_tokenizer
 from zoo.registry import model_info
 from zoo.transformer.t5 import T5
 
+RESAMPLE: tuple[Interpolation, ...] = ("nearest", "lanczos", "bilinear", "bicubic")  # Pillow's numbers
 MOST_CLASSES = 2**22  # whose labels are made
 
 
@@ -35,7 +38,31 @@ def inputs_of(folder: str | os.PathLike, name: str, fields: Mapping[str, Any]) -
             f"{str(folder)!r} has {inputs.vocab_size} tokens in its tokenizer.json, more than the model, which has "
             f"{fields['vocab_size']}"
         )
-    return inputs
+    return _with_chat(folder, inputs)
+
+
+def _with_chat(folder: pathlib.Path, inputs: TextInputs) -> TextInputs:
+    """The inputs with the chat template and the tokens around a text, where tokenizer_config.json names them."""
+    path, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    if not path.is_file():
+        return inputs
+    try:
+        config = read_json(path)
+        chat = config.get("chat_template") or ""
+        if isinstance(chat, list):  # several by name
+            chat = next((one["template"] for one in chat if one["name"] == "default"), "")
+        if template.is_file():
+            chat = template.read_text("utf-8")
+        tokens = {}
+        for ours, theirs in (("begin_token", "bos_token"), ("end_token", "eos_token")):
+            token = config.get(theirs) or ""
+            tokens[ours] = token["content"] if isinstance(token, dict) else token
+        found = dataclasses.replace(inputs, chat_template=chat, **tokens)
+        if found.end_token and found.end is None:
+            raise ValueError(f"its eos_token {found.end_token!r} is not in the vocabulary")
+        return found
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ZooError(f"{str(path)!r} does not fit the tokenizer: {error!s:.120}") from None
 
 
 def numbered(classes: int) -> tuple[str, ...]:
@@ -59,8 +86,21 @@ def image_inputs(folder: pathlib.Path, shape: tuple[int, int, int], labels: tupl
             return None
         factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
         unit = round(255 * factor, 9)
-        return ImageInputs(shape, tuple(m / unit for m in mean), tuple(s / unit for s in std), labels)
-    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+        size, cut, crop = config.get("size") or {}, config.get("crop_size") or shape[0], None
+        if isinstance(size, int):  # of old files
+            size = {"height": size}
+        if "shortest_edge" in size and config.get("do_center_crop", True):
+            crop = (cut["height"] if isinstance(cut, dict) else cut) / size["shortest_edge"]
+        return ImageInputs(
+            shape,
+            tuple(m / unit for m in mean),
+            tuple(s / unit for s in std),
+            labels,
+            crop=crop,
+            interpolation=RESAMPLE[config.get("resample", 2)],
+            squash="height" in size,
+        )
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError, ZeroDivisionError) as error:
         raise ZooError(f"{str(path)!r} describes no images: {error!s:.120}") from None
 
 

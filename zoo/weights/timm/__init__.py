@@ -1,19 +1,22 @@
 """Folders of timm: config.json with `architecture` and `pretrained_cfg` beside model.safetensors.
 
-They are read where the architecture has a registered name. Names of tensors are torchvision's, or those of one of
-LAYOUTS.
+They are read where the architecture is a registered name, or one of ARCHITECTURES. Names of tensors are torchvision's,
+or those of one of LAYOUTS. Images have the size and the crop with which timm's own figures are measured.
 """
 
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from zoo.errors import ZooError
+from zoo.errors import ZooError, unknown
 from zoo.inputs import ImageInputs
-from zoo.registry import model_info
+from zoo.registry import list_models, model_info
 from zoo.weights.huggingface.inputs import numbered
+from zoo.weights.timm import convnext, vit
 
-LAYOUTS: tuple[Any, ...] = ()  # with the methods of huggingface.layout.TensorLayout
+LAYOUTS: tuple[Any, ...] = (*vit.LAYOUTS, convnext)  # with the methods of huggingface.layout.TensorLayout
+ARCHITECTURES = {**vit.ARCHITECTURES, **convnext.ARCHITECTURES}  # timm's name: the registered one, and fields
+_SAME = ("resnet", "densenet")  # names that are ours too
 
 
 def is_timm(config: Mapping[str, Any]) -> bool:
@@ -23,16 +26,41 @@ def is_timm(config: Mapping[str, Any]) -> bool:
 
 def described(folder: pathlib.Path, config: Mapping[str, Any]) -> tuple[str, dict[str, Any], ImageInputs | None]:
     """The registered model, its fields, and the inputs (None without mean and std). ZooError for another model."""
-    about = config.get("pretrained_cfg") or config
+    about = {**config, **(config.get("pretrained_cfg") or {})}
     try:
-        name, classes = config["architecture"].split(".")[0], config.get("num_classes", about.get("num_classes"))
-        channels, height, width = about.get("input_size") or (3, *model_info(name).input_shape[:2])
+        name, fields = _model(config["architecture"].split(".")[0])
+        if config.get("model_args"):
+            raise ZooError(f"model_args {', '.join(config['model_args'])} are not known")
+        classes = config.get("num_classes", about.get("num_classes"))
+        size = about.get("test_input_size") or about.get("input_size") or (3, *model_info(name).input_shape[:2])
+        crop = about.get("test_crop_pct") or about.get("crop_pct") or 0.875
+        if "image_size" in fields:
+            size, crop = about.get("input_size") or size, about.get("crop_pct") or crop
+            fields = {**fields, "image_size": size[1]}
+        if about.get("crop_mode", "center") not in ("center", "squash"):
+            raise ZooError(f"crop_mode must be center or squash, not {about['crop_mode']!r}")
         names = config.get("label_names") or about.get("label_names") or numbered(classes or 0)
-        mean, std, labels = about.get("mean"), about.get("std"), tuple(map(str, names))
-        inputs = ImageInputs((height, width, channels), mean, std, labels) if mean and std else None
-        fields = {"num_classes": classes} if classes else {}
-        if "image_size" in model_info(name).fields:
-            fields["image_size"] = height
-        return name, fields, inputs
+        mean, std = about.get("mean"), about.get("std")
+        inputs = None
+        if mean and std:
+            inputs = ImageInputs(
+                (size[1], size[2], size[0]),
+                mean,
+                std,
+                tuple(map(str, names)),
+                crop=crop,
+                interpolation=about.get("interpolation", "bicubic"),
+                squash=about.get("crop_mode") == "squash",
+            )
+        return name, {**fields, "num_classes": classes or None}, inputs
     except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
         raise ZooError(f"{str(folder / 'config.json')!r}: {error!s:.160}") from None
+
+
+def _model(architecture: str) -> tuple[str, dict[str, Any]]:
+    if architecture in ARCHITECTURES:
+        return ARCHITECTURES[architecture]
+    known = [name for name in list_models() if name.startswith(_SAME)]
+    if architecture not in list_models():
+        raise unknown("architecture", architecture, [*ARCHITECTURES, *known])
+    return architecture, {}
