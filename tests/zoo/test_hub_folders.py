@@ -113,10 +113,11 @@ def test_a_timm_folder(tmp_path):
     config = {"architecture": "resnet8", "num_classes": 2, "label_names": ["cat", "dog"], "pretrained_cfg": about}
     (tmp_path / "config.json").write_text(json.dumps(config))
     run = zoo.load(tmp_path)
-    assert run.inputs == ImageInputs((40, 40, 3), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), ("cat", "dog"))
+    cut = {"crop": 0.875, "interpolation": "bicubic"}  # timm's defaults
+    assert run.inputs == ImageInputs((40, 40, 3), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), ("cat", "dog"), **cut)
     jax.tree.map(np.testing.assert_array_equal, run.variables, variables)
     (tmp_path / "config.json").write_text(json.dumps({**config, "architecture": "resnet9t"}))
-    with pytest.raises(ZooError, match="unknown model 'resnet9t'"):
+    with pytest.raises(ZooError, match="unknown architecture 'resnet9t'; did you mean"):
         zoo.load(tmp_path)
     for broken in ({"input_size": 3}, {"mean": "x"}, {"std": [0, 0, 0]}, {"input_size": ["a", 1, 2]}):
         (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": {**about, **broken}}))
@@ -139,7 +140,10 @@ def test_where_weights_come_from(tokenizer, tmp_path):
             save_native(variables, tmp_path / path)
         alone = origin_of(tmp_path / path, "bert_base")
         assert (alone.maker, alone.name, alone.inputs) == ("", None, None)
-    for path, match in [("absent", "no weights file"), (".", "is not a run folder: it has no config.json")]:
+    for path, match in [
+        ("absent", "does not exist: give a .safetensors file"),
+        (".", "is not a run folder: it has no config.json"),
+    ]:
         with pytest.raises(ZooError, match=match):
             origin_of(tmp_path / path, "bert_base")
 

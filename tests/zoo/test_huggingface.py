@@ -104,7 +104,7 @@ def test_old_gpt2_files_have_no_prefix_but_masks(tmp_path):
         ({"hidden_act": "gelu"}, r"unknown activation 'gelu'; there are silu"),
         ({"hidden_act": ["silu"]}, "unknown activation"),
         ({"attention_bias": True}, r"attention_bias must be false, not true"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, r"unknown rope_type 'yarn'; there are default, llama3"),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, r"unknown rope_type 'dynamic'; there are default, linear"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8}}, r"needs low_freq_factor, high_freq_factor, orig"),
         ({"rope_parameters": 3}, r"rope_parameters must be an object, not 3"),
         ({"hidden_size": None}, r"hidden_size must be an integer of at least 1, not None"),
@@ -183,9 +183,9 @@ def test_saving_refuses(tmp_path):
     with pytest.raises(ZooError, match="the variables do not belong to this model"):
         zoo.save_pretrained(model.clone(num_layers=3), variables, tmp_path / "b")
     for fields, match in [
-        ({"window": 3}, "llama has window None, not 3"),
+        ({"window": 3, "unrotated_every": 2}, "smollm3 has window None, not 3"),
         ({"activation": "gelu"}, "llama has activation 'swiglu', not 'gelu'"),
-        ({"norm": "layer"}, "llama has norm 'rms', not 'layer'"),
+        ({"norm": "layer"}, "gpt_neox has activation 'gelu', not 'swiglu'"),
     ]:
         with pytest.raises(ZooError, match=match):
             zoo.save_pretrained(*small("llama", **fields), tmp_path / "b")

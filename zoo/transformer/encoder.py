@@ -1,7 +1,9 @@
-"""Encoder-only, bidirectional Transformers: BERT, and MiniLM, whose mean state embeds a sentence.
+"""Encoder-only, bidirectional Transformers: BERT and its kin, and MiniLM, whose mean state embeds a sentence.
 
 BERT (Devlin et al. 2019) has learned positions, an embedding of sentence A or B, and normalisation after each residual
-sum. `all-MiniLM-L6-v2` (Wang et al. 2020; Reimers and Gurevych 2019) is a BERT with six layers of width 384.
+sum. `all-MiniLM-L6-v2` (Wang et al. 2020; Reimers and Gurevych 2019) is a BERT with six layers of width 384. RoBERTa
+(Liu et al. 2019) has one type of sentences, and positions from 2; DistilBERT (Sanh et al. 2019) has no types, half of
+the layers, and a ReLU before its classes.
 
 The field `output` chooses the result: the state of every token (`hidden`), the unit vector of the sentence
 (`embedding`), or logits of masked tokens (`tokens`). With `num_classes` it is the logits of the text's classes.
@@ -51,8 +53,10 @@ class Encoder(nn.Module):
     num_heads: int = 12
     mlp_size: int = 3072
     max_length: int = 512  # the most tokens of an input
-    num_types: int = 2
+    num_types: int | None = 2  # None: no embedding of sentence A or B
+    first_position: int = 0  # the number of the first token's position (RoBERTa: 2)
     activation: Activation = "gelu"
+    pooler_activation: Literal["tanh", "relu"] = "tanh"
     norm_epsilon: float = 1e-12
     dropout_rate: float = 0.1  # of the embedding, of each layer's output, and before the classes
     scan_layers: bool = False  # compile one layer for any depth
@@ -79,15 +83,18 @@ class Encoder(nn.Module):
         check_room(self, steps)
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
         table = self.table("embedding", self.vocab_size)
-        kinds = self.table("types", self.num_types)
-        x = take_rows(table, tokens) + self.table("positions", self.max_length)[:steps]
-        x = x + (kinds[0] if types is None else jnp.take(kinds, types, axis=0, mode="clip"))
+        positions = self.table("positions", self.first_position + self.max_length)
+        x = take_rows(table, tokens) + positions[self.first_position :][:steps]
+        if self.num_types is not None:
+            kinds = self.table("types", self.num_types)
+            x = x + (kinds[0] if types is None else jnp.take(kinds, types, axis=0, mode="clip"))
         x = sow(self, "embedded", dropout(self.new_norm("embedding_norm")(x)))
         stack = new_stack(self, dense=self.dense, norm=self.new_norm, norms="sum")
         x, _ = stack(name="layers")(x, Context(Mask(lengths=lengths), train=train))
         if self.output == "tokens" and self.num_classes is None:
             return self.token_logits(x, table)
-        pooled = sow(self, "pooled", nn.tanh(self.dense(self.hidden_size, name="pooler")(x[:, 0])))
+        act = {"tanh": nn.tanh, "relu": nn.relu}[self.pooler_activation]
+        pooled = sow(self, "pooled", act(self.dense(self.hidden_size, name="pooler")(x[:, 0])))
         if self.num_classes is not None:
             return self.dense(self.num_classes, name="head")(dropout(pooled))
         return x if self.output == "hidden" else embedding_of(x, lengths)
@@ -126,6 +133,16 @@ BERT: dict[str, dict[str, Any]] = {
     "bert_base": {},
     "bert_large": {"hidden_size": 1024, "num_layers": 24, "num_heads": 16, "mlp_size": 4096},
 }
+ROBERTA: dict[str, Any] = {"vocab_size": 50265, "num_types": 1, "first_position": 2, "norm_epsilon": 1e-5}
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "roberta_base": ("Liu et al. 2019, arXiv:1907.11692", ROBERTA),
+    "roberta_large": ("Liu et al. 2019, arXiv:1907.11692", {**ROBERTA, **BERT["bert_large"]}),
+    "xlm_roberta_base": ("Conneau et al. 2020, arXiv:1911.02116", {**ROBERTA, "vocab_size": 250002}),
+    "distilbert_base": (
+        "Sanh et al. 2019, arXiv:1910.01108",
+        {"num_layers": 6, "num_types": None, "pooler_activation": "relu"},
+    ),
+}
 MINILM = {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "mlp_size": 1536, "output": "embedding"}
 
 
@@ -136,4 +153,6 @@ def _register(name: str, paper: str, row: dict[str, Any]) -> None:
 
 for _name, _row in BERT.items():
     _register(_name, "Devlin et al. 2019, arXiv:1810.04805", _row)
+for _name, (_paper, _row) in OTHERS.items():
+    _register(_name, _paper, _row)
 _register("minilm_l6", "Wang et al. 2020, arXiv:2002.10957", MINILM)

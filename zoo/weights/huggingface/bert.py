@@ -46,7 +46,7 @@ _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
 
 def writes(model: nn.Module) -> bool:
     """Whether a model is saved as BERT."""
-    return isinstance(model, Encoder)
+    return isinstance(model, Encoder) and model.num_types is not None and model.first_position == 0
 
 
 def fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -70,6 +70,8 @@ def fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "mlp_size": count(config, "intermediate_size"),
         "max_length": count(config, "max_position_embeddings"),
         "num_types": count(config, "type_vocab_size"),
+        "first_position": 0,
+        "pooler_activation": "tanh",
         "activation": activation(config.get("hidden_act", "gelu"), _ACTIVATIONS),
         "norm_epsilon": config.get("layer_norm_eps", 1e-12),
         "dropout_rate": config.get("hidden_dropout_prob", 0.1),

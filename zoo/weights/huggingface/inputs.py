@@ -53,7 +53,7 @@ def _with_chat(folder: pathlib.Path, inputs: TextInputs) -> TextInputs:
             chat = next((one["template"] for one in chat if one["name"] == "default"), "")
         if template.is_file():
             chat = template.read_text("utf-8")
-        tokens = {}
+        tokens: dict[str, Any] = {}
         for ours, theirs in (("begin_token", "bos_token"), ("end_token", "eos_token")):
             token = config.get(theirs) or ""
             tokens[ours] = token["content"] if isinstance(token, dict) else token

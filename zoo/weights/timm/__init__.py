@@ -26,8 +26,8 @@ def is_timm(config: Mapping[str, Any]) -> bool:
 
 def described(folder: pathlib.Path, config: Mapping[str, Any]) -> tuple[str, dict[str, Any], ImageInputs | None]:
     """The registered model, its fields, and the inputs (None without mean and std). ZooError for another model."""
-    about = {**config, **(config.get("pretrained_cfg") or {})}
     try:
+        about = {**config, **(config.get("pretrained_cfg") or {})}
         name, fields = _model(config["architecture"].split(".")[0])
         if config.get("model_args"):
             raise ZooError(f"model_args {', '.join(config['model_args'])} are not known")
@@ -37,7 +37,7 @@ def described(folder: pathlib.Path, config: Mapping[str, Any]) -> tuple[str, dic
         if "image_size" in fields:
             size, crop = about.get("input_size") or size, about.get("crop_pct") or crop
             fields = {**fields, "image_size": size[1]}
-        if about.get("crop_mode", "center") not in ("center", "squash"):
+        if (about.get("crop_mode") or "center") not in ("center", "squash"):
             raise ZooError(f"crop_mode must be center or squash, not {about['crop_mode']!r}")
         names = config.get("label_names") or about.get("label_names") or numbered(classes or 0)
         mean, std = about.get("mean"), about.get("std")
