@@ -15,8 +15,8 @@ SMALL = {
 }
 DISTIL = {"vocab_size": V, "dim": 16, "n_layers": 2, "n_heads": 4, "hidden_dim": 24, "max_position_embeddings": 16}
 PEERS = {
-    "roberta": ("RobertaModel", {}),
-    "roberta-tokens": ("RobertaForMaskedLM", {"hidden_act": "relu"}),
+    "roberta": ("RobertaModel", {"hidden_act": "relu"}),
+    "roberta-tokens": ("RobertaForMaskedLM", {}),
     "roberta-classes": ("RobertaForSequenceClassification", {"num_labels": 5}),
     "distilbert-tokens": ("DistilBertForMaskedLM", {}),
     "distilbert-classes": ("DistilBertForSequenceClassification", {"num_labels": 5, "activation": "relu"}),

@@ -8,7 +8,7 @@ import flax.linen as nn
 from zoo.errors import ZooError
 from zoo.transformer.encoder import Encoder
 from zoo.weights.huggingface import bert
-from zoo.weights.huggingface.checks import count
+from zoo.weights.huggingface.checks import count, only
 
 _CLASSES = ("Model", "ForMaskedLM", "ForSequenceClassification")
 ARCHITECTURES = {
@@ -40,6 +40,8 @@ def fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         raise ZooError(f"unknown architecture {own!r}; there are {', '.join(known)}")
     theirs = bert.ARCHITECTURES["bert"][known.index(own)]
     found = bert.fields({"type_vocab_size": 1, "layer_norm_eps": 1e-5, **config, "architectures": [theirs]})[1]
+    if found["output"] == "tokens":
+        only(config, {"hidden_act": "gelu"})  # which its head has whatever the layers have
     first = count(config, "pad_token_id", 1) + 1
     rows = found["max_length"]
     return "roberta_base", found | {"first_position": first, "max_length": rows - first}
