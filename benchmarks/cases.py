@@ -111,11 +111,16 @@ LINES: tuple[Line, ...] = (
     line("batches of text per second", "{0[ours_batches_per_s]:,.0f}", "pipeline lstm"),
     *(
         line(
-            f"loading `{name}`'s weights, MB/s: ours, checked; into PyTorch's module; reading the file only",
-            "{0[ours_mb_per_s]:,.0f}; {0[torch_mb_per_s]:,.0f}; {0[read_mb_per_s]:,.0f}",
-            f"weights {name}",
+            f"loading `{name}`'s weights{but}, MB/s: ours; {library}; reading only; peak memory over the file's",
+            "{0[ours_mb_per_s]:,.0f}; {0[library_mb_per_s]:,.0f}; {0[read_mb_per_s]:,.0f}; {0[ours_peak]:.2f}",
+            f"weights {name}{flags}",
         )
-        for name in ("resnet50", "lstm_lm", "seq2seq_gru_attention", "smollm2_135m")
+        for name, library, but, flags in (
+            ("resnet50", "timm's `create_model`", "", ""),
+            ("bert_base", "transformers' `from_pretrained`", "", ""),
+            ("smollm2_135m", "transformers' `from_pretrained`", "", ""),
+            ("llama3_1b", "transformers' `from_pretrained`", " in bfloat16", " --args param_dtype=bfloat16 --rounds 3"),
+        )
     ),
     *(
         line(

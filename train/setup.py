@@ -141,7 +141,8 @@ class Parts:
 def initial_variables(settings: ModelConfig, seed: int, model: nn.Module, dataset: Dataset, layout: Layout) -> Any:
     """The variables before the first step, for `layout.begin`: drawn from the seed, or those of `model.weights`."""
     if settings.weights is not None:
-        return origin(settings).variables(model, dataset.inputs.shape)
+        mesh = layout.mesh if layout.mode == "mesh" else None
+        return origin(settings).variables(model, dataset.inputs.shape, mesh=mesh)
     args, kwargs = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), dataset.inputs.example())
     variables = layout.draw(partial(model.init, **kwargs), jax.random.key(seed), *args)
     if hasattr(model, "calibrate"):

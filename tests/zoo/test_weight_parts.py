@@ -3,6 +3,7 @@
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -121,3 +122,31 @@ def test_a_wider_kernel_is_not_taken_for_other_channels(tmp_path):
         with pytest.raises(ZooError, match="misshapen: "):
             zoo.load_weights("resnet8", tmp_path / "w.safetensors", (32, 32, 1), width=16)
         zoo.load_weights(model, tmp_path / "w.safetensors", (32, 32, 3))
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("save", [zoo.save_weights, save_native])
+def test_on_a_mesh_each_device_gets_its_part(scan_layers, save, tmp_path):
+    sizes = {"vocab_size": 512, "hidden_size": 256, "num_layers": 2, "num_heads": 4, "mlp_size": 512, "max_length": 8}
+    model, variables = drawn("nanogpt", (8,), **sizes)
+    save(variables, tmp_path / "w.safetensors")
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ("fsdp", "tensor"))
+    model = model.clone(scan_layers=scan_layers, param_dtype=jnp.float32)
+    plain, loaded = (zoo.load_weights(model, tmp_path / "w.safetensors", mesh=on) for on in (None, mesh))
+    jax.tree.map(np.testing.assert_array_equal, loaded, plain)
+    layers = loaded["params"]["layers"]
+    kernel = (layers["stacked"] if scan_layers else layers["layer0"])["mlp"]["up"]["kernel"]
+    assert kernel.sharding.spec[-2:] == ("fsdp", "tensor")
+    assert kernel.addressable_shards[0].data.shape[-2:] == (64, 256)
+
+
+def test_weights_are_cast_on_the_way(tmp_path):
+    """Kernels large enough for several threads, transposed and cast, and what is not transposed."""
+    model, variables = drawn("simple_cnn", (32, 32, 3), hidden_size=300)
+    zoo.save_weights(variables, tmp_path / "w.safetensors")
+    half = zoo.load_weights(model.clone(param_dtype=jnp.bfloat16), tmp_path / "w.safetensors", (32, 32, 3))
+    jax.tree.map(np.testing.assert_array_equal, half, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables))
+    zoo.save_weights(half, tmp_path / "half.safetensors")
+    again = zoo.load_weights(model, tmp_path / "half.safetensors", (32, 32, 3))
+    jax.tree.map(np.testing.assert_array_equal, again, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(again))
