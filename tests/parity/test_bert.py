@@ -86,3 +86,4 @@ def test_minilm_embeds_sentences_as_transformers_does():
     present = encoded["attention_mask"][..., None].float()
     means = (states * present).sum(1) / present.sum(1)
     np.testing.assert_allclose(ours, torch.nn.functional.normalize(means, dim=1), rtol=0, atol=1e-5)
+    assert zoo.load(folder).inputs.length == 256  # of sentence_bert_config.json, not BERT's 512
