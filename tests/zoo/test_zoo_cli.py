@@ -25,7 +25,7 @@ def test_show_prints_parameters_layers_and_paper(capsys):
         (["show", "resnet_18"], "error: unknown model 'resnet_18'; did you mean resnet18"),
         (["list", "alax*"], "error: no model matches 'alax*'"),
         (["list", "--family", "cn"], "error: unknown family 'cn'; did you mean cnn"),
-        (["predict", "no/such/run", "a.png"], "error: 'no/such/run' is not a run folder"),
+        (["predict", "no/such/run", "a.png"], "error: 'no/such/run' does not exist"),
         (["convert", "absent.pth", "x.safetensors"], "error: "),
     ],
 )
