@@ -6,9 +6,9 @@ import json
 import jax
 import numpy as np
 import pytest
+from peers import close, drawn, there_and_back, torch, transformers
 
 import zoo
-from tests.parity.peers import close, drawn, there_and_back, torch, transformers
 from zoo.ops.positions import rotary
 from zoo.transformer.decoder import scaling_of
 from zoo.weights.huggingface.rope import rotations

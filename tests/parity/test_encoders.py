@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from peers import close, drawn, there_and_back, torch, transformers
 
 import zoo
-from tests.parity.peers import close, drawn, there_and_back, torch, transformers
 
 pytestmark = pytest.mark.parity
 B, T, V = 3, 12, 37

@@ -4,9 +4,9 @@ import pathlib
 
 import numpy as np
 import pytest
+from peers import torch, transformers
 
 import zoo
-from tests.parity.peers import torch, transformers
 
 gguf = pytest.importorskip("gguf", reason="parity reads GGUF files")
 import jax  # noqa: E402

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from peers import close, torch, transformers
 from PIL import Image
 from safetensors.torch import save_file
 
 import zoo
-from tests.parity.peers import close, torch, transformers
 
 timm = pytest.importorskip("timm", reason="parity compares with timm")
 from timm.data import create_transform, resolve_data_config  # noqa: E402

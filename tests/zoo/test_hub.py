@@ -10,9 +10,9 @@ import sys
 import jax
 import numpy as np
 import pytest
+from hub_server import TOKEN, Hub, serving
 
 import zoo
-from tests.zoo.hub_server import TOKEN, Hub, serving
 from zoo.__main__ import main
 from zoo.hub import Address, address_of
 from zoo.sources import TABLE, Source, sources_of

@@ -49,9 +49,11 @@ def test_another_number_of_classes_draws_the_head_anew():
 
 
 def test_a_model_without_weights_says_which_have_some():
-    with pytest.raises(zoo.ZooError, match="there are no public weights of vgg11; python -m zoo list --weights has those"):
+    with pytest.raises(
+        zoo.ZooError, match="there are no public weights of vgg11; python -m zoo list --weights has those"
+    ):
         zoo.load("vgg11")
-    with pytest.raises(zoo.ZooError, match="'lenet' does not exist: give .* did you mean lenet5"):
+    with pytest.raises(zoo.ZooError, match=r"'lenet' does not exist: give .* did you mean lenet5"):
         zoo.load("lenet")
 
 
