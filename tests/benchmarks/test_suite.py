@@ -59,7 +59,7 @@ def test_times_of_files_in_readme_are_those_of_the_results():
     for rows, ours, theirs, low, high in (
         (checkpoints, "ours_save_mb_per_s", "torch_save_mb_per_s", 2, 3),
         (checkpoints, "ours_restore_mb_per_s", "torch_restore_mb_per_s", 10, 21),
-        (weights, "ours_mb_per_s", "torch_mb_per_s", 8, 36),
+        (weights, "ours_mb_per_s", "read_mb_per_s", 5, 25),
     ):
         times = [float(row[theirs]) / float(row[ours]) for row in rows]
         assert (round(min(times)), round(max(times))) == (low, high)
