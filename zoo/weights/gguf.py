@@ -146,7 +146,7 @@ def _lazy(gguf: Any, tensor: Any, about: Mapping[str, Any]) -> Lazy:
     shape = tuple(int(size) for size in reversed(tensor.shape))
     kind = tensor.tensor_type
     try:
-        gguf.quants.dequantize(np.zeros((0, tensor.data.shape[-1]), tensor.data.dtype), kind)
+        gguf.quants.dequantize(np.zeros((1, tensor.data.shape[-1]), tensor.data.dtype), kind)
     except NotImplementedError:
         raise ZooError(f"tensor {tensor.name!r} is of kind {kind.name}, which gguf cannot dequantise") from None
     heads = None
