@@ -53,7 +53,7 @@ def test_the_results_in_readme_are_those_of_their_rows():
 
 
 def test_times_of_files_in_readme_are_those_of_the_results():
-    """README: saving takes 2 to 3 times as long, restoring 10 to 21; loading weights 5 to 25 times as long as reading."""
+    """README: saving takes 2 to 3 times as long, restoring 10 to 21; loading weights takes 5 to 25 times reading."""
     checkpoints = compare.read(RESULTS / "checkpoint.csv").values()
     weights = compare.read(RESULTS / "weights.csv").values()
     for rows, ours, theirs, low, high in (
