@@ -16,7 +16,6 @@ from tyro.conf import Positional
 
 import zoo
 from benchmarks.around import drawn, finish, size_mb
-from benchmarks.peers import torchvision_models
 from benchmarks.timer import RESULTS, taken_mb, torch_or_none
 from train.settings import Arguments
 from zoo.errors import ZooError
@@ -105,6 +104,8 @@ def _torch(name: str, args: dict[str, Any], folder: pathlib.Path) -> Works:
 
 
 def _library(name: str, args: dict[str, Any], folder: pathlib.Path) -> Callable[[], Any] | None:
+    from benchmarks.peers import torchvision_models
+
     torchvision_models()  # before transformers and timm, which import it
     try:
         if (folder / "config.json").is_file():
