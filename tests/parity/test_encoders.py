@@ -1,4 +1,5 @@
-"""RoBERTa, XLM-RoBERTa and DistilBERT of transformers, with each of their heads, both ways."""
+"""RoBERTa, XLM-RoBERTa, MPNet and DistilBERT of transformers, with each of their heads, and the embeddings of
+sentence-transformers, both ways."""
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ PEERS = {
     "roberta": ("RobertaModel", {"hidden_act": "relu"}),
     "roberta-tokens": ("RobertaForMaskedLM", {}),
     "roberta-classes": ("RobertaForSequenceClassification", {"num_labels": 5}),
+    "mpnet": ("MPNetModel", {}),
+    "mpnet-tokens": ("MPNetForMaskedLM", {}),
+    "mpnet-classes": ("MPNetForSequenceClassification", {"num_labels": 5}),
     "distilbert-tokens": ("DistilBertForMaskedLM", {}),
     "distilbert-classes": ("DistilBertForSequenceClassification", {"num_labels": 5, "activation": "relu"}),
 }
@@ -26,9 +30,8 @@ PEERS = {
 def peer(name):
     torch.manual_seed(0)
     kind, fields = PEERS[name]
-    config = transformers.DistilBertConfig if kind.startswith("Distil") else transformers.RobertaConfig
-    sizes = DISTIL if kind.startswith("Distil") else SMALL
-    return drawn(getattr(transformers, kind)(config(**sizes, **fields)))
+    cls = getattr(transformers, kind)
+    return drawn(cls(cls.config_class(**(DISTIL if kind.startswith("Distil") else SMALL), **fields)))
 
 
 def compare(model, variables, other):
@@ -77,6 +80,7 @@ def test_a_body_gets_a_head(tmp_path):
         ("roberta_base", {}, 124_645_632),
         ("roberta_large", {}, 355_359_744),
         ("xlm_roberta_base", {}, 278_043_648),
+        ("mpnet_base", {}, 109_486_464),
         ("distilbert_base", {"num_classes": 2}, 66_955_010),
     ],
 )
@@ -85,3 +89,30 @@ def test_parameter_counts_are_those_of_transformers(name, fields, parameters):
 
     model = zoo.create_model(name, **fields)
     assert count_parameters(abstract_variables(model, *example_of(model))) == parameters
+
+
+@pytest.mark.parametrize(("pooling", "unit"), [("mean", True), ("cls", True), ("max", False)])
+def test_embeddings_are_those_of_sentence_transformers_both_ways(pooling, unit, tmp_path):
+    sentence = pytest.importorskip("sentence_transformers", reason="its folders are compared")
+    modules = pytest.importorskip("sentence_transformers.models")
+    texts = ["the cat sat on the mat", "a cat", "THE dogs, unsettled!"]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "mat", "a", "dog", "##s", "!"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    transformers.BertTokenizer(str(tmp_path / "vocab.txt"), model_max_length=6).save_pretrained(tmp_path / "bert")
+    config = transformers.BertConfig(**SMALL | {"type_vocab_size": 2, "pad_token_id": 0})
+    torch.manual_seed(0)
+    drawn(transformers.BertModel(config)).save_pretrained(tmp_path / "bert")
+    parts = [modules.Transformer(str(tmp_path / "bert")), modules.Pooling(16, pooling_mode=pooling)]
+    peer = sentence.SentenceTransformer(modules=[*parts, *([modules.Normalize()] if unit else [])], device="cpu")
+    peer.save(str(tmp_path / "theirs"))
+    expected = peer.encode(texts, convert_to_numpy=True)
+
+    model, variables, inputs = zoo.load(tmp_path / "theirs")
+    args, kwargs = inputs.arguments(inputs.batch(texts))
+    close(model.apply(variables, *args, **kwargs), torch.from_numpy(expected))
+
+    zoo.save_pretrained(model, variables, tmp_path / "ours")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "ours" / name).write_bytes((tmp_path / "theirs" / name).read_bytes())
+    again = sentence.SentenceTransformer(str(tmp_path / "ours"), device="cpu")
+    np.testing.assert_allclose(again.encode(texts, convert_to_numpy=True), expected, atol=1e-5)

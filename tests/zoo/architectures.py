@@ -40,6 +40,7 @@ ONE_OF_EACH: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {  # fields, an
     "llama3_1b": ({**_TOKENS, "num_kv_heads": 1}, (4,)),
     "bert_base": (_TOKENS, (4,)),
     "minilm_l6": (_TOKENS, (4,)),
+    "mpnet_base": (_TOKENS, (4,)),
     "transformer_base": (_TOKENS, (4,)),
     "t5_small": (_TOKENS, (4,)),
     "vit_tiny16": ({**_TRANSFORMER, "image_size": 8, "patch_size": 4, "num_classes": 3}, (8, 8, 3)),

@@ -132,16 +132,49 @@ def test_folders_of_transformers(fields, tmp_path):
             zoo.from_pretrained(tmp_path / "a")
 
 
-def test_sentence_folders_give_embeddings(tmp_path):
-    zoo.save_pretrained(*tiny(), tmp_path / "a")
-    kinds = ("Transformer", "Pooling", "Normalize")
-    modules = [{"type": f"sentence_transformers.models.{kind}"} for kind in kinds]
+@pytest.mark.parametrize("pooling", ["mean", "token", "max"])
+@pytest.mark.parametrize("unit", [True, False])
+def test_sentence_folders_give_embeddings(pooling, unit, tmp_path):
+    model, variables = tiny(output="embedding", pooling=pooling, unit=unit)
+    zoo.save_pretrained(model, variables, tmp_path / "a")
+    again, _ = zoo.from_pretrained(tmp_path / "a")
+    assert (again.output, again.pooling, again.unit) == ("embedding", pooling, unit)
+    tokens = np.array([[2, 5, 3, 7], [4, 1, 6, 2]], np.int32)
+    states = np.asarray(model.clone(output="hidden").apply(variables, tokens, lengths=np.array([4, 2])))
+    rows = [states[0], states[1, :2]]
+    of = {"mean": lambda row: row.mean(0), "token": lambda row: row[0], "max": lambda row: row.max(0)}
+    expected = np.stack([of[pooling](row) for row in rows])
+    if unit:
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(model.apply(variables, tokens, lengths=np.array([4, 2])), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "config", "match"),
+    [
+        ("Transformer Pooling Dense", {}, "modules must be Transformer, Pooling and perhaps Normalize, not .*, Dense"),
+        ("Transformer Pooling", {"pooling_mode": "lasttoken"}, "pooling must be one of mean, cls, max, not lasttoken"),
+        ("Transformer Pooling", {"pooling_mode": ["mean", "max"]}, "not mean, max"),
+        ("Transformer Pooling", {"pooling_mode_weightedmean_tokens": True}, "not pooling_mode_weightedmean_tokens"),
+        ("Transformer Pooling", {"pooling_mode_mean_tokens": False}, "not none"),
+        ("Transformer Pooling", [], "modules.json': "),
+        ("", {}, "modules must be"),
+    ],
+)
+def test_sentence_folders_of_another_kind_are_refused(kinds, config, match, tmp_path):
+    zoo.save_pretrained(*tiny(output="embedding"), tmp_path / "a")
+    modules = [{"type": f"sentence_transformers.models.{kind}"} for kind in kinds.split()]
     (tmp_path / "a" / "modules.json").write_text(json.dumps(modules))
-    (tmp_path / "a" / "1_Pooling").mkdir()
-    pooling = tmp_path / "a" / "1_Pooling" / "config.json"
-    for mean, output in ((True, "embedding"), (False, "hidden")):
-        pooling.write_text(json.dumps({"pooling_mode_mean_tokens": mean}))
-        assert zoo.from_pretrained(tmp_path / "a")[0].output == output
+    (tmp_path / "a" / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ZooError, match=match):
+        zoo.from_pretrained(tmp_path / "a")
+
+
+def test_pooling_files_of_both_ages_are_read(tmp_path):
+    zoo.save_pretrained(*tiny(output="embedding"), tmp_path / "a")
+    for config in ({"pooling_mode": "cls"}, {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}):
+        (tmp_path / "a" / "1_Pooling" / "config.json").write_text(json.dumps(config))
+        assert zoo.from_pretrained(tmp_path / "a")[0].pooling == "token"
 
 
 def test_the_same_texts_give_the_same_pieces():

@@ -32,6 +32,7 @@ OWN_FIELDS = {  # label: name and fields
     "bert": ("bert_base", ENCODER),
     "tokens": ("bert_base", {**ENCODER, "output": "tokens"}),
     "minilm": ("minilm_l6", ENCODER),
+    "mpnet": ("mpnet_base", ENCODER),
     "vit": ("vit_tiny16", VIT),
     "vit_mean": ("vit_tiny16", {**VIT, "pooling": "mean"}),
 }

@@ -3,10 +3,11 @@
 BERT (Devlin et al. 2019) has learned positions, an embedding of sentence A or B, and normalisation after each residual
 sum. `all-MiniLM-L6-v2` (Wang et al. 2020; Reimers and Gurevych 2019) is a BERT with six layers of width 384. RoBERTa
 (Liu et al. 2019) has one type of sentences, and positions from 2; DistilBERT (Sanh et al. 2019) has no types, half of
-the layers, and a ReLU before its classes.
+the layers, and a ReLU before its classes. MPNet (Song et al. 2020) has no types either, and adds to attention scores a
+bias by distance, which is T5's.
 
-The field `output` chooses the result: the state of every token (`hidden`), the unit vector of the sentence
-(`embedding`), or logits of masked tokens (`tokens`). With `num_classes` it is the logits of the text's classes.
+The field `output` chooses the result: the state of every token (`hidden`), the vector of the sentence (`embedding`),
+or logits of masked tokens (`tokens`). With `num_classes` it is the logits of the text's classes.
 """
 
 import functools
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 from zoo.features import sow
 from zoo.ops.attention import Implementation, Mask
 from zoo.ops.dense import dot_general
+from zoo.ops.positions import distance_buckets
 from zoo.ops.precision import at_least_float32
 from zoo.ops.recurrence import take_rows
 from zoo.registry import register
@@ -34,11 +36,13 @@ from zoo.transformer.layers import (
     new_stack,
 )
 
+Pooling = Literal["mean", "token", "max"]
+
 
 class Encoder(nn.Module):
     """Tokens [B, T], `lengths[b]` in row b, to the `output`, or to logits [B, num_classes].
 
-    `hidden` is [B, T, hidden_size], `embedding` [B, hidden_size] of length 1, `tokens` [B, T, vocab_size]. `types`
+    `hidden` is [B, T, hidden_size], `embedding` [B, hidden_size], `tokens` [B, T, vocab_size]. `types`
     int32 [B, T], default 0, are 1 in the second of two sentences. Features: embedded; layers/layer0/hidden,
     layers/layer0/attention/weights [B, N, T, T], ...; pooled [B, hidden_size], of the first token (not with `tokens`).
 
@@ -55,6 +59,9 @@ class Encoder(nn.Module):
     max_length: int = 512  # the most tokens of an input
     num_types: int | None = 2  # None: no embedding of sentence A or B
     first_position: int = 0  # the number of the first token's position (RoBERTa: 2)
+    num_buckets: int | None = None  # of distances, each with a bias of scores (MPNet); half of them for later keys
+    pooling: Pooling = "mean"  # of states to an embedding; "token" is the first one
+    unit: bool = True  # embeddings have length 1
     activation: Activation = "gelu"
     pooler_activation: Literal["tanh", "relu"] = "tanh"
     norm_epsilon: float = 1e-12
@@ -90,14 +97,24 @@ class Encoder(nn.Module):
             x = x + (kinds[0] if types is None else jnp.take(kinds, types, axis=0, mode="clip"))
         x = sow(self, "embedded", dropout(self.new_norm("embedding_norm")(x)))
         stack = new_stack(self, dense=self.dense, norm=self.new_norm, norms="sum")
-        x, _ = stack(name="layers")(x, Context(Mask(lengths=lengths), train=train))
+        x, _ = stack(name="layers")(x, Context(Mask(lengths=lengths), bias=self.distance_bias(steps), train=train))
         if self.output == "tokens" and self.num_classes is None:
             return self.token_logits(x, table)
         act = {"tanh": nn.tanh, "relu": nn.relu}[self.pooler_activation]
         pooled = sow(self, "pooled", act(self.dense(self.hidden_size, name="pooler")(x[:, 0])))
         if self.num_classes is not None:
             return self.dense(self.num_classes, name="head")(dropout(pooled))
-        return x if self.output == "hidden" else embedding_of(x, lengths)
+        return x if self.output == "hidden" else embedding_of(x, lengths, self.pooling, self.unit)
+
+    def distance_bias(self, steps: int) -> jax.Array | None:
+        """The bias of scores [1, N, T, T] by the distance of query and key."""
+        if self.num_buckets is None:
+            return None
+        init = nn.initializers.normal(0.02)
+        by_bucket = self.param("distance_bias", init, (self.num_buckets, self.num_heads), self.param_dtype)
+        places = jnp.arange(steps)
+        buckets = distance_buckets(places - places[:, None], self.num_buckets, 128, both_ways=True)
+        return take_rows(by_bucket, buckets[None]).transpose(0, 3, 1, 2)
 
     def token_logits(self, x: jax.Array, table: jax.Array) -> jax.Array:
         """Logits [B, T, vocab_size] of the token at each position; the kernel is the embedding."""
@@ -120,13 +137,21 @@ class Encoder(nn.Module):
         return functools.partial(new_norm, **fields, dtype=self.dtype, param_dtype=self.param_dtype)
 
 
-def embedding_of(x: jax.Array, lengths: jax.Array | None) -> jax.Array:
-    """The mean of states [B, T, D] over each row's tokens, [B, D] of length 1 (zeros for an empty row)."""
+def embedding_of(x: jax.Array, lengths: jax.Array | None, pooling: Pooling = "mean", unit: bool = True) -> jax.Array:
+    """The mean or maximum of states [B, T, D] over each row's tokens, or the first state, [B, D] in float32 or more, of
+    length 1 if `unit`; zeros for an empty row."""
     steps = x.shape[1]
-    present = jnp.arange(steps) < (jnp.full(x.shape[:1], steps) if lengths is None else lengths)[:, None]
-    mean = jnp.sum(x, axis=1, where=present[..., None], dtype=at_least_float32(x))
-    mean = mean / jnp.maximum(jnp.sum(present, axis=1, keepdims=True), 1)
-    return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+    lengths = jnp.full(x.shape[:1], steps) if lengths is None else lengths
+    present = (jnp.arange(steps) < lengths[:, None])[..., None]
+    wide = x.astype(at_least_float32(x))
+    if pooling == "mean":
+        found = jnp.sum(wide, axis=1, where=present) / jnp.maximum(lengths, 1)[:, None]
+    elif pooling == "max":
+        found = jnp.max(wide, axis=1, where=present, initial=-jnp.inf)
+    else:
+        found = wide[:, 0]
+    found = jnp.where(lengths[:, None] > 0, found, 0)
+    return found / jnp.maximum(jnp.linalg.norm(found, axis=-1, keepdims=True), 1e-12) if unit else found
 
 
 BERT: dict[str, dict[str, Any]] = {
@@ -138,6 +163,10 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "roberta_base": ("Liu et al. 2019, arXiv:1907.11692", ROBERTA),
     "roberta_large": ("Liu et al. 2019, arXiv:1907.11692", {**ROBERTA, **BERT["bert_large"]}),
     "xlm_roberta_base": ("Conneau et al. 2020, arXiv:1911.02116", {**ROBERTA, "vocab_size": 250002}),
+    "mpnet_base": (
+        "Song et al. 2020, arXiv:2004.09297",
+        {**ROBERTA, "vocab_size": 30527, "num_types": None, "num_buckets": 32},
+    ),
     "distilbert_base": (
         "Sanh et al. 2019, arXiv:1910.01108",
         {"num_layers": 6, "num_types": None, "pooler_activation": "relu"},

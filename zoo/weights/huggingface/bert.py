@@ -79,7 +79,7 @@ def fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def config(model: Any) -> dict[str, Any]:
-    """The config.json of a model. The mean of an `embedding` belongs to sentence-transformers and is not in it."""
+    """The config.json of a model."""
     plain, masked, classes, _ = ARCHITECTURES["bert"]
     kind = classes if model.num_classes else masked if model.output == "tokens" else plain
     return {

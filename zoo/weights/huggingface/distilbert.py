@@ -44,7 +44,7 @@ _ACTIVATIONS = {"gelu": "gelu", "relu": "relu"}
 
 def writes(model: nn.Module) -> bool:
     """Whether a model is saved as DistilBERT."""
-    return isinstance(model, Encoder) and model.num_types is None
+    return isinstance(model, Encoder) and model.num_types is None and model.num_buckets is None
 
 
 def fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

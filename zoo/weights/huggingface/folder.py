@@ -20,6 +20,7 @@ from zoo.files import read_json
 from zoo.registry import abstract_variables, create_model, example_of
 from zoo.transformer.layers import unstacked
 from zoo.weights import huggingface, load_weights, write_safetensors
+from zoo.weights.huggingface import sentences
 
 
 def from_pretrained(folder: str | os.PathLike, **overrides: Any) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -53,9 +54,7 @@ def read_config(folder: str | os.PathLike) -> tuple[str, dict[str, Any]]:
         name, fields = _fields(config)
     except Exception as error:  # values may have any type
         raise ZooError(f"{str(path)!r}: {error}") from None
-    if "output" in fields and _embeds(folder):
-        fields["output"] = "embedding"
-    return name, fields
+    return name, fields | (sentences.fields(folder) if "output" in fields else {})
 
 
 def weights_file(folder: str | os.PathLike) -> pathlib.Path:
@@ -70,7 +69,8 @@ def weights_file(folder: str | os.PathLike) -> pathlib.Path:
 
 
 def save_pretrained(model: nn.Module, variables: Mapping[str, Any], folder: str | os.PathLike) -> None:
-    """Writes config.json and model.safetensors, which `transformers` loads as the same model.
+    """Writes config.json and model.safetensors, which `transformers` loads as the same model; for an embedding also the
+    files of sentence-transformers.
 
     ZooError if the folder is not empty, the variables belong to another model, or Hugging Face has no such model.
     """
@@ -81,7 +81,8 @@ def save_pretrained(model: nn.Module, variables: Mapping[str, Any], folder: str 
     if family is None:
         raise ZooError(f"{type(model).__name__} has no Hugging Face layout; use zoo.weights.save_native")
     config = family.config(model)
-    for key, value in _fields(config)[1].items():
+    embeds = getattr(model, "output", None) == "embedding"
+    for key, value in (_fields(config)[1] | ({"output": "embedding"} if embeds else {})).items():
         if (own := getattr(model, "settled", {}).get(key, getattr(model, key))) != value:
             raise ZooError(f"Hugging Face's {config['model_type']} has {key} {value!r}, not {own!r}")
     if jax.tree.map(np.shape, variables) != jax.tree.map(np.shape, abstract_variables(model, *example_of(model))):
@@ -92,16 +93,8 @@ def save_pretrained(model: nn.Module, variables: Mapping[str, Any], folder: str 
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _embeds(folder: pathlib.Path) -> bool:
-    """Whether a sentence-transformers folder uses the normalised mean of the states as the embedding of a text."""
-    try:
-        modules = [module["type"].split(".")[-1] for module in read_json(folder / "modules.json")]
-        pooling = read_json(folder / "1_Pooling" / "config.json")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-    return modules == ["Transformer", "Pooling", "Normalize"] and pooling.get("pooling_mode_mean_tokens") is True
+    if embeds:
+        sentences.write(model, folder)
 
 
 def _fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

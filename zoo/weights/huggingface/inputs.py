@@ -15,7 +15,7 @@ from zoo.inputs.image_file import Interpolation
 from zoo.inputs.text import MOST_LENGTH, TextInputs, read_tokenizer
 from zoo.registry import model_info
 from zoo.transformer.t5 import T5
-from zoo.weights.huggingface.checks import count
+from zoo.weights.huggingface.sentences import most_tokens
 
 RESAMPLE: tuple[Interpolation, ...] = ("nearest", "lanczos", "bilinear", "bicubic")  # Pillow's numbers
 MOST_CLASSES = 2**22  # whose labels are made
@@ -33,7 +33,7 @@ def inputs_of(folder: str | os.PathLike, name: str, fields: Mapping[str, Any]) -
         return image_inputs(folder, (side, side, 3), labels)
     if issubclass(info.module_class, T5) or not (folder / "tokenizer.json").is_file():
         return None  # T5's special tokens are not those of our pairs
-    length = min(fields.get("max_length", info.input_shape[0]), _sentence_length(folder))
+    length = most_tokens(folder, min(fields.get("max_length", info.input_shape[0]), MOST_LENGTH))
     inputs = read_tokenizer(folder, length, labels)
     if inputs.vocab_size > fields["vocab_size"]:
         raise ZooError(
@@ -41,17 +41,6 @@ def inputs_of(folder: str | os.PathLike, name: str, fields: Mapping[str, Any]) -
             f"{fields['vocab_size']}"
         )
     return _with_chat(folder, inputs)
-
-
-def _sentence_length(folder: pathlib.Path) -> int:
-    """The most tokens of a text of a sentence-transformers folder; a large number where it says none."""
-    path = folder / "sentence_bert_config.json"
-    if not path.is_file():
-        return MOST_LENGTH
-    try:
-        return count(read_json(path), "max_seq_length", MOST_LENGTH)
-    except (ValueError, AttributeError) as error:
-        raise ZooError(f"{str(path)!r}: {error!s:.120}") from None
 
 
 def _with_chat(folder: pathlib.Path, inputs: TextInputs) -> TextInputs:

@@ -28,13 +28,16 @@ LAYOUTS = (BODY, CLASSES)
 
 def writes(model: nn.Module) -> bool:
     """Whether a model is saved as RoBERTa."""
-    return isinstance(model, Encoder) and model.first_position > 0
+    return isinstance(model, Encoder) and model.first_position > 0 and model.num_buckets is None
 
 
 def fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The registered model and its fields; ZooError for unsupported settings."""
-    kind = config["model_type"]
-    known = ARCHITECTURES[kind]
+    return "roberta_base", fields_of(config, ARCHITECTURES[config["model_type"]])
+
+
+def fields_of(config: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
+    """The fields by a config of one of the `known` classes: body, masked tokens, classes."""
     own = (config.get("architectures") or [known[0]])[0]
     if own not in known:
         raise ZooError(f"unknown architecture {own!r}; there are {', '.join(known)}")
@@ -44,16 +47,21 @@ def fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         only(config, {"hidden_act": "gelu"})  # which its head has whatever the layers have
     first = count(config, "pad_token_id", 1) + 1
     rows = found["max_length"]
-    return "roberta_base", found | {"first_position": first, "max_length": rows - first}
+    return found | {"first_position": first, "max_length": rows - first}
 
 
 def config(model: Any) -> dict[str, Any]:
     """The config.json of a model."""
+    return config_as(model, "roberta", ARCHITECTURES["roberta"])
+
+
+def config_as(model: Any, kind: str, known: tuple[str, ...]) -> dict[str, Any]:
+    """The config.json of a model of a `model_type` with the `known` classes."""
     found = bert.config(model)
-    names = dict(zip(bert.ARCHITECTURES["bert"], ARCHITECTURES["roberta"], strict=False))
+    names = dict(zip(bert.ARCHITECTURES["bert"], known, strict=False))
     return found | {
         "architectures": [names[found["architectures"][0]]],
-        "model_type": "roberta",
+        "model_type": kind,
         "max_position_embeddings": model.max_length + model.first_position,
         "pad_token_id": model.first_position - 1,
     }
