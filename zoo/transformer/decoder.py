@@ -256,6 +256,10 @@ GPT2: dict[str, dict[str, Any]] = {
     "nanogpt_4x128": {"vocab_size": 65, "hidden_size": 128, "num_layers": 4, "num_heads": 4, "max_length": 64, **_NANO},
 }
 SMOLLM2: dict[str, Any] = {**_LLAMA, "vocab_size": 49152, "rope_theta": 100_000.0, "max_length": 8192}
+_LLAMA3: dict[str, Any] = {
+    **{**_LLAMA, "vocab_size": 128256, "num_kv_heads": 8, "mlp_size": 8192, "max_length": 131072},
+    **{"rope_theta": 500_000.0, "rope_scaling": (32.0, 1.0, 4.0, 8192)},
+}
 LLAMA: dict[str, dict[str, Any]] = {
     "smollm2_135m": {
         **SMOLLM2,
@@ -265,15 +269,25 @@ LLAMA: dict[str, dict[str, Any]] = {
         **SMOLLM2,
         **{"hidden_size": 960, "num_layers": 32, "num_heads": 15, "num_kv_heads": 5, "mlp_size": 2560},
     },
-    "llama3_1b": {
-        **_LLAMA,
-        **{"vocab_size": 128256, "hidden_size": 2048, "num_layers": 16, "num_heads": 32, "num_kv_heads": 8},
-        **{"mlp_size": 8192, "max_length": 131072, "rope_theta": 500_000.0, "rope_scaling": (32.0, 1.0, 4.0, 8192)},
+    "smollm2_1.7b": {
+        **{**SMOLLM2, "rope_theta": 130_000.0},
+        **{"hidden_size": 2048, "num_layers": 24, "num_heads": 32, "mlp_size": 8192},
     },
+    "llama3_1b": {**_LLAMA3, "hidden_size": 2048, "num_layers": 16, "num_heads": 32},
+    "llama3_3b": {**_LLAMA3, "hidden_size": 3072, "num_layers": 28, "num_heads": 24},
 }
 _GEMMA: dict[str, Any] = {
     **{**_LLAMA, "norm": "rms_offset", "norm_epsilon": 1e-6, "activation": "geglu", "head_dim": 256},
     "scale_embedding": True,
+}
+_GEMMA3: dict[str, Any] = {
+    **{**_GEMMA, "vocab_size": 262144, "num_heads": 4, "num_kv_heads": 1, "max_length": 32768, "norms": "both"},
+    **{"score_scale": 256**-0.5, "window": 512, "global_every": 6, "qk_norm": True},
+    **{"rope_theta": 1e6, "local_theta": 10_000.0},
+}
+_QWEN2: dict[str, Any] = {
+    **{**_LLAMA, "vocab_size": 151936, "num_kv_heads": 2, "max_length": 32768},
+    **{"rope_theta": 1e6, "norm_epsilon": 1e-6, "qkv_bias": True},
 }
 _PYTHIA: dict[str, Any] = {
     **{"vocab_size": 50304, "max_length": 2048, "activation": "gelu", "positions": "rotary", "rotary_share": 0.25},
@@ -296,17 +310,11 @@ QWEN3: dict[str, Any] = {
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {  # with the paper
     "qwen2.5_0.5b": (
         "Qwen Team 2024, arXiv:2412.15115",
-        {
-            **{
-                **_LLAMA,
-                "vocab_size": 151936,
-                "hidden_size": 896,
-                "num_layers": 24,
-                "num_heads": 14,
-                "num_kv_heads": 2,
-            },
-            **{"mlp_size": 4864, "max_length": 32768, "rope_theta": 1e6, "norm_epsilon": 1e-6, "qkv_bias": True},
-        },
+        {**_QWEN2, "hidden_size": 896, "num_layers": 24, "num_heads": 14, "mlp_size": 4864},
+    ),
+    "qwen2.5_1.5b": (
+        "Qwen Team 2024, arXiv:2412.15115",
+        {**_QWEN2, "hidden_size": 1536, "num_layers": 28, "num_heads": 12, "mlp_size": 8960},
     ),
     "mistral_7b": (
         "Jiang et al. 2023, arXiv:2310.06825",
@@ -355,11 +363,15 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {  # with the paper
     ),
     "gemma3_1b": (
         "Gemma Team 2025, arXiv:2503.19786",
-        {
-            **{**_GEMMA, "vocab_size": 262144, "hidden_size": 1152, "num_layers": 26, "num_heads": 4},
-            **{"num_kv_heads": 1, "mlp_size": 6912, "max_length": 32768, "norms": "both", "score_scale": 256**-0.5},
-            **{"window": 512, "global_every": 6, "qk_norm": True, "rope_theta": 1e6, "local_theta": 10_000.0},
-        },
+        {**_GEMMA3, "hidden_size": 1152, "num_layers": 26, "mlp_size": 6912},
+    ),
+    "gemma3_270m": (
+        "Gemma Team 2025, arXiv:2503.19786",
+        {**_GEMMA3, "hidden_size": 640, "num_layers": 18, "mlp_size": 2048},
+    ),
+    "pythia_70m": (
+        "Biderman et al. 2023, arXiv:2304.01373",
+        {**_PYTHIA, "hidden_size": 512, "num_layers": 6, "num_heads": 8},
     ),
     "pythia_160m": ("Biderman et al. 2023, arXiv:2304.01373", _PYTHIA),
     "pythia_410m": (

@@ -1,4 +1,4 @@
-"""Encoder-only, bidirectional Transformers: BERT and its kin, and MiniLM, whose mean state embeds a sentence.
+"""Encoder-only, bidirectional Transformers: BERT and its kin, and those whose states embed a sentence.
 
 BERT (Devlin et al. 2019) has learned positions, an embedding of sentence A or B, and normalisation after each residual
 sum. `all-MiniLM-L6-v2` (Wang et al. 2020; Reimers and Gurevych 2019) is a BERT with six layers of width 384. RoBERTa
@@ -159,20 +159,31 @@ BERT: dict[str, dict[str, Any]] = {
     "bert_large": {"hidden_size": 1024, "num_layers": 24, "num_heads": 16, "mlp_size": 4096},
 }
 ROBERTA: dict[str, Any] = {"vocab_size": 50265, "num_types": 1, "first_position": 2, "norm_epsilon": 1e-5}
+MPNET: dict[str, Any] = {**ROBERTA, "vocab_size": 30527, "num_types": None, "num_buckets": 32}
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "roberta_base": ("Liu et al. 2019, arXiv:1907.11692", ROBERTA),
     "roberta_large": ("Liu et al. 2019, arXiv:1907.11692", {**ROBERTA, **BERT["bert_large"]}),
     "xlm_roberta_base": ("Conneau et al. 2020, arXiv:1911.02116", {**ROBERTA, "vocab_size": 250002}),
-    "mpnet_base": (
-        "Song et al. 2020, arXiv:2004.09297",
-        {**ROBERTA, "vocab_size": 30527, "num_types": None, "num_buckets": 32},
-    ),
+    "mpnet_base": ("Song et al. 2020, arXiv:2004.09297", MPNET),
     "distilbert_base": (
         "Sanh et al. 2019, arXiv:1910.01108",
         {"num_layers": 6, "num_types": None, "pooler_activation": "relu"},
     ),
 }
-MINILM = {"hidden_size": 384, "num_layers": 6, "num_heads": 12, "mlp_size": 1536, "output": "embedding"}
+MINILM = {"hidden_size": 384, "num_heads": 12, "mlp_size": 1536, "output": "embedding"}
+EMBEDDINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mpnet_embedding": ("Song et al. 2020, arXiv:2004.09297", {**MPNET, "output": "embedding"}),
+    "minilm_l6": ("Wang et al. 2020, arXiv:2002.10957", {**MINILM, "num_layers": 6}),
+    "minilm_l12": ("Wang et al. 2020, arXiv:2002.10957", MINILM),
+    "bge_small": ("Xiao et al. 2023, arXiv:2309.07597", {**MINILM, "pooling": "token"}),
+    "bge_base": ("Xiao et al. 2023, arXiv:2309.07597", {"output": "embedding", "pooling": "token"}),
+    "bge_large": (
+        "Xiao et al. 2023, arXiv:2309.07597",
+        {**BERT["bert_large"], "output": "embedding", "pooling": "token"},
+    ),
+    "e5_small": ("Wang et al. 2022, arXiv:2212.03533", MINILM),
+    "e5_base": ("Wang et al. 2022, arXiv:2212.03533", {"output": "embedding"}),
+}
 
 
 def _register(name: str, paper: str, row: dict[str, Any]) -> None:
@@ -182,6 +193,5 @@ def _register(name: str, paper: str, row: dict[str, Any]) -> None:
 
 for _name, _row in BERT.items():
     _register(_name, "Devlin et al. 2019, arXiv:1810.04805", _row)
-for _name, (_paper, _row) in OTHERS.items():
+for _name, (_paper, _row) in {**OTHERS, **EMBEDDINGS}.items():
     _register(_name, _paper, _row)
-_register("minilm_l6", "Wang et al. 2020, arXiv:2002.10957", MINILM)
