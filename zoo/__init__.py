@@ -17,6 +17,7 @@ from zoo.registry import ModelInfo, create_model, list_models, model_info, regis
 from zoo.run import Run, load
 from zoo.weights import load_weights, save_weights
 from zoo.weights.huggingface.folder import from_pretrained, save_pretrained
+from zoo.zero_shot import zero_shot
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,4 +38,5 @@ __all__ = [
     "save_pretrained",
     "save_weights",
     "translate",
+    "zero_shot",
 ]

@@ -120,13 +120,16 @@ def test_the_size_of_published_figures(tmp_path):
     [
         {"size": {"height": 40, "width": 40}, "resample": 2},
         {"size": {"height": 40, "width": 40}, "resample": 3, "image_mean": MEAN, "image_std": STD},
+        {"size": {"shortest_edge": 40}, "crop_size": {"height": 40, "width": 40}},
+        {"size": {"shortest_edge": 53}, "crop_size": {"height": 40, "width": 40}, "resample": 2},
     ],
 )
 def test_pixels_are_those_of_transformers(settings, tmp_path):
-    processor = transformers.ViTImageProcessorPil(**settings)
+    kind = transformers.CLIPImageProcessorPil if "crop_size" in settings else transformers.ViTImageProcessorPil
+    processor = kind(**settings)
     processor.save_pretrained(tmp_path)
     inputs = zoo.weights.huggingface.inputs.image_inputs(tmp_path, (40, 40, 3), ())
-    for size in ((40, 40), (50, 200), (333, 77), (31, 30)):
+    for size in ((40, 40), (50, 200), (333, 77), (31, 30), (41, 40), (43, 40), (40, 43), (54, 47)):
         image = picture(*size)
         theirs = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
         assert np.abs(inputs.encode(image) - theirs).max() <= 1e-5

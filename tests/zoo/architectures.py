@@ -43,6 +43,13 @@ ONE_OF_EACH: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {  # fields, an
     "mpnet_base": (_TOKENS, (4,)),
     "transformer_base": (_TOKENS, (4,)),
     "t5_small": (_TOKENS, (4,)),
+    "clip_vit_base32": (
+        {
+            **{"vocab_size": 11, "image_size": 8, "patch_size": 4, "hidden_size": 8, "num_layers": 1, "num_heads": 2},
+            **{"max_length": 16, "text_hidden_size": 8, "text_num_layers": 1, "text_num_heads": 2, "embedding_size": 6},
+        },
+        (8, 8, 3),
+    ),
     "vit_tiny16": ({**_TRANSFORMER, "image_size": 8, "patch_size": 4, "num_classes": 3}, (8, 8, 3)),
 }
 
@@ -52,15 +59,18 @@ def new(name: str, dtype: str = "float32", **more: Any) -> tuple[Any, tuple[Any,
     fields, shape = ONE_OF_EACH[name]
     model = zoo.create_model(name, **{**fields, "dtype": dtype, "param_dtype": dtype, **more})
     rng = np.random.default_rng(0)
-    if zoo.model_info(name).input_dtype != "int32":
-        return model, (jnp.asarray(rng.normal(size=(2, *shape)), dtype), {})
-    tokens, source = (jnp.asarray(rng.integers(0, 11, (2, *shape)), jnp.int32) for _ in range(2))
-    return model, (tokens, {"source": source} if hasattr(model, "encode") else {})
+    info = zoo.model_info(name)
+    if info.input_dtype == "int32":
+        x = jnp.asarray(rng.integers(0, 11, (2, *shape)), jnp.int32)
+    else:
+        x = jnp.asarray(rng.normal(size=(2, *shape)), dtype)
+    tokens = {key: jnp.asarray(rng.integers(0, 11, (2, 4)), jnp.int32) for key in info.more_inputs}
+    return model, (x, tokens)
 
 
-def variables_of(model: Any, x: Any) -> Any:
+def variables_of(model: Any, x: Any, **keywords: Any) -> Any:
     """Drawn variables, none of which is zero."""
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables = jax.jit(model.init)(jax.random.key(0), x, **keywords)
     leaves, tree = jax.tree.flatten(variables)
     rng = np.random.default_rng(1)
     return jax.tree.unflatten(tree, [leaf + 0.1 * jnp.asarray(rng.random(leaf.shape), leaf.dtype) for leaf in leaves])

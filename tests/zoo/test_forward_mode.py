@@ -37,7 +37,7 @@ QUICK = ["simple_cnn", "gru", "lstm_lm", "nanogpt", "seq2seq_gru_attention"]
 def test_products_with_the_jacobian_and_the_hessian(name):
     """In float64: what reverse mode, once and twice, gives outside of the context, to 1e-9 of the largest value."""
     model, (x, keywords) = architectures.new(name, "float64")
-    variables = architectures.variables_of(model, x)
+    variables = architectures.variables_of(model, x, **keywords)
     loss, direction = scalar(model, variables, x, keywords)
 
     @jax.jit
@@ -59,7 +59,7 @@ def test_products_with_the_jacobian_and_the_hessian(name):
 def test_jax_hessian_jacfwd_and_linearize(name):
     """The whole Hessian by one parameter is symmetric, and the same in forward mode twice."""
     model, (x, keywords) = architectures.new(name)
-    variables = architectures.variables_of(model, x)
+    variables = architectures.variables_of(model, x, **keywords)
     leaves, tree = jax.tree.flatten(variables["params"])
     small = min(range(len(leaves)), key=lambda i: leaves[i].size)
 

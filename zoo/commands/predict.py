@@ -1,4 +1,5 @@
-"""python -m zoo predict: the classes of images and texts, or the tokens of a text at its [MASK]."""
+"""python -m zoo predict: the classes of images and texts, or the tokens of a text at its [MASK]; with a CLIP, of images
+by descriptions of the classes."""
 
 import itertools
 import json
@@ -11,6 +12,7 @@ import zoo
 from zoo.errors import ZooError
 from zoo.inputs.image_file import SUFFIXES, is_image
 from zoo.inputs.walk import walk
+from zoo.zero_shot import TEMPLATE
 
 PIECE = 32  # images or texts at a time, so that memory does not grow with their number
 
@@ -32,14 +34,34 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--json", action="store_true", help="a JSON object a line: file or text, labels, probabilities"
     )
-    command.set_defaults(run=lambda args: predict(args.run_folder, args.raws, args.top_k, args.json))
+    command.add_argument("--labels", nargs="+", default=[], help="the classes that a CLIP tells apart: cat dog")
+    command.add_argument(
+        "--template", default=TEMPLATE, help=f"the description of a class, {{}} being its label (default: {TEMPLATE!r})"
+    )
+    command.set_defaults(
+        run=lambda args: predict(args.run_folder, args.raws, args.top_k, args.json, args.labels, args.template)
+    )
 
 
-def predict(folder: str, raws: list[str], top_k: int | None = None, as_json: bool = False) -> int:
-    """Prints the most probable classes of each image file or text; the exit status, 2 where one cannot be read."""
+def predict(
+    folder: str,
+    raws: list[str],
+    top_k: int | None = None,
+    as_json: bool = False,
+    labels: Sequence[str] = (),
+    template: str = TEMPLATE,
+) -> int:
+    """Prints the most probable classes of each image file or text; the exit status, 2 where one cannot be read. A CLIP
+    predicts `labels`, which each stand for the {} of the template."""
     if top_k is not None and top_k < 1:
         raise ZooError(f"--top-k must be at least 1, not {top_k}")
     run = zoo.load(folder)
+    if run.inputs.kind == "image-text" and not labels:
+        raise ZooError(
+            f"{folder!r} compares images with descriptions: name the classes with --labels, as --labels cat dog"
+        )
+    if labels:
+        run = zoo.zero_shot(run, labels, template)
     if not run.inputs.labels and not _fills(run):
         others = {"pair": ("an encoder-decoder", "translate"), "series": ("a forecaster", "forecast")}
         what, verb = others.get(run.inputs.kind, ("a language model", "generate"))
@@ -52,8 +74,8 @@ def predict(folder: str, raws: list[str], top_k: int | None = None, as_json: boo
                 status = 2
                 print(f"error: {found}", file=sys.stderr, flush=True)
             elif as_json:
-                labels = [{"label": label, "probability": round(value, 6)} for label, value in found]
-                print(json.dumps({"file" if images else "text": raw, "labels": labels}), flush=True)
+                best = [{"label": label, "probability": round(value, 6)} for label, value in found]
+                print(json.dumps({"file" if images else "text": raw, "labels": best}), flush=True)
             else:
                 name = raw.encode("utf-8", "backslashreplace").decode()  # a file's may be no UTF-8
                 print(f"{name}: " + ", ".join(f"{label} {value:.1%}" for label, value in found), flush=True)

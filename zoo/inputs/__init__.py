@@ -2,8 +2,9 @@
 
 from zoo.inputs.base import Inputs, inputs_from_json
 from zoo.inputs.image import ImageInputs
+from zoo.inputs.image_text import ImageTextInputs
 from zoo.inputs.pairs import PairInputs
 from zoo.inputs.series import SeriesInputs
 from zoo.inputs.text import TextInputs
 
-__all__ = ["ImageInputs", "Inputs", "PairInputs", "SeriesInputs", "TextInputs", "inputs_from_json"]
+__all__ = ["ImageInputs", "ImageTextInputs", "Inputs", "PairInputs", "SeriesInputs", "TextInputs", "inputs_from_json"]

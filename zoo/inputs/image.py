@@ -11,7 +11,7 @@ import numpy as np
 from zoo.arrays import Example
 from zoo.errors import ZooError
 from zoo.inputs.base import Inputs
-from zoo.inputs.image_file import Interpolation, fit, open_image
+from zoo.inputs.image_file import Interpolation, Margin, fit, open_image
 
 MOST_SIDE = 2**14  # pixels per side of a model's input
 MOST_VALUE = 1e30  # of a pixel
@@ -35,6 +35,7 @@ class ImageInputs(Inputs):
     crop: float | None = None  # the share of the resized image that is kept; default: it is resized to cover the shape
     interpolation: Interpolation = "bilinear"
     squash: bool = False  # resize without regard to the aspect ratio
+    margin: Margin = "nearest"  # how half a pixel beside a `crop` is rounded: as by torchvision, or as by transformers
 
     kind: ClassVar[str] = "image"
 
@@ -50,8 +51,11 @@ class ImageInputs(Inputs):
             object.__setattr__(self, "range", checked_range("range", self.range))
         if self.crop is not None and not (isinstance(self.crop, float | int) and 0.1 <= self.crop <= 1):
             raise ZooError(f"crop must be between 0.1 and 1, not {self.crop!r}")
-        if self.interpolation not in get_args(Interpolation) or not isinstance(self.squash, bool):
-            raise ZooError(f"interpolation {self.interpolation!r} and squash {self.squash!r} do not describe images")
+        known = self.interpolation in get_args(Interpolation) and self.margin in get_args(Margin)
+        if not known or not isinstance(self.squash, bool):
+            raise ZooError(
+                f"interpolation {self.interpolation!r}, squash {self.squash!r} and margin {self.margin!r} describe no image"
+            )
         if not all(isinstance(label, str) for label in self.labels):
             raise ZooError(f"labels must be strings, not {self.labels!r:.80}")
         if len(self.shape) != 3 or len(self.mean) != self.shape[-1] or len(self.std) != self.shape[-1]:
@@ -70,7 +74,7 @@ class ImageInputs(Inputs):
         if isinstance(raw, np.ndarray) and raw.shape == self.shape and raw.dtype == np.uint8:
             return raw
         image = open_image(raw, self.shape[-1], self.range)
-        return fit(image, self.shape[:2], self.crop, self.interpolation, self.squash)
+        return fit(image, self.shape[:2], self.crop, self.interpolation, self.squash, self.margin)
 
     def normalize(self, pixels: Any) -> Any:
         """uint8 [..., C] to float32, (x / 255 - mean) / std; for NumPy and JAX arrays, also inside jit."""

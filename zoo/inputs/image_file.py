@@ -15,6 +15,7 @@ import numpy as np
 from zoo.errors import ZooError, first_line
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Margin = Literal["nearest", "down"]
 MOST_PIXELS = 2**27  # in a file
 MOST_STRETCHED = 16  # the largest aspect ratio relative to `size`; longer images are cropped before resizing
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of 8 bits, by the number of channels
@@ -276,11 +277,12 @@ def fit(
     crop: float | None = None,
     interpolation: Interpolation = "bilinear",
     squash: bool = False,
+    margin: Margin = "nearest",
 ) -> np.ndarray:
     """A PIL image to uint8 [height, width, C]: resized until it covers `size`, then center-cropped.
 
-    With `crop` it is resized to cover `size` / crop, with sizes and places rounded as by torchvision's Resize and
-    CenterCrop; with `squash` to just that size.
+    With `crop` it is resized to cover `size` / crop, with sizes rounded as by torchvision's Resize, and margins as by
+    its CenterCrop, or else "down"; with `squash` it is resized to just that size.
     """
     from PIL import Image
 
@@ -296,7 +298,8 @@ def fit(
     if crop is not None or squash:
         scaled = _scaled(image, math.floor(width / (crop or 1)), math.floor(height / (crop or 1)), squash)
         image = image if scaled == image.size else image.resize(scaled, method)
-        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        half = math.floor if margin == "down" else round  # round: to the even neighbour
+        left, top = half((image.width - width) / 2), half((image.height - height) / 2)
     else:
         scale = max(height / image.height, width / image.width)
         if (image.height, image.width) != size:

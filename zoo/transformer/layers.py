@@ -20,7 +20,7 @@ from zoo.ops.positions import Rotary, rotate
 from zoo.ops.precision import at_least_float32
 from zoo.partition import STACKED, TENSOR, Rules
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "swiglu", "geglu"]
 Norm = Literal["layer", "rms", "rms_offset"]  # the last one multiplies by 1 + scale
 Norms = Literal["before", "after", "both", "sum"]  # of a layer's input, its output, both; of the residual sum
 Remat = Literal["none", "dots", "full"]
@@ -29,6 +29,7 @@ Cache = dict[str, jax.Array]  # key and value [B, S, K, D]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # Hendrycks and Gimpel 2016, section 2
     "relu": jax.nn.relu,
     "swiglu": jax.nn.silu,  # of the gate, like geglu; Shazeer 2020
     "geglu": functools.partial(jax.nn.gelu, approximate=True),

@@ -48,6 +48,8 @@ class ViT(nn.Module):
     num_heads: int = 12
     mlp_size: int | None = None  # default: 4 hidden_size
     pooling: Literal["token", "mean"] = "token"
+    patch_bias: bool = True
+    norm_first: bool = False  # normalise the tokens before the layers (CLIP)
     activation: Activation = "gelu"
     norm_epsilon: float = 1e-6
     dropout_rate: float = 0.0  # of the embedding and of each layer's output
@@ -66,7 +68,7 @@ class ViT(nn.Module):
         self.check(x)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         side, width = (self.patch_size, self.patch_size), self.hidden_size
-        x = Conv(width, side, strides=side, padding="VALID", **dtypes, name="patches")(x)
+        x = Conv(width, side, strides=side, padding="VALID", use_bias=self.patch_bias, **dtypes, name="patches")(x)
         x = x.reshape(x.shape[0], x.shape[1] * x.shape[2], width)  # [B, T, hidden_size], row by row
         if self.pooling == "token":
             token = self.param("class_token", nn.initializers.zeros, (1, 1, width), self.param_dtype)
@@ -74,8 +76,10 @@ class ViT(nn.Module):
             x = jnp.concatenate([token, x], axis=1)
         positions = self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:]), self.param_dtype)
         x = x + positions.astype(self.dtype)
-        x = sow(self, "embedded", nn.Dropout(self.dropout_rate, deterministic=not train)(x))
         norm = functools.partial(new_norm, norm="layer", epsilon=self.norm_epsilon, use_bias=True, **dtypes)
+        if self.norm_first:
+            x = norm(name="embedding_norm")(x)
+        x = sow(self, "embedded", nn.Dropout(self.dropout_rate, deterministic=not train)(x))
         dense = functools.partial(new_dense, **dtypes)
         x, _ = new_stack(self, dense=dense, norm=norm)(name="layers")(x, Context(Mask(), train=train))
         x = sow(self, "normalised", norm(name="norm")(x))

@@ -1,6 +1,7 @@
 """How a folder of Hugging Face's reads raw data: tokenizer.json of a text model, preprocessor_config.json of images."""
 
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -10,10 +11,11 @@ import numpy as np
 
 from zoo.errors import ZooError
 from zoo.files import read_json
-from zoo.inputs import ImageInputs, Inputs
+from zoo.inputs import ImageInputs, ImageTextInputs, Inputs
 from zoo.inputs.image_file import Interpolation
 from zoo.inputs.text import MOST_LENGTH, TextInputs, read_tokenizer
-from zoo.registry import model_info
+from zoo.registry import ModelInfo, model_info
+from zoo.transformer.clip import CLIP
 from zoo.transformer.t5 import T5
 from zoo.weights.huggingface.sentences import most_tokens
 
@@ -30,9 +32,21 @@ def inputs_of(folder: str | os.PathLike, name: str, fields: Mapping[str, Any]) -
     labels = _labels(folder, fields.get("num_classes"))
     if np.dtype(info.input_dtype).kind != "i":
         side = fields.get("image_size", info.input_shape[0])
-        return image_inputs(folder, (side, side, 3), labels)
-    if issubclass(info.module_class, T5) or not (folder / "tokenizer.json").is_file():
+        images = image_inputs(folder, (side, side, 3), labels)
+        if images is None or not issubclass(info.module_class, CLIP):
+            return images
+        texts = _texts(folder, info, fields, ())
+        return None if texts is None else ImageTextInputs(images, texts)
+    if issubclass(info.module_class, T5):
         return None  # T5's special tokens are not those of our pairs
+    return _texts(folder, info, fields, labels)
+
+
+def _texts(
+    folder: pathlib.Path, info: ModelInfo, fields: Mapping[str, Any], labels: tuple[str, ...]
+) -> TextInputs | None:
+    if not (folder / "tokenizer.json").is_file():
+        return None
     length = most_tokens(folder, min(fields.get("max_length", info.input_shape[0]), MOST_LENGTH))
     inputs = read_tokenizer(folder, length, labels)
     if inputs.vocab_size > fields["vocab_size"]:
@@ -92,7 +106,9 @@ def image_inputs(folder: pathlib.Path, shape: tuple[int, int, int], labels: tupl
         if isinstance(size, int):  # of old files
             size = {"height": size}
         if "shortest_edge" in size and config.get("do_center_crop", True):
-            crop = (cut["height"] if isinstance(cut, dict) else cut) / size["shortest_edge"]
+            cut, edge = cut["height"] if isinstance(cut, dict) else cut, size["shortest_edge"]
+            crop = cut / edge
+            crop = crop if cut / crop >= edge else math.nextafter(crop, 0)  # so that the edge is not rounded down
         return ImageInputs(
             shape,
             tuple(m / unit for m in mean),
@@ -101,6 +117,7 @@ def image_inputs(folder: pathlib.Path, shape: tuple[int, int, int], labels: tupl
             crop=crop,
             interpolation=RESAMPLE[config.get("resample", 2)],
             squash="height" in size,
+            margin="down",
         )
     except (ValueError, TypeError, AttributeError, KeyError, IndexError, ZeroDivisionError) as error:
         raise ZooError(f"{str(path)!r} describes no images: {error!s:.120}") from None

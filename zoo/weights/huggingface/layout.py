@@ -35,6 +35,7 @@ class TensorLayout(NamedTuple):
     num_heads: int = 0  # where that is so
     # modules and arrays of one task each, a tuple a task: drawn anew where the file has none of a tuple
     heads: tuple[tuple[str, ...], ...] = ()
+    flat: tuple[str, ...] = ()  # arrays whose leading axes of length 1 the file lacks
 
     def is_of(self, variables: Mapping[str, Any]) -> bool:
         """Whether (unstacked) variables belong to this architecture."""
@@ -109,7 +110,7 @@ class TensorLayout(NamedTuple):
         """The state dict of (unstacked) variables."""
         found, tensors = _paths(variables), {}
         for name, paths in self._groups(variables).items():
-            parts = [self._turned(path, found[path]) for path in paths]
+            parts = [self._turned(path, self._flat(path, found[path])) for path in paths]
             if len({part.shape for part in parts}) > 1 and (self.as_it_is or self.interleaved):
                 raise ZooError(f"Hugging Face's {self.title} needs as many key heads as query heads, for {name}")
             tensors[name] = parts[0] if len(parts) == 1 else self._joined(parts)
@@ -123,12 +124,19 @@ class TensorLayout(NamedTuple):
                 whole = tensors[paths[0]]
                 parts = [whole] if len(paths) == 1 else self._split(whole, [shapes[path].shape[-1] for path in paths])
                 for path, part in zip(paths, parts, strict=True):
-                    found[path] = self._turned(path, part, back=True)
+                    part = self._turned(path, part, back=True)
+                    found[path] = part.reshape(shapes[path].shape) if "/".join(path[1:]) in self.flat else part
         return found
 
     def of(self, module: Any) -> "TensorLayout":
         """The layout for a module's number of heads."""
         return self._replace(num_heads=module.num_heads) if self.interleaved else self
+
+    def _flat(self, path: Path, leaf: Any) -> Any:
+        """An array without the leading axes that the file lacks."""
+        while "/".join(path[1:]) in self.flat and leaf.shape[0] == 1 and leaf.ndim > 1:
+            leaf = leaf[0]
+        return leaf
 
     def _joined(self, parts: list[Any]) -> Any:
         """Arrays of a file in one, along their outputs."""
