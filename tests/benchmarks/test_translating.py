@@ -112,7 +112,7 @@ def test_other_targets_are_refused():
             ["translating", "--recipe", "cnn"],
             "error: translating needs a recipe of pairs, such as multi30k-gru, not cnn",
         ),
-        (["translating", "--run", "nowhere"], "error: 'nowhere' is not a run folder"),
+        (["translating", "--run", "nowhere"], "error: 'nowhere' does not exist"),
     ],
 )
 def test_mistakes_get_one_line(args, message, capsys):
