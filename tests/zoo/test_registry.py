@@ -25,6 +25,15 @@ ROOT = pathlib.Path(__file__).parents[2]
 PUBLISHED = {  # torchvision's documentation
     "alexnet": 61_100_840,
     "convnext_base": 88_591_464,
+    "convnext_large": 197_767_336,
+    "efficientnet_b1": 7_794_184,
+    "efficientnet_b2": 9_109_994,
+    "efficientnet_b3": 12_233_232,
+    "efficientnet_b4": 19_341_616,
+    "resnext101_32x8d": 88_791_336,
+    "resnext50_32x4d": 25_028_904,
+    "wide_resnet101_2": 126_886_696,
+    "wide_resnet50_2": 68_883_240,
     "convnext_small": 50_223_688,
     "convnext_tiny": 28_589_128,
     "densenet121": 7_978_856,
@@ -46,6 +55,19 @@ PUBLISHED = {  # torchvision's documentation
     "vgg19": 143_667_240,
     "vgg19_bn": 143_678_248,
     "efficientnet_lite0": 4_652_008,  # TensorFlow's checkpoint
+    # timm's models
+    "convnextv2_atto": 3_708_400,
+    "convnextv2_base": 88_717_800,
+    "convnextv2_femto": 5_233_240,
+    "convnextv2_nano": 15_623_800,
+    "convnextv2_pico": 9_066_280,
+    "convnextv2_tiny": 28_635_496,
+    "efficientnet_lite1": 5_416_680,
+    "efficientnet_lite2": 6_092_072,
+    "efficientnet_lite3": 8_197_096,
+    "efficientnet_lite4": 13_006_568,
+    "resnet101d": 44_568_392,
+    "resnet50d": 25_576_264,
     "lenet5": 61_706,  # LeCun et al. 1998 in today's form
 }
 ROUNDED = {  # He et al. 2016, table 6; Zagoruyko and Komodakis 2016, table 4: in millions

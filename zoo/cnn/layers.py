@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ from zoo.ops.convolution import conv_general_dilated
 from zoo.ops.precision import at_least_float32
 
 Layer = Callable[..., Any]
+Padding = Literal["both", "end"]
 Conv = partial(nn.Conv, conv_general_dilated=conv_general_dilated)  # faster to train on CPU
 
 # Kaiming normal over the fan out: the variance of the gradient, not of the activation, stays constant.
@@ -37,14 +38,16 @@ def conv(
     name: str,
     groups: int = 1,
     use_bias: bool = False,
+    padding: Padding = "both",
 ) -> nn.Conv:
-    """A square convolution, padded by (k - 1) / 2 on both sides as in torch (striding, `SAME` differs)."""
+    """A square convolution, padded by (k - 1) / 2 on `both` sides as in torch, or as TensorFlow's "SAME", which differs
+    where it strides: more at the `end`."""
     pad = (kernel_size - 1) // 2
     return Conv(
         width,
         (kernel_size, kernel_size),
         strides=strides,
-        padding=((pad, pad), (pad, pad)),
+        padding=((pad, pad), (pad, pad)) if padding == "both" else "SAME",
         feature_group_count=groups,
         use_bias=use_bias,
         kernel_init=he_normal_fan_out,

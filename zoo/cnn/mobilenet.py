@@ -123,6 +123,7 @@ class MobileNetV3(nn.Module):
     hidden_size: int
     num_classes: int | None = 1000  # None: no head, the result is `pooled`
     dropout_rate: float = 0.2
+    norm_epsilon: float = 1e-3
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -134,7 +135,9 @@ class MobileNetV3(nn.Module):
         check_images(self, x, least=32)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         new_conv: Layer = partial(conv, **dtypes)
-        norm: Layer = partial(batch_norm, train=train, axis_name=self.axis_name, epsilon=1e-3, momentum=0.99, **dtypes)
+        norm: Layer = partial(
+            batch_norm, train=train, axis_name=self.axis_name, epsilon=self.norm_epsilon, momentum=0.99, **dtypes
+        )
         x = nn.hard_swish(norm(name="features_0_1")(new_conv(16, 3, 2, name="features_0_0")(x)))
         stride, stages = 2, {}
         for place, (size, expanded, width, squeezes, activation, strides) in enumerate(V3[self.variant], start=1):

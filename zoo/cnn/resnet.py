@@ -4,6 +4,10 @@ Two forms of one module. `stem="imagenet"` is torchvision's: unlike the paper, a
 convolution, not in its first 1x1. `stem="cifar"` is section 4.2 of the paper: a 3x3 convolution, three stages, and
 `shortcut="pad"`, option A: subsampling by 2 and zeros for the new channels, so that shortcuts have no parameters. (The
 paper does not say where the zero channels go; here half on each side.)
+
+ResNet-D (He et al. 2019, section 4.2) has a `deep` stem of three 3x3 convolutions and shortcuts that `pool` before they
+project. The 3x3 convolution of a wide ResNet (Zagoruyko and Komodakis 2016) has `group_width` channels for every 64, in
+ResNeXt (Xie et al. 2017) for each of its `groups`.
 """
 
 from functools import partial
@@ -15,7 +19,7 @@ import jax.numpy as jnp
 
 from zoo.cnn.layers import Layer, batch_norm, check_images, conv, global_mean
 from zoo.features import sow
-from zoo.ops.pooling import max_pool
+from zoo.ops.pooling import avg_pool, max_pool
 from zoo.registry import register
 
 
@@ -26,6 +30,8 @@ class ResidualBlock(nn.Module):
     strides: int
     block: str
     shortcut: str
+    groups: int
+    group_width: int
     conv: Layer
     norm: Layer
 
@@ -37,11 +43,16 @@ class ResidualBlock(nn.Module):
             y = self.norm(name="bn2")(self.conv(out, 3, 1, name="conv2")(y))
         else:
             out = 4 * self.width
-            y = nn.relu(self.norm(name="bn1")(self.conv(self.width, 1, 1, name="conv1")(x)))
-            y = nn.relu(self.norm(name="bn2")(self.conv(self.width, 3, self.strides, name="conv2")(y)))
+            inner = self.width * self.group_width // 64 * self.groups
+            y = nn.relu(self.norm(name="bn1")(self.conv(inner, 1, 1, name="conv1")(x)))
+            y = self.conv(inner, 3, self.strides, name="conv2", groups=self.groups)(y)
+            y = nn.relu(self.norm(name="bn2")(y))
             y = self.norm(name="bn3")(self.conv(out, 1, 1, name="conv3")(y))
         if x.shape[-1] != out or self.strides != 1:
-            if self.shortcut == "projection":
+            if self.shortcut == "pool":
+                x = avg_pool(x, 2, 2, ceil_mode=True) if self.strides == 2 else x
+                x = self.norm(name="downsample_2")(self.conv(out, 1, 1, name="downsample_1")(x))
+            elif self.shortcut == "projection":
                 x = self.norm(name="downsample_1")(self.conv(out, 1, self.strides, name="downsample_0")(x))
             else:
                 extra = out - x.shape[-1]
@@ -60,9 +71,11 @@ class ResNet(nn.Module):
 
     stage_sizes: tuple[int, ...]
     block: Literal["basic", "bottleneck"] = "basic"
-    stem: Literal["imagenet", "cifar"] = "imagenet"
-    shortcut: Literal["projection", "pad"] = "projection"
+    stem: Literal["imagenet", "deep", "cifar"] = "imagenet"
+    shortcut: Literal["projection", "pool", "pad"] = "projection"
     width: int = 64
+    groups: int = 1  # of a bottleneck's 3x3 convolution
+    group_width: int = 64  # its channels in each group, for every 64 of `width`
     num_classes: int | None = 1000  # None: no head, the result is `pooled`
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -77,10 +90,17 @@ class ResNet(nn.Module):
         new_conv: Layer = partial(conv, **dtypes)
         norm = partial(batch_norm, train=train, axis_name=self.axis_name, **dtypes)
 
-        size, strides = (7, 2) if self.stem == "imagenet" else (3, 1)
-        x = nn.relu(norm(name="bn1")(new_conv(self.width, size, strides, name="conv1")(x)))
+        if self.stem == "deep":
+            for place, strides in ((0, 2), (3, 1)):
+                x = new_conv(self.width // 2, 3, strides, name=f"conv1_{place}")(x)
+                x = nn.relu(norm(name=f"conv1_{place + 1}")(x))
+            x = new_conv(self.width, 3, 1, name="conv1_6")(x)
+        else:
+            size, strides = (7, 2) if self.stem == "imagenet" else (3, 1)
+            x = new_conv(self.width, size, strides, name="conv1")(x)
+        x = nn.relu(norm(name="bn1")(x))
         x = sow(self, "stem", x)
-        if self.stem == "imagenet":
+        if self.stem != "cifar":
             x = max_pool(x, 3, 2, padding=1)  # [B, H / 4, W / 4, width]
         for stage, blocks in enumerate(self.stage_sizes):
             for i in range(blocks):
@@ -90,6 +110,8 @@ class ResNet(nn.Module):
                     strides,
                     self.block,
                     self.shortcut,
+                    self.groups,
+                    self.group_width,
                     new_conv,
                     norm,
                     name=f"layer{stage + 1}_{i}",
@@ -107,6 +129,12 @@ IMAGENET: dict[str, dict[str, Any]] = {
     "resnet50": {"stage_sizes": (3, 4, 6, 3), "block": "bottleneck"},
     "resnet101": {"stage_sizes": (3, 4, 23, 3), "block": "bottleneck"},
     "resnet152": {"stage_sizes": (3, 8, 36, 3), "block": "bottleneck"},
+    "resnet50d": {"stage_sizes": (3, 4, 6, 3), "block": "bottleneck", "stem": "deep", "shortcut": "pool"},
+    "resnet101d": {"stage_sizes": (3, 4, 23, 3), "block": "bottleneck", "stem": "deep", "shortcut": "pool"},
+    "wide_resnet50_2": {"stage_sizes": (3, 4, 6, 3), "block": "bottleneck", "group_width": 128},
+    "wide_resnet101_2": {"stage_sizes": (3, 4, 23, 3), "block": "bottleneck", "group_width": 128},
+    "resnext50_32x4d": {"stage_sizes": (3, 4, 6, 3), "block": "bottleneck", "groups": 32, "group_width": 4},
+    "resnext101_32x8d": {"stage_sizes": (3, 4, 23, 3), "block": "bottleneck", "groups": 32, "group_width": 8},
 }
 CIFAR: dict[str, dict[str, Any]] = {  # depth 6 n + 2
     "resnet8": {"stage_sizes": (1, 1, 1)},

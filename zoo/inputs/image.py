@@ -53,9 +53,8 @@ class ImageInputs(Inputs):
             raise ZooError(f"crop must be between 0.1 and 1, not {self.crop!r}")
         known = self.interpolation in get_args(Interpolation) and self.margin in get_args(Margin)
         if not known or not isinstance(self.squash, bool):
-            raise ZooError(
-                f"interpolation {self.interpolation!r}, squash {self.squash!r} and margin {self.margin!r} describe no image"
-            )
+            settings = f"interpolation {self.interpolation!r}, squash {self.squash!r} and margin {self.margin!r}"
+            raise ZooError(f"{settings} do not describe images")
         if not all(isinstance(label, str) for label in self.labels):
             raise ZooError(f"labels must be strings, not {self.labels!r:.80}")
         if len(self.shape) != 3 or len(self.mean) != self.shape[-1] or len(self.std) != self.shape[-1]:

@@ -12,11 +12,14 @@ from zoo.errors import ZooError, unknown
 from zoo.inputs import ImageInputs
 from zoo.registry import list_models, model_info
 from zoo.weights.huggingface.inputs import numbered
-from zoo.weights.timm import convnext, vit
+from zoo.weights.timm import convnext, mobile, vgg, vit
 
-LAYOUTS: tuple[Any, ...] = (*vit.LAYOUTS, convnext)  # with the methods of huggingface.layout.TensorLayout
-ARCHITECTURES = {**vit.ARCHITECTURES, **convnext.ARCHITECTURES}  # timm's name: the registered one, and fields
-_SAME = ("resnet", "densenet")  # names that are ours too
+_FAMILIES: tuple[Any, ...] = (vit, convnext, vgg, mobile)
+LAYOUTS: tuple[Any, ...] = tuple(layout for family in _FAMILIES for layout in family.LAYOUTS)
+ARCHITECTURES = {  # timm's name: the registered one, and fields
+    name: row for family in _FAMILIES for name, row in family.ARCHITECTURES.items()
+}
+_SAME = ("resnet", "resnext", "wide_resnet50", "wide_resnet101", "densenet")  # names that are ours too
 
 
 def is_timm(config: Mapping[str, Any]) -> bool:
