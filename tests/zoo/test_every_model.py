@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from jax import export
 from sources import SEQ2SEQ, TRANSFORMERS
+from test_clip import SMALL as CLIP
 from test_encoder import SMALL as ENCODER
 from test_lstm import TINY as RECURRENT
 from test_registry import TINY as IMAGES
@@ -34,6 +35,7 @@ OWN_FIELDS = {  # label: name and fields
     "minilm": ("minilm_l6", ENCODER),
     "mpnet": ("mpnet_base", ENCODER),
     "vit": ("vit_tiny16", VIT),
+    "clip": ("clip_vit_base32", CLIP),
     "vit_mean": ("vit_tiny16", {**VIT, "pooling": "mean"}),
 }
 MODELS = {
@@ -58,11 +60,13 @@ def inputs(label, rows, steps):
     if info.input_dtype == "int32":
         x = jax.ShapeDtypeStruct((rows, steps), jnp.int32)
     else:
-        sides = IMAGES[name][1] if name in IMAGES else (8, 8, 3) if name.startswith("vit") else (steps, 4)
+        sides = IMAGES[name][1] if name in IMAGES else (8, 8, 3) if name.startswith(("vit", "clip")) else (steps, 4)
         x = jax.ShapeDtypeStruct((rows, *sides), jnp.float32)
     given = {"lengths": lengths} if "lengths" in takes else {}
     if "source" in takes:
         given |= {"source": jax.ShapeDtypeStruct((rows, steps), jnp.int32), "source_lengths": lengths}
+    if "texts" in takes:  # as many as there are classes, not as there are images
+        given = {"texts": jax.ShapeDtypeStruct((3, 4), jnp.int32), "lengths": jax.ShapeDtypeStruct((3,), jnp.int32)}
     return model, x, given
 
 
