@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from peers import close, torch, transformers
+from peers import close, drawn, there_and_back, torch, transformers
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -197,3 +197,52 @@ def test_what_is_not_known(changed, message, tmp_path):
     with pytest.raises(zoo.ZooError, match=message) as caught:
         zoo.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+TIMM_VITS = {
+    "registers": (
+        {"reg_tokens": 2, "no_embed_class": True, "init_values": 0.1},
+        {"num_registers": 2, "place_prefix": False},
+    ),
+    "placed": ({"reg_tokens": 2, "init_values": 0.1}, {"num_registers": 2}),
+    "mean": (
+        {"reg_tokens": 3, "class_token": False, "no_embed_class": True, "global_pool": "avg", "init_values": 0.1},
+        {"num_registers": 3, "place_prefix": False, "pooling": "mean", "norm_last": True},
+    ),
+    "qk_norm": ({"qk_norm": True, "init_values": 0.1}, {"qk_norm": True}),
+}
+
+
+@pytest.mark.parametrize("kind", TIMM_VITS)
+def test_kinds_of_vit(kind, tmp_path):
+    theirs, ours = TIMM_VITS[kind]
+    model = shaken(timm.models.vision_transformer.VisionTransformer(**VIT, **theirs, num_classes=5))
+    folder = folder_of(model, "vit_small_patch14_dinov2", tmp_path / "vit", 32)
+    compare(zoo.load(folder, **OURS, mlp_size=128, **{"num_registers": None, "place_prefix": True, **ours}), model, 32)
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_medium_patch16_reg4_gap_256"])
+def test_registers_of_whole_models(name, tmp_path):
+    model = shaken(timm.create_model(name, num_classes=0, img_size=56 if "14" in name else 64))
+    compare(
+        zoo.load(folder_of(model, name, tmp_path / "x", 56 if "14" in name else 64)), model, 56 if "14" in name else 64
+    )
+
+
+def compare_dinov2(model, variables, other):
+    x = np.random.default_rng(0).normal(size=(2, 28, 28, 3)).astype(np.float32)
+    with torch.no_grad():
+        theirs = other(torch.from_numpy(x).permute(0, 3, 1, 2))
+    pooled, seen = model.apply(variables, x, mutable=["features"])
+    close(pooled, theirs.pooler_output)
+    close(seen["features"]["normalised"], theirs.last_hidden_state)
+
+
+def test_dinov2_of_transformers_both_ways(tmp_path):
+    config = transformers.Dinov2Config(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=28, mlp_ratio=3, layerscale_value=0.5
+    )
+    torch.manual_seed(0)
+    other = drawn(transformers.Dinov2Model(config))
+    torch.nn.init.zeros_(other.embeddings.mask_token)  # which no model reads, and which is not written
+    there_and_back(other, transformers.Dinov2Model, compare_dinov2, tmp_path, lost={"embeddings.mask_token"})

@@ -101,6 +101,18 @@ class OffsetRMSNorm(nn.Module):
         return (wide * (1 + scale.astype(wide.dtype))).astype(self.dtype)
 
 
+class LayerScale(nn.Module):
+    """x [..., C] times a scale per channel, `first` before training (Touvron et al. 2021, CaiT, section 2)."""
+
+    first: float
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.initializers.constant(self.first)
+        return x * self.param("scale", init, x.shape[-1:], self.param_dtype).astype(x.dtype)
+
+
 class Context(NamedTuple):
     """What all blocks of a pass share."""
 
@@ -189,8 +201,9 @@ class Block(nn.Module):
     width].
 
     `norms` says what is normalised: the input of each layer (`before`, Xiong et al. 2020), its output, both, or the
-    residual `sum` (Vaswani et al. 2017). `parallel` layers read the same input (Black et al. 2022, section 2.1).
-    Features: hidden, the output; attention/weights, cross/weights.
+    residual `sum` (Vaswani et al. 2017). `parallel` layers read the same input (Black et al. 2022, section 2.1). With a
+    `layer_scale` each layer's output is multiplied by a scale per channel. Features: hidden, the output;
+    attention/weights, cross/weights.
     """
 
     attention: Callable[..., Attention]
@@ -200,6 +213,7 @@ class Block(nn.Module):
     norm: Callable[..., nn.Module]
     norms: Norms = "before"
     parallel: bool = False
+    layer_scale: Callable[..., nn.Module] | None = None
     dropout_rate: float = 0.0
 
     @nn.compact
@@ -213,6 +227,8 @@ class Block(nn.Module):
             x = layer(x)
             if self.norms in ("after", "both"):
                 x = self.norm(name=f"{norm}_after")(x)
+            if self.layer_scale is not None:
+                x = self.layer_scale(name=f"{norm}_scale")(x)
             return nn.Dropout(self.dropout_rate, deterministic=not context.train)(x)
 
         def add(x: jax.Array, norm: str, layer: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -325,6 +341,7 @@ def new_stack(
     num_kv_heads: int | None = None,
     norms: Norms = "before",
     parallel: bool = False,
+    layer_scale: Callable[..., nn.Module] | None = None,
     **attention: Any,
 ) -> Callable[..., Stack]:
     """The stack that a model's fields describe, still unnamed; `attention` are further fields of its attention."""
@@ -346,6 +363,7 @@ def new_stack(
         norm=norm,
         norms=norms,
         parallel=parallel,
+        layer_scale=layer_scale,
         dropout_rate=model.dropout_rate,
     )
     return functools.partial(Stack, block, model.num_layers, model.scan_layers, model.remat)

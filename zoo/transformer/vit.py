@@ -4,7 +4,8 @@ Each patch of the image becomes a token by one dense layer (a convolution whose 
 put in front, learned positions are added, and blocks with pre-normalisation follow; the normalised output of the class
 token is classified. Initialisation as in the authors' code: Xavier, and a zero head. `tiny` and `small` are from
 Touvron et al. 2021 (DeiT). With `pooling="mean"` there is no class token, and the mean of all patches is classified
-(Beyer et al. 2022).
+(Beyer et al. 2022). DINOv2 (Oquab et al. 2023) scales what each layer adds, and in a second form has registers, tokens
+beside the class token that nothing reads (Darcet et al. 2023).
 """
 
 import functools
@@ -24,7 +25,7 @@ from zoo.ops.attention import Implementation, Mask
 from zoo.ops.dense import dot_general
 from zoo.ops.precision import at_least_float32
 from zoo.registry import register
-from zoo.transformer.layers import PARTITION_RULES, Activation, Context, Remat, new_norm, new_stack
+from zoo.transformer.layers import PARTITION_RULES, Activation, Context, LayerScale, Remat, new_norm, new_stack
 
 
 def new_dense(features: int, name: str, residual: bool = False, *, dtype: Any, param_dtype: Any) -> nn.Dense:
@@ -48,6 +49,11 @@ class ViT(nn.Module):
     num_heads: int = 12
     mlp_size: int | None = None  # default: 4 hidden_size
     pooling: Literal["token", "mean"] = "token"
+    num_registers: int | None = None  # tokens after the class token that no output is of
+    place_prefix: bool = True  # the class token and registers have positions too
+    norm_last: bool = False  # with "mean": normalise the mean, not what it is of
+    layer_scale: float | None = None  # the first scale of what each layer adds; default: no scale
+    qk_norm: bool = False  # normalise each head's queries and keys
     patch_bias: bool = True
     norm_first: bool = False  # normalise the tokens before the layers (CLIP)
     activation: Activation = "gelu"
@@ -60,7 +66,7 @@ class ViT(nn.Module):
     param_dtype: Any = jnp.float32  # of the parameters
 
     head = "head"  # the module that is drawn anew for another number of classes
-    embeddings = ("patches", "class_token", "positions")
+    embeddings = ("patches", "class_token", "registers", "positions")
     partition_rules = PARTITION_RULES
 
     @nn.compact
@@ -70,21 +76,36 @@ class ViT(nn.Module):
         side, width = (self.patch_size, self.patch_size), self.hidden_size
         x = Conv(width, side, strides=side, padding="VALID", use_bias=self.patch_bias, **dtypes, name="patches")(x)
         x = x.reshape(x.shape[0], x.shape[1] * x.shape[2], width)  # [B, T, hidden_size], row by row
+        tokens = []
         if self.pooling == "token":
-            token = self.param("class_token", nn.initializers.zeros, (1, 1, width), self.param_dtype)
-            token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, width))
-            x = jnp.concatenate([token, x], axis=1)
-        positions = self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:]), self.param_dtype)
-        x = x + positions.astype(self.dtype)
+            tokens.append(self.param("class_token", nn.initializers.zeros, (1, 1, width), self.param_dtype))
+        if self.num_registers:
+            init, shape = nn.initializers.normal(1e-6), (1, self.num_registers, width)
+            tokens.append(self.param("registers", init, shape, self.param_dtype))
+        length = x.shape[1] + self.placed
+        positions = self.param("positions", nn.initializers.normal(0.02), (1, length, width), self.param_dtype)
+        positions = positions.astype(self.dtype)
+        x = x + positions[:, self.placed :]
+        if tokens:
+            prefix = jnp.concatenate(tokens, axis=1).astype(self.dtype)
+            prefix = prefix + positions[:, : self.placed] if self.placed else prefix
+            x = jnp.concatenate([jnp.broadcast_to(prefix, (x.shape[0], *prefix.shape[1:])), x], axis=1)
         norm = functools.partial(new_norm, norm="layer", epsilon=self.norm_epsilon, use_bias=True, **dtypes)
         if self.norm_first:
             x = norm(name="embedding_norm")(x)
         x = sow(self, "embedded", nn.Dropout(self.dropout_rate, deterministic=not train)(x))
         dense = functools.partial(new_dense, **dtypes)
-        x, _ = new_stack(self, dense=dense, norm=norm)(name="layers")(x, Context(Mask(), train=train))
-        x = sow(self, "normalised", norm(name="norm")(x))
-        x = x[:, 0] if self.pooling == "token" else jnp.mean(x, axis=1, dtype=at_least_float32(x)).astype(x.dtype)
-        x = sow(self, "pooled", x)
+        more: dict[str, Any] = {"qk_norm": norm if self.qk_norm else None}
+        if self.layer_scale is not None:
+            more["layer_scale"] = functools.partial(LayerScale, self.layer_scale, self.param_dtype)
+        x, _ = new_stack(self, dense=dense, norm=norm, **more)(name="layers")(x, Context(Mask(), train=train))
+        if not self.norm_last:
+            x = sow(self, "normalised", norm(name="norm")(x))
+        if self.pooling == "token":
+            x = x[:, 0]
+        else:
+            x = jnp.mean(x[:, self.num_registers or 0 :], axis=1, dtype=at_least_float32(x)).astype(x.dtype)
+        x = sow(self, "pooled", norm(name="norm")(x) if self.norm_last else x)
         if self.num_classes is None:
             return x
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, **dtypes, name="head")(x)
@@ -93,6 +114,11 @@ class ViT(nn.Module):
     def settled(self) -> dict[str, int]:
         """Derived defaults, filled in."""
         return {"mlp_size": self.mlp_size or 4 * self.hidden_size}
+
+    @property
+    def placed(self) -> int:
+        """The number of tokens before the patches that have positions."""
+        return (int(self.pooling == "token") + (self.num_registers or 0)) * self.place_prefix
 
     def check(self, x: jax.Array) -> None:
         """ZooError for inputs that are not images of the model's size, and for a size that patches do not divide."""
@@ -105,9 +131,10 @@ class ViT(nn.Module):
     def fit_positions(self, positions: np.ndarray) -> np.ndarray:
         """Positions [1, T, hidden_size] of another image size, resized to this model's, with a warning.
 
-        A class token's position stays. Positions that fit already, or do not form a square, are returned unchanged.
+        Those of a class token and of registers stay. Positions that fit already, or do not form a square, are returned
+        unchanged.
         """
-        tokens, side = int(self.pooling == "token"), self.image_size // self.patch_size
+        tokens, side = self.placed, self.image_size // self.patch_size
         old = math.isqrt(max(positions.shape[1] - tokens, 0)) if positions.ndim == 3 else 0
         if old in (0, side) or old**2 + tokens != positions.shape[1]:
             return positions
@@ -145,3 +172,14 @@ for _size, _row in SIZES.items():
             input_shape=(224, 224, 3),
             paper="Dosovitskiy et al. 2021, An Image is Worth 16x16 Words, arXiv:2010.11929",
         )(functools.partial(ViT, patch_size=_side, **_row))
+DINOV2: dict[str, Any] = {"patch_size": 14, "image_size": 518, "layer_scale": 1e-5, "num_classes": None}
+REGISTERS: dict[str, Any] = {"num_registers": 4, "place_prefix": False}
+for _size in ("small", "base", "large"):
+    for _suffix, _more in (("", {}), ("_reg4", REGISTERS)):
+        register(
+            f"dinov2_{_size}14{_suffix}",
+            family="transformer",
+            input_shape=(518, 518, 3),
+            paper="Oquab et al. 2023, DINOv2, arXiv:2304.07193"
+            + (", Darcet et al. 2023, arXiv:2309.16588" if _more else ""),
+        )(functools.partial(ViT, **DINOV2, **SIZES[_size], **_more))

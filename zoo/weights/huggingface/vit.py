@@ -43,7 +43,7 @@ _ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "g
 
 def writes(model: nn.Module) -> bool:
     """Whether a model is saved as ViT."""
-    return isinstance(model, ViT)
+    return isinstance(model, ViT) and model.layer_scale is None
 
 
 def fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
