@@ -10,12 +10,14 @@ import numpy as np
 from zoo.ops.precision import at_least_float32
 
 
-def sinusoids(places: jax.Array, width: int, dtype: Any = jnp.float32) -> jax.Array:
+def sinusoids(places: jax.Array, width: int, dtype: Any = jnp.float32, slowest: bool = True) -> jax.Array:
     """[..., width] in `dtype`, computed in float32 or more, for int32 positions [...] (Vaswani et al. 2017, section
     3.5): sines in the first half of the features, cosines in the second, as in the authors' code (the paper interleaves
-    them)."""
+    them). Rates fall from 1 to 1 / 10000, as in that code too; without `slowest` that would be the next one, as in the
+    paper."""
     wide = at_least_float32(dtype)
-    rates = np.exp(-math.log(10_000.0) * np.arange(width // 2) / max(width // 2 - 1, 1)).astype(wide)
+    steps = max(width // 2 - slowest, 1)
+    rates = np.exp(-math.log(10_000.0) * np.arange(width // 2) / steps).astype(wide)
     angles = places[..., None].astype(wide) * rates
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).astype(dtype)
 

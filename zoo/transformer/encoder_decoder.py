@@ -3,7 +3,8 @@
 `SourceToTarget` has what all of them share: the two stacks, the protocol of `zoo.sequence`, and keys and values of
 cross-attention computed once per source. `EncoderDecoder` is the paper's model: sinusoidal positions, ReLU, biases, one
 embedding for source, target and head, normalisation after each residual sum; most models today normalise before each
-layer (`norm_first`).
+layer (`norm_first`). BART (Lewis et al. 2020) learns its positions and normalises embeddings, Marian's translators
+(Junczys-Dowmunt et al. 2018; Tiedemann and Thottingal 2020) have the paper's sinusoids; both have a bias of the head.
 
 Dropout is on the embeddings and on each layer's output, as in the paper, and not on attention weights.
 """
@@ -11,7 +12,7 @@ Dropout is on the embeddings and on each layer's output, as in the paper, and no
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -50,7 +51,8 @@ from zoo.transformer.layers import (
 
 
 class Half(nn.Module):
-    """The encoder or the decoder: embeddings [B, T, width] through the layers and a final norm, if there is one.
+    """The encoder or the decoder: embeddings [B, T, width] through the layers and a final norm, if there is one; with
+    `norm_embedded` the embeddings are normalised first.
 
     Features: embedded; layers/...; normalised, after the final norm.
     """
@@ -58,9 +60,11 @@ class Half(nn.Module):
     stack: Callable[..., Stack]
     norm: Callable[..., nn.Module] | None
     dropout_rate: float
+    norm_embedded: Callable[..., nn.Module] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, context: Context, state: Any = None, source: Any = None) -> tuple[jax.Array, Any]:
+        x = x if self.norm_embedded is None else self.norm_embedded(name="embedding_norm")(x)
         x = sow(self, "embedded", nn.Dropout(self.dropout_rate, deterministic=not context.train)(x))
         x, caches = self.stack(name="layers")(x, context, state=state, source=source)
         return (x if self.norm is None else sow(self, "normalised", self.norm(name="norm")(x))), caches
@@ -104,6 +108,7 @@ class SourceToTarget(nn.Module):
     vocab_size: int = 37_000
     hidden_size: int = 512
     num_layers: int = 6  # of each half
+    num_decoder_layers: int | None = None  # of the decoder, where it has another number
     num_heads: int = 8
     head_dim: int | None = None  # default: hidden_size / num_heads
     mlp_size: int = 2048
@@ -144,7 +149,7 @@ class SourceToTarget(nn.Module):
     @property
     def settled(self) -> dict[str, int]:
         """Derived defaults, filled in."""
-        return {"head_dim": self.sizes[1]}
+        return {"head_dim": self.sizes[1], "num_decoder_layers": self.num_decoder_layers or self.num_layers}
 
     def encode(self, source: jax.Array, source_lengths: jax.Array | None, max_length: int) -> dict[str, Any]:
         """The state before the first of at most `max_length` target tokens, with the source [B, S] encoded."""
@@ -161,7 +166,7 @@ class SourceToTarget(nn.Module):
         shape = (rows, steps, *self.sizes)
         return {
             f"layer{i}": {name: jnp.zeros(shape, self.dtype) for name in ("key", "value")}
-            for i in range(self.num_layers)
+            for i in range(self.settled["num_decoder_layers"])
         }
 
     def like(self, state: Any, rows: int) -> dict[str, Any]:
@@ -212,16 +217,26 @@ class SourceToTarget(nn.Module):
 
 
 def halves(
-    model: SourceToTarget, dense: NewDense, norm: Norm, norm_first: bool, scale: float | None = None
+    model: SourceToTarget,
+    dense: NewDense,
+    norm: Norm,
+    norm_first: bool,
+    scale: float | None = None,
+    norm_embedded: bool = False,
 ) -> tuple[Half, Source, Half]:
     """A model's encoder, source and decoder. `scale` multiplies attention scores; default 1 / sqrt(head_dim)."""
     new = functools.partial(
         new_norm, norm=norm, epsilon=model.norm_epsilon, use_bias=True, dtype=model.dtype, param_dtype=model.param_dtype
     )
     stack = new_stack(model, dense=dense, norm=new, norms="before" if norm_first else "sum", scale=scale)
-    encoder, decoder = (Half(stack, new if norm_first else None, model.dropout_rate) for _ in range(2))
+    layers = model.settled["num_decoder_layers"]
+    last, first = new if norm_first else None, new if norm_embedded else None
+    encoder, decoder = (
+        Half(functools.partial(stack, num_layers=depth), last, model.dropout_rate, first)
+        for depth in (model.num_layers, layers)
+    )
     key_value = functools.partial(KeyValue, *model.sizes, dense)
-    return encoder, Source(key_value, model.num_layers), decoder
+    return encoder, Source(key_value, layers), decoder
 
 
 def new_dense(features: int, name: str, residual: bool = False, *, dtype: Any, param_dtype: Any) -> nn.Dense:
@@ -241,12 +256,18 @@ class EncoderDecoder(SourceToTarget):
 
     source_vocab_size: int | None = None  # of a source with a separate embedding; default: shared with the target
     norm_first: bool = False  # normalise each layer's input and each half's output; default: each residual sum
+    positions: Literal["sinusoids", "paper", "learned"] = "sinusoids"  # "paper": with the paper's rates
+    first_position: int = 0  # the number of the first token's position, where learned (BART: 2)
+    norm_embedded: bool = False  # normalise embeddings
+    scale_embedding: bool = True  # by sqrt(hidden_size)
+    head_bias: bool = False
 
     def setup(self) -> None:
         if self.hidden_size % 2:
             raise ZooError(f"hidden_size must be even, for sines and cosines, not {self.hidden_size}")
         dense = functools.partial(new_dense, dtype=self.dtype, param_dtype=self.param_dtype)
-        self.encoder, self.source, self.decoder = halves(self, dense, "layer", self.norm_first)
+        parts = halves(self, dense, "layer", self.norm_first, norm_embedded=self.norm_embedded)
+        self.encoder, self.source, self.decoder = parts
         init = nn.initializers.normal(self.hidden_size**-0.5)
         self.embedding = self.param("embedding", init, (self.vocab_size, self.hidden_size), self.param_dtype)
         if self.source_vocab_size is not None:
@@ -254,25 +275,58 @@ class EncoderDecoder(SourceToTarget):
             self.source_embedding = self.param("source_embedding", init, shape, self.param_dtype)
         if not self.tied:
             self.head_layer = new_head(self)
+        if self.positions == "learned":
+            shape = self.first_position + self.max_length, self.hidden_size
+            self.source_positions = self.param("source_positions", init, shape, self.param_dtype)
+            self.target_positions = self.param("target_positions", init, shape, self.param_dtype)
+        if self.head_bias:
+            self.added = self.param("head_bias", nn.initializers.zeros, (1, self.vocab_size), self.param_dtype)
 
     def embed(self, tokens: jax.Array, places: jax.Array, of_source: bool) -> jax.Array:
         own = of_source and self.source_vocab_size is not None
         table = self.source_embedding if own else self.embedding
-        x = take_rows(table.astype(self.dtype), tokens) * math.sqrt(self.hidden_size)
-        return x + sinusoids(places, self.hidden_size, self.dtype)
+        x = take_rows(table.astype(self.dtype), tokens)
+        x = x * math.sqrt(self.hidden_size) if self.scale_embedding else x
+        if self.positions != "learned":
+            return x + sinusoids(places, self.hidden_size, self.dtype, slowest=self.positions == "sinusoids")
+        learned = self.source_positions if of_source else self.target_positions
+        return x + jnp.take(learned.astype(self.dtype), self.first_position + places, axis=0, mode="clip")
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        logits = super().logits(x)
+        return logits + self.added.astype(self.dtype) if self.head_bias else logits
 
 
-ROWS: dict[str, dict[str, Any]] = {
-    "transformer_base": {"dropout_rate": 0.1},
-    "transformer_big": {"hidden_size": 1024, "num_heads": 16, "mlp_size": 4096, "dropout_rate": 0.3},
+_BART: dict[str, Any] = {
+    **{"vocab_size": 50265, "max_length": 1024, "activation": "gelu", "norm_epsilon": 1e-5, "dropout_rate": 0.1},
+    **{"positions": "learned", "first_position": 2, "norm_embedded": True, "scale_embedding": False, "head_bias": True},
 }
-for _name, _row in ROWS.items():
+_LARGE: dict[str, Any] = {"hidden_size": 1024, "num_heads": 16, "mlp_size": 4096}
+_VASWANI, _LEWIS = "Vaswani et al. 2017, arXiv:1706.03762", "Lewis et al. 2020, arXiv:1910.13461"
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "transformer_base": (_VASWANI, {"dropout_rate": 0.1}),
+    "transformer_big": (_VASWANI, {**_LARGE, "dropout_rate": 0.3}),
+    "bart_base": (_LEWIS, {**_BART, "hidden_size": 768, "num_heads": 12, "mlp_size": 3072}),
+    "bart_large": (_LEWIS, {**_BART, **_LARGE, "num_layers": 12}),
+    "distilbart_12_6": (
+        "Shleifer and Rush 2020, arXiv:2010.13002",
+        {**_BART, **_LARGE, "num_layers": 12, "num_decoder_layers": 6},
+    ),
+    "opus_mt": (
+        "Tiedemann and Thottingal 2020, OPUS-MT",
+        {
+            **{"vocab_size": 58101, "activation": "silu", "norm_epsilon": 1e-5, "dropout_rate": 0.1},
+            **{"positions": "paper", "head_bias": True},
+        },
+    ),
+}
+for _name, (_paper, _row) in ROWS.items():
     _add = register(
         _name,
         family="transformer",
         input_shape=(512,),
         input_dtype="int32",
         more_inputs={"source": ((512,), "int32")},
-        paper="Vaswani et al. 2017, arXiv:1706.03762",
+        paper=_paper,
     )
     _add(functools.partial(EncoderDecoder, **_row))

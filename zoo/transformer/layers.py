@@ -20,7 +20,7 @@ from zoo.ops.positions import Rotary, rotate
 from zoo.ops.precision import at_least_float32
 from zoo.partition import STACKED, TENSOR, Rules
 
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "swiglu", "geglu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "swiglu", "geglu"]
 Norm = Literal["layer", "rms", "rms_offset"]  # the last one multiplies by 1 + scale
 Norms = Literal["before", "after", "both", "sum"]  # of a layer's input, its output, both; of the residual sum
 Remat = Literal["none", "dots", "full"]
@@ -31,6 +31,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # Hendrycks and Gimpel 2016, section 2
     "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
     "swiglu": jax.nn.silu,  # of the gate, like geglu; Shazeer 2020
     "geglu": functools.partial(jax.nn.gelu, approximate=True),
 }
@@ -366,7 +367,7 @@ def new_stack(
         layer_scale=layer_scale,
         dropout_rate=model.dropout_rate,
     )
-    return functools.partial(Stack, block, model.num_layers, model.scan_layers, model.remat)
+    return functools.partial(Stack, block=block, num_layers=model.num_layers, scan=model.scan_layers, remat=model.remat)
 
 
 def head_dim_of(model: Any) -> int:

@@ -8,10 +8,24 @@ names all of a model's arrays is written), `fields(config)` (the registered mode
 from collections.abc import Mapping
 from typing import Any
 
-from zoo.weights.huggingface import bert, clip, dinov2, distilbert, gemma, gpt2, llama, mpnet, neox, roberta, t5, vit
+from zoo.weights.huggingface import (
+    bart,
+    bert,
+    clip,
+    dinov2,
+    distilbert,
+    gemma,
+    gpt2,
+    llama,
+    mpnet,
+    neox,
+    roberta,
+    t5,
+    vit,
+)
 from zoo.weights.huggingface.layout import TensorLayout
 
-FAMILIES: tuple[Any, ...] = (bert, roberta, mpnet, distilbert, gpt2, llama, gemma, neox, t5, vit, dinov2, clip)
+FAMILIES: tuple[Any, ...] = (bert, roberta, mpnet, distilbert, gpt2, llama, gemma, neox, t5, vit, dinov2, clip, bart)
 LAYOUTS: tuple[TensorLayout, ...] = tuple(layout for family in FAMILIES for layout in family.LAYOUTS)
 KINDS: dict[str, Any] = {kind: family for family in FAMILIES for kind in family.ARCHITECTURES}
 

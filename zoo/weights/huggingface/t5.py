@@ -9,7 +9,6 @@ from typing import Any
 
 import flax.linen as nn
 
-from zoo.errors import ZooError
 from zoo.transformer.t5 import T5
 from zoo.weights.huggingface.checks import activation, count, named
 from zoo.weights.huggingface.layout import TensorLayout
@@ -66,12 +65,11 @@ def writes(model: nn.Module) -> bool:
 def fields(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The registered model and its fields; ZooError for unsupported settings."""
     layers = count(config, "num_layers")
-    if (others := count(config, "num_decoder_layers", layers)) != layers:
-        raise ZooError(f"num_decoder_layers must be num_layers, {layers}, not {others}")
     return "t5_small", {
         "vocab_size": count(config, "vocab_size"),
         "hidden_size": count(config, "d_model"),
         "num_layers": layers,
+        "num_decoder_layers": count(config, "num_decoder_layers", layers),
         "num_heads": count(config, "num_heads"),
         "head_dim": count(config, "d_kv"),
         "mlp_size": count(config, "d_ff"),
@@ -95,7 +93,7 @@ def config(model: Any) -> dict[str, Any]:
         "d_kv": model.settled["head_dim"],
         "d_ff": model.mlp_size,
         "num_layers": model.num_layers,
-        "num_decoder_layers": model.num_layers,
+        "num_decoder_layers": model.settled["num_decoder_layers"],
         "num_heads": model.num_heads,
         "n_positions": model.max_length,
         "relative_attention_num_buckets": model.num_buckets,
