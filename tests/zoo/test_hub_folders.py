@@ -54,7 +54,7 @@ def test_a_text_classifier_is_loaded_with_tokenizer_and_labels(tokenizer, tmp_pa
     assert main(["predict", str(tmp_path / "bert"), "the cat"]) == 0
     assert "good" in capsys.readouterr().out
     change(tmp_path / "bert", vocab_size=9)
-    with pytest.raises(ZooError, match=r"tokens in its tokenizer.json, more than the model, which has 9"):
+    with pytest.raises(ZooError, match=r"tokens in its vocabulary, more than the model, which has 9"):
         zoo.load(tmp_path / "bert")
 
 

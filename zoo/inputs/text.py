@@ -21,9 +21,10 @@ import numpy as np
 
 from zoo.arrays import Example
 from zoo.errors import ZooError
-from zoo.files import read_json
+from zoo.files import parse_json, read_json
 from zoo.inputs.base import Inputs
 from zoo.inputs.chat import render
+from zoo.inputs.vocabulary_files import vocabulary_of
 
 TOKENIZERS = ("char", "byte", "bpe", "word", "wordpiece", "unigram")
 UNKNOWN, BEGIN, END, MASK = "[UNK]", "[CLS]", "[SEP]", "[MASK]"
@@ -345,20 +346,22 @@ def width_for(longest: int) -> int:
 
 
 def read_tokenizer(path: str | os.PathLike, length: int, labels: Sequence[str] = ()) -> TextInputs:
-    """Inputs from a `tokenizer.json` of the `tokenizers` library, or from a folder with one, as Hugging Face's.
+    """Inputs from a `tokenizer.json` of the `tokenizers` library, or from a folder with one, as Hugging Face's, or with
+    the files of `zoo.inputs.vocabulary_files`.
 
     ZooError if the file is not such a tokenizer, or of another kind than WordPiece, BPE, Unigram and WordLevel.
     """
     file = pathlib.Path(path).expanduser()
-    file = file / "tokenizer.json" if file.is_dir() else file
-    if not file.is_file():
+    older = vocabulary_of(file) if file.is_dir() and not (file / "tokenizer.json").is_file() else None
+    file = file / "tokenizer.json" if file.is_dir() and older is None else file
+    if older is None and not file.is_file():
         raise ZooError(f"no tokenizer {str(path)!r}: give {', '.join(TOKENIZERS)}, or a folder with a tokenizer.json")
     try:
-        content = read_json(file)
+        text = file.read_text("utf-8") if older is None else older
+        content = read_json(file) if older is None else parse_json(older)
         model = content["model"]
         added = {str(token["content"]): token["id"] for token in content.get("added_tokens") or ()}
         kind = model.get("type", "BPE" if "merges" in model else "WordPiece")
-        text = file.read_text("utf-8")
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ZooError(f"{str(file)!r} is not a tokenizer's JSON") from None
     kinds = {"WordPiece": "wordpiece", "BPE": "bpe", "WordLevel": "word", "Unigram": "unigram"}

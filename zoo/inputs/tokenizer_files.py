@@ -30,9 +30,12 @@ def bytewise(
     special: Mapping[str, bool],
     pattern: str = "gpt-2",
     begin: str | None = None,
+    end: str | None = None,
+    before: Sequence[str] = (),
 ) -> str:
     """Byte-level byte-pair encoding. `special` has tokens that are found in a text before it is cut, with True for
-    those that are no text; `begin` is put before every text. ZooError for an unknown `pattern`."""
+    those that are no text; `begin` and `end` are put around every text; tokens of `before` take spaces before them.
+    ZooError for an unknown `pattern`."""
     if pattern not in PATTERNS:
         raise unknown("way to cut texts", pattern, PATTERNS)
     cuts: list[dict[str, Any]] = [
@@ -55,6 +58,46 @@ def bytewise(
         pre_tokenizer={"type": "Sequence", "pretokenizers": [*cuts, level]},
         decoder=level,
         begin=begin,
+        end=end,
+        before=before,
+    )
+
+
+def words(
+    ids: Mapping[str, int],
+    special: Mapping[str, bool],
+    lower: bool,
+    strip_accents: bool | None,
+    begin: str | None,
+    end: str | None,
+) -> str:
+    """BERT's pieces of words (Wu et al. 2016, section 4.1), of lower-cased words without accents if `lower`, unless
+    `strip_accents` says otherwise."""
+    unknown_token = "[UNK]" if "[UNK]" in ids else "<unk>"
+    if unknown_token not in ids:
+        raise ZooError("it must have a token [UNK]")
+    return _json(
+        {
+            "type": "WordPiece",
+            "unk_token": unknown_token,
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": dict(ids),
+        },
+        ids,
+        special,
+        normalizer={
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": strip_accents,
+            "lowercase": lower,
+        },
+        pre_tokenizer={"type": "BertPreTokenizer"},
+        decoder={"type": "WordPiece", "prefix": "##", "cleanup": True},
+        begin=begin,
+        end=end,
+        before=("<mask>",),
     )
 
 
@@ -78,6 +121,7 @@ def pieces(
     ids = {piece: i for i, (piece, _) in enumerate(scored)}
     normal: list[dict[str, Any]] = []
     split: dict[str, Any] | None = None
+    decoder: dict[str, Any]
     if charsmap:
         import base64
 
@@ -102,7 +146,7 @@ def pieces(
             {"type": "Fuse"},
         ]
         parts += [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
-        decoder: dict[str, Any] = {"type": "Sequence", "decoders": parts}
+        decoder = {"type": "Sequence", "decoders": parts}
     else:
         model = {
             "type": "Unigram",
@@ -110,7 +154,7 @@ def pieces(
             "vocab": [[piece, score] for piece, score in scored],
             "byte_fallback": "<0x00>" in ids,
         }
-        split = {
+        split = decoder = {
             "type": "Metaspace",
             "replacement": "▁",
             "prepend_scheme": "always" if prefix else "never",
@@ -143,6 +187,7 @@ def _json(
     decoder: Any = None,
     begin: str | None = None,
     end: str | None = None,
+    before: Sequence[str] = (),
 ) -> str:
     """The library's JSON. ZooError where `begin` or `end` is no token."""
     for token in (begin, end):
@@ -155,14 +200,17 @@ def _json(
         "pair": [*(_part(token) for token in around), *(_part(token, "B") for token in around[1:])],
         "special_tokens": {token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in around if token},
     }
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    plain = {"single_word": False, "rstrip": False, "normalized": False}
     added = sorted((ids[token], token, hidden) for token, hidden in special.items() if token in ids)
     return json.dumps(
         {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [{"id": i, "content": token, **plain, "special": hidden} for i, token, hidden in added],
+            "added_tokens": [
+                {"id": i, "content": token, **plain, "lstrip": token in before, "special": hidden}
+                for i, token, hidden in added
+            ],
             "normalizer": normalizer,
             "pre_tokenizer": pre_tokenizer,
             "post_processor": post if len(around) > 1 else None,

@@ -11,6 +11,7 @@ import numpy as np
 
 from zoo.errors import ZooError
 from zoo.files import read_json
+from zoo.hub import VOCABULARIES
 from zoo.inputs import ImageInputs, ImageTextInputs, Inputs
 from zoo.inputs.image_file import Interpolation
 from zoo.inputs.text import MOST_LENGTH, TextInputs, read_tokenizer
@@ -45,13 +46,13 @@ def inputs_of(folder: str | os.PathLike, name: str, fields: Mapping[str, Any]) -
 def _texts(
     folder: pathlib.Path, info: ModelInfo, fields: Mapping[str, Any], labels: tuple[str, ...]
 ) -> TextInputs | None:
-    if not (folder / "tokenizer.json").is_file():
+    if not any(any(folder.glob(name)) for name in ("tokenizer.json", *VOCABULARIES)):
         return None
     length = most_tokens(folder, min(fields.get("max_length", info.input_shape[0]), MOST_LENGTH))
     inputs = read_tokenizer(folder, length, labels)
     if inputs.vocab_size > fields["vocab_size"]:
         raise ZooError(
-            f"{str(folder)!r} has {inputs.vocab_size} tokens in its tokenizer.json, more than the model, which has "
+            f"{str(folder)!r} has {inputs.vocab_size} tokens in its vocabulary, more than the model, which has "
             f"{fields['vocab_size']}"
         )
     return _with_chat(folder, inputs)
