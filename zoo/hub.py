@@ -25,7 +25,7 @@ ABOUT = (  # of a model: its fields, and how it reads data
 )
 VOCABULARIES = (  # where there is no tokenizer.json
     *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
-    *("source.spm", "target.spm", "*.tiktoken"),
+    *("source.spm", "target.spm", "target_vocab.json", "*.tiktoken"),
 )
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _ADDRESS = re.compile(

@@ -184,7 +184,7 @@ def _published(origin: Origin, overrides: Mapping[str, Any]) -> Run:
     if origin.inputs is None or origin.name is None:
         raise ZooError(
             f"{str(origin.path)!r} is a {origin.maker} folder that does not say how its model reads data (a "
-            "tokenizer.json, but for T5, or a preprocessor_config.json); zoo.from_pretrained gives model and variables"
+            "tokenizer.json or a preprocessor_config.json); zoo.from_pretrained gives model and variables"
         )
     model, inputs = create_model(origin.name, **{**origin.args, **overrides}), origin.inputs
     if isinstance(inputs, ImageInputs) and "image_size" in overrides:

@@ -89,3 +89,81 @@ def test_decoding_gives_their_tokens(name, beams, tmp_path):
         kept = other_row[: ends[0]] if len(ends) else other_row
         np.testing.assert_array_equal(mine[: len(kept)], kept)
         assert (mine[len(kept) :] == 2).all()
+
+
+TEXTS = ["the quick brown fox jumps over the lazy dog.", "two words", "a dog"]
+
+
+def expected_texts(other, tokenizer, texts):
+    found = []
+    for text in texts:
+        ids = tokenizer(text, return_tensors="pt")
+        with torch.no_grad():
+            found.append(tokenizer.decode(other.generate(**ids)[0], skip_special_tokens=True))
+    return found
+
+
+def test_a_folder_of_bart_summarises_as_its_generation_config_says(tmp_path):
+    from tokenizers import ByteLevelBPETokenizer
+
+    made = ByteLevelBPETokenizer()
+    made.train_from_iterator(TEXTS * 3, vocab_size=300, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    made.save_model(str(tmp_path))
+    tokenizer = transformers.BartTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    torch.manual_seed(0)
+    sizes = {**SIZES, "vocab_size": 300, "max_position_embeddings": 40, "bos_token_id": 0, "forced_bos_token_id": 0}
+    other = drawn(transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes)))
+    chosen = {"num_beams": 3, "max_length": 14, "min_length": 6, "no_repeat_ngram_size": 2, "length_penalty": 2.0}
+    other.generation_config.update(**chosen, early_stopping=True, forced_bos_token_id=0)
+    for part in (other, tokenizer):
+        part.save_pretrained(tmp_path / "bart")
+    run = zoo.load(tmp_path / "bart")
+    assert dict(run.inputs.decoding)["min_length"] == 5
+    ours = [found.text for (found,) in zoo.translate(run, TEXTS)]
+    assert ours == expected_texts(other, tokenizer, TEXTS)
+    assert zoo.inputs.inputs_from_json(run.inputs.to_json()) == run.inputs
+
+
+def test_a_folder_of_marian_translates(tmp_path, capsys):
+    import json
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "zoo"))
+    from test_vocabulary_files import SCRIPTS, trained
+
+    from zoo.__main__ import main
+
+    folder = tmp_path / "marian"
+    folder.mkdir()
+    special = {"unk_id": 2, "bos_id": -1, "eos_id": 0, "pad_id": -1, "unk_piece": "<unk>"}
+    for name in ("source", "target"):
+        (folder / f"{name}.spm").write_bytes(trained("unigram", **special, shuffle_input_sentence=name == "target"))
+    import sentencepiece
+
+    parts = [sentencepiece.SentencePieceProcessor(model_file=str(folder / f"{n}.spm")) for n in ("source", "target")]
+    own = {part.id_to_piece(i) for part in parts for i in range(part.get_piece_size())}
+    tokens = ["</s>", "<unk>", *sorted(own - {"</s>", "<unk>"}), ">>fra<<", "<pad>"]
+    ids = {token: i for i, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(ids))
+    tokenizer = transformers.MarianTokenizer(
+        str(folder / "source.spm"), str(folder / "target.spm"), str(folder / "vocab.json"), source_lang="en"
+    )
+    torch.manual_seed(0)
+    last = len(tokens) - 1
+    sizes = {**SIZES, "vocab_size": len(tokens), "max_position_embeddings": 80, "pad_token_id": last, "eos_token_id": 0}
+    config = transformers.MarianConfig(**{**sizes, "decoder_start_token_id": last, "scale_embedding": True})
+    other = drawn(transformers.MarianMTModel(config))
+    for half in (other.model.encoder, other.model.decoder):
+        half.embed_positions.weight.data.copy_(half.embed_positions.create_weight())
+    other.generation_config.update(num_beams=2, max_length=12, bad_words_ids=[[last]], pad_token_id=last)
+    other.save_pretrained(folder)
+    run = zoo.load(folder)
+    for text in (*SCRIPTS, ">>fra<< the cafe"):
+        ours, theirs = run.inputs.encode(text), tokenizer(text)["input_ids"]
+        assert ours.tolist() == theirs, text
+        assert run.inputs.decode(ours) == tokenizer.decode(theirs, skip_special_tokens=True)
+    texts = list(SCRIPTS[:3])
+    assert [found.text for (found,) in zoo.translate(run, texts)] == expected_texts(other, tokenizer, texts)
+    assert not main(["translate", str(folder), texts[0]])
+    assert capsys.readouterr().out.rstrip("\n") == expected_texts(other, tokenizer, texts[:1])[0]

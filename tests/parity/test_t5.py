@@ -189,3 +189,30 @@ def test_torchs_transformer_with_our_weights(norm_first):
     places = np.arange(S)[:, None] / 10_000 ** (np.arange(16) / 15)  # Vaswani et al. 2017, section 3.5
     expected = params["embedding"][tokens(S)] * np.sqrt(32) + np.concatenate([np.sin(places), np.cos(places)], axis=-1)
     np.testing.assert_allclose(embedded[0], expected, atol=1e-5)
+
+
+def test_a_folder_of_flan_answers(tmp_path):
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "zoo"))
+    from test_vocabulary_files import SCRIPTS, folder_of, trained
+
+    spm = trained("unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    folder = folder_of("T5Tokenizer", spm, tmp_path / "t5")
+    size = zoo.inputs.text.read_tokenizer(folder, 16).vocab_size
+    torch.manual_seed(0)
+    settings = {**CONFIG, **PEERS["gated-untied"], "vocab_size": size, "num_decoder_layers": 2, "n_positions": 100}
+    other = transformers.T5ForConditionalGeneration(transformers.T5Config(**settings, decoder_start_token_id=0)).eval()
+    other.lm_head.weight = torch.nn.Parameter(torch.empty(size, 32))
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)
+    other.generation_config.update(max_length=10, pad_token_id=0, eos_token_id=1)
+    other.save_pretrained(folder)
+    run = zoo.load(folder)
+    for text in SCRIPTS[:4]:
+        ids = run.inputs.encode(text)
+        with torch.no_grad():
+            theirs = other.generate(torch.from_numpy(ids)[None].long())[0].tolist()
+        ((found,),) = zoo.translate(run, [text])
+        assert found.text == run.inputs.decode(np.array(theirs[1:]))

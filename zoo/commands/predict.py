@@ -63,7 +63,8 @@ def predict(
     if labels:
         run = zoo.zero_shot(run, labels, template)
     if not run.inputs.labels and not _fills(run):
-        others = {"pair": ("an encoder-decoder", "translate"), "series": ("a forecaster", "forecast")}
+        pairs = "an encoder-decoder", "translate"
+        others = {"pair": pairs, "text-to-text": pairs, "series": ("a forecaster", "forecast")}
         what, verb = others.get(run.inputs.kind, ("a language model", "generate"))
         raise ZooError(f"{folder!r} has no classes: it is {what} (python -m zoo {verb} {folder})")
     images, predictor, status = run.inputs.kind == "image", Predictor(run, top_k), 0

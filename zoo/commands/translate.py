@@ -1,4 +1,4 @@
-"""python -m zoo translate: targets from an encoder-decoder."""
+"""python -m zoo translate: targets from an encoder-decoder, translations or summaries."""
 
 import argparse
 import itertools
@@ -14,17 +14,23 @@ LINES = 64  # of standard input, translated together
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("translate", help="translate with a trained encoder-decoder")
-    command.add_argument("run_folder", metavar="RUN", help="a run folder")
+    command = commands.add_parser("translate", help="translate or summarise with an encoder-decoder")
+    command.add_argument("run_folder", metavar="RUN", help="a run folder, or a published encoder-decoder")
     command.add_argument(
         "texts",
         nargs="*",
         metavar="TEXT",
         help="sources (default: the lines of standard input; the target of one that cannot be translated is empty)",
     )
-    command.add_argument("--beam-size", type=int, default=5, help="number of beams; 1 is greedy decoding")
+    command.add_argument(
+        "--beam-size", type=int, help="number of beams; 1 is greedy decoding (default: 5, or a published model's own)"
+    )
     command.add_argument("--num-best", type=int, default=1, help="targets to print for each source, with scores")
-    command.add_argument("--length-penalty", type=float, default=0.6, help="0 prefers short targets, more longer ones")
+    command.add_argument(
+        "--length-penalty",
+        type=float,
+        help="0 prefers short targets, more longer ones (default: 0.6, or a published model's own)",
+    )
     command.add_argument(
         "--coverage-penalty", type=float, default=0.0, help="penalty for source tokens without attention"
     )
@@ -40,7 +46,7 @@ def translate(args: argparse.Namespace) -> None:
 
     run = zoo.load(args.run_folder)
     names = ("beam_size", "num_best", "length_penalty", "coverage_penalty")
-    options = {name: getattr(args, name) for name in names}
+    options = {name: value for name in names if (value := getattr(args, name)) is not None}
     translate(run, [], **options)  # whatever the lines are, the model must be one that translates
     lines = iter(args.texts) if args.texts else _lines(sys.stdin, run.inputs)
     while texts := list(itertools.islice(lines, LINES)):

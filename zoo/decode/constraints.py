@@ -32,6 +32,7 @@ class Constraints:
     repetition_penalty: float = 1.0  # above 1, tokens of the prompt and the output become less probable
     banned: tuple[int, ...] = ()  # ids that are never generated
     min_length: int = 0  # tokens to generate before `end` may be
+    forced_first: int | None = None  # the first token to generate
     no_repeat_ngram: int | None = None  # no n-gram of this size twice, prompt included, unless no token were left
     processors: tuple[Processor, ...] = ()
 
@@ -52,7 +53,7 @@ class Constraints:
 
     @property
     def active(self) -> bool:
-        return bool(self.need_history or self.banned or self.min_length)
+        return bool(self.need_history or self.banned or self.min_length or self.forced_first is not None)
 
 
 def check_constraints(constraints: Constraints, vocab_size: int, end: int | None) -> None:
@@ -62,6 +63,9 @@ def check_constraints(constraints: Constraints, vocab_size: int, end: int | None
     wrong = [token for token in constraints.banned if not 0 <= token < vocab_size]
     if wrong:
         raise ZooError(f"banned token {wrong[0]} is outside the vocabulary of {vocab_size}")
+    forced = constraints.forced_first
+    if forced is not None and (not 0 <= forced < vocab_size or forced in constraints.banned):
+        raise ZooError(f"forced-first {forced} must be a token of the vocabulary of {vocab_size} that is not banned")
     if constraints.min_length and end is None:
         raise ZooError(f"min-length {constraints.min_length} needs an end-of-text token, and none is known: give `end`")
     excluded = set(constraints.banned) | ({end} if constraints.min_length else set())
@@ -84,6 +88,9 @@ def constrained(
         logits = jnp.where(np.isin(np.arange(size), constraints.banned), -jnp.inf, logits)
     if constraints.min_length:
         logits = jnp.where((new < constraints.min_length) & (np.arange(size) == end), -jnp.inf, logits)
+    if constraints.forced_first is not None:
+        others = np.arange(size) != constraints.forced_first
+        logits = jnp.where((new == 0) & others, -jnp.inf, logits)
     if constraints.no_repeat_ngram:
         left = jnp.where(repeating(tokens, lengths, constraints.no_repeat_ngram, size), -jnp.inf, logits)
         logits = jnp.where(jnp.max(left, axis=-1, keepdims=True) > -jnp.inf, left, logits)

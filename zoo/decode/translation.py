@@ -9,6 +9,7 @@ from zoo.decode.beam import decode_sources
 from zoo.errors import ZooError
 from zoo.inputs.pairs import PairInputs
 from zoo.inputs.text import padded, width_for
+from zoo.inputs.text_to_text import TextToTextInputs
 from zoo.run import Run
 
 
@@ -23,25 +24,26 @@ def translate(
     run: Run,
     texts: Sequence[str],
     *,
-    beam_size: int = 5,
     num_best: int = 1,
-    length_penalty: float = 0.6,
-    coverage_penalty: float = 0.0,
     batch_size: int = 64,
     **options: Any,
 ) -> list[list[Hypothesis]]:
-    """The `num_best` best targets of each source, best first, from a run of pairs as `zoo.load` returns it.
+    """The `num_best` best targets of each source, best first, from a run of pairs or a published encoder-decoder as
+    `zoo.load` returns it: translations, or summaries.
 
-    `options` are others of `zoo.decode.decode_sources`: length_penalty_form, early_stopping, and constraints such as
-    no_repeat_ngram. Sources of similar length are decoded together, in batches of a few widths, each in one dispatch.
-    ZooError for a model that is not an encoder-decoder, a source that is empty or longer than the model accepts, and
-    numbers out of range.
+    `options` are others of `zoo.decode.decode_sources`: beam_size (5), length_penalty (0.6), coverage_penalty,
+    length_penalty_form, early_stopping, and constraints such as no_repeat_ngram. A published model's makers chose some
+    of them, its `inputs.decoding`, which hold where nothing else is given. Sources of similar length are decoded
+    together, in batches of a few widths, each in one dispatch. ZooError for a model that is not an encoder-decoder, a
+    source that is empty or longer than the model accepts, and numbers out of range.
     """
-    model, variables, inputs = run.model, run.variables, cast(PairInputs, run.inputs)
+    model, variables, inputs = run.model, run.variables, cast(PairInputs | TextToTextInputs, run.inputs)
     if not hasattr(model, "encode"):
         raise ZooError(f"{type(model).__name__} cannot translate: it is not an encoder-decoder")
     if batch_size < 1:
         raise ZooError(f"batch_size must be at least 1, not {batch_size}")
+    chosen = dict(inputs.decoding) if isinstance(inputs, TextToTextInputs) else {}
+    options = {"beam_size": 5, "length_penalty": 0.6, **chosen, **options}
     unknown = range(inputs.model_args()["vocab_size"], model.vocab_size)  # type: ignore[attr-defined]
     options["banned"] = (*options.get("banned", ()), *unknown)
     rows = [inputs.encode(text) for text in texts]
@@ -54,8 +56,7 @@ def translate(
         batch = [rows[place] for place in np.resize(places, size)]
         beams = decode_sources(
             model, variables, padded(batch, width), np.array([*map(len, batch)], np.int32),
-            first=inputs.first, end=inputs.end, max_length=inputs.target.length, beam_size=beam_size,
-            num_best=num_best, length_penalty=length_penalty, coverage_penalty=coverage_penalty, **options,
+            first=inputs.first, end=inputs.end, max_length=inputs.target.length, num_best=num_best, **options,
         )  # fmt: skip
         tokens, scores = np.asarray(beams.tokens), np.asarray(beams.scores)
         for row, place in enumerate(places):

@@ -6,5 +6,15 @@ from zoo.inputs.image_text import ImageTextInputs
 from zoo.inputs.pairs import PairInputs
 from zoo.inputs.series import SeriesInputs
 from zoo.inputs.text import TextInputs
+from zoo.inputs.text_to_text import TextToTextInputs
 
-__all__ = ["ImageInputs", "ImageTextInputs", "Inputs", "PairInputs", "SeriesInputs", "TextInputs", "inputs_from_json"]
+__all__ = [
+    "ImageInputs",
+    "ImageTextInputs",
+    "Inputs",
+    "PairInputs",
+    "SeriesInputs",
+    "TextInputs",
+    "TextToTextInputs",
+    "inputs_from_json",
+]

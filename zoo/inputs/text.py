@@ -196,6 +196,12 @@ class TextInputs(Inputs):
         known = tokens[tokens < self.vocab_size].tolist()
         return _asked(self._library.decode, known, skip_special_tokens=False)
 
+    def decode_plain(self, array: Any) -> str:
+        """The text of token ids [n] of a library's tokenizer without its special tokens, and without ids that it does
+        not have."""
+        tokens = np.asarray(array).reshape(-1)
+        return _asked(self._library.decode, tokens[tokens < self.vocab_size].tolist(), skip_special_tokens=True)
+
     def batch(self, raws: Sequence[str]) -> dict[str, np.ndarray]:
         """Texts cut to `length` tokens: `tokens` int32 [n, length], padded with zeros, and `length` int32 [n].
 

@@ -6,7 +6,7 @@ PATTERNS has the known ones by the names that GGUF files give them.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from zoo.errors import ZooError, unknown
@@ -21,6 +21,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {  # each cuts the pieces of the one befo
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2"), (rf"{_WORDS}|\p{{N}}|{_REST}",)),
 }
 _WHOLE = ("llama-bpe", "llama3")  # a word that is a token is not merged from smaller ones
+_UNREAD = "\ue000"  # before a piece that no text has: a character of private use
 _COMPOSED = ("qwen2", "deepseek-r1-qwen")  # texts are brought to Unicode's composed form first
 
 
@@ -111,8 +112,10 @@ def pieces(
     squeeze: bool = False,
     begin: str | None = None,
     end: str | None = None,
+    decoded: Container[str] = (),
 ) -> str:
-    """SentencePiece's pieces with their scores, in the order of their ids.
+    """SentencePiece's pieces with their scores, in the order of their ids. Those of `decoded` are in no text that is
+    encoded, only among tokens that are decoded; only without `merged`.
 
     `merged`: by merging the pair with the best score, with bytes for what is unknown; else by the most probable pieces
     (Kudo 2018). `charsmap` is SentencePiece's table of normalisation, `prefix` puts a space before a text, `squeeze`
@@ -160,6 +163,10 @@ def pieces(
             "prepend_scheme": "always" if prefix else "never",
             "split": True,
         }
+        if any(piece in decoded for piece, _ in scored):
+            model["vocab"] = [[_UNREAD * (piece in decoded) + piece, score] for piece, score in scored]
+            shown = {"type": "Replace", "pattern": {"String": _UNREAD}, "content": ""}
+            decoder = {"type": "Sequence", "decoders": [shown, split]}
     normalizer = {"type": "Sequence", "normalizers": normal} if normal else None
     return _json(model, ids, special, normalizer, split, decoder, begin, end)
 

@@ -204,6 +204,42 @@ def _sentencepiece(path: pathlib.Path, kind: str, about: Mapping[str, Any], adde
     return model.vocabulary(begin, end, model.special | dict(added.values()))
 
 
+def side_of(folder: pathlib.Path, model: str, ids_file: str) -> str:
+    """The vocabulary of one side of a Marian: a model of SentencePiece cuts texts, a JSON has the ids of both sides.
+
+    ZooError for a missing or damaged file.
+    """
+    for name in (model, ids_file):
+        if not (folder / name).is_file():
+            raise ZooError(f"{str(folder)!r} has no {name}")
+    try:
+        found, ids = sentencepiece_model(folder / model), read_json(folder / ids_file)
+        tokens = sorted(ids, key=ids.__getitem__)
+        if [ids[token] for token in tokens] != [*range(len(tokens))]:
+            raise ValueError(f"the ids of {ids_file} must be 0 to {len(tokens) - 1}, each once")
+        scores = {
+            piece: score for (piece, score), kind in zip(found.scored, found.kinds, strict=True) if kind == NORMAL
+        }
+        least = min(scores.values(), default=0.0)
+        names = (*("</s>", "<unk>", "<pad>"), *(token for token in tokens if token.startswith(">>")))  # >>fra<<
+        special = {token: not token.startswith(">>") for token in names if token in ids}
+        return pieces(
+            [(token, scores.get(token, least)) for token in tokens],
+            special,
+            ids["<unk>"],
+            merged=False,
+            charsmap=found.charsmap,
+            prefix=found.prefix,
+            squeeze=found.squeeze,
+            end="</s>",
+            decoded={*tokens} - {*scores} - {*special},
+        )
+    except ZooError as error:
+        raise ZooError(f"{str(folder / model)!r}: {error}") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ZooError(f"{str(folder / ids_file)!r} is no vocabulary: {first_line(error)}") from None
+
+
 def _is_text(path: pathlib.Path) -> bool:
     """Whether a file begins with a line of tiktoken's: base64, a space, a rank."""
     with path.open("rb") as file:

@@ -63,12 +63,22 @@ class T5(SourceToTarget):
         return super().logits(x / math.sqrt(self.hidden_size) if self.tied else x)
 
 
-_add = register(
-    "t5_small",
-    family="transformer",
-    input_shape=(512,),
-    input_dtype="int32",
-    more_inputs={"source": ((512,), "int32")},
-    paper="Raffel et al. 2020, arXiv:1910.10683",
-)
-_add(functools.partial(T5, dropout_rate=0.1))
+_RAFFEL, _CHUNG = "Raffel et al. 2020, arXiv:1910.10683", "Chung et al. 2022, arXiv:2210.11416"
+_FLAN: dict[str, Any] = {"activation": "geglu", "tied": False, "head_dim": 64}
+_BASE: dict[str, Any] = {"hidden_size": 768, "num_layers": 12, "num_heads": 12}
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "t5_small": (_RAFFEL, {}),
+    "t5_base": (_RAFFEL, {**_BASE, "mlp_size": 3072}),
+    "flan_t5_small": (_CHUNG, {**_FLAN, "num_layers": 8, "num_heads": 6, "mlp_size": 1024}),
+    "flan_t5_base": (_CHUNG, {**_FLAN, **_BASE, "mlp_size": 2048}),
+}
+for _name, (_paper, _row) in ROWS.items():
+    _add = register(
+        _name,
+        family="transformer",
+        input_shape=(512,),
+        input_dtype="int32",
+        more_inputs={"source": ((512,), "int32")},
+        paper=_paper,
+    )
+    _add(functools.partial(T5, dropout_rate=0.1, **_row))

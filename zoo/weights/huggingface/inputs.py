@@ -12,12 +12,13 @@ import numpy as np
 from zoo.errors import ZooError
 from zoo.files import read_json
 from zoo.hub import VOCABULARIES
-from zoo.inputs import ImageInputs, ImageTextInputs, Inputs
+from zoo.inputs import ImageInputs, ImageTextInputs, Inputs, TextToTextInputs
 from zoo.inputs.image_file import Interpolation
 from zoo.inputs.text import MOST_LENGTH, TextInputs, read_tokenizer
+from zoo.inputs.vocabulary_files import side_of
 from zoo.registry import ModelInfo, model_info
 from zoo.transformer.clip import CLIP
-from zoo.transformer.t5 import T5
+from zoo.transformer.encoder_decoder import SourceToTarget
 from zoo.weights.huggingface.sentences import most_tokens
 
 RESAMPLE: tuple[Interpolation, ...] = ("nearest", "lanczos", "bilinear", "bicubic")  # Pillow's numbers
@@ -38,9 +39,48 @@ def inputs_of(folder: str | os.PathLike, name: str, fields: Mapping[str, Any]) -
             return images
         texts = _texts(folder, info, fields, ())
         return None if texts is None else ImageTextInputs(images, texts)
-    if issubclass(info.module_class, T5):
-        return None  # T5's special tokens are not those of our pairs
+    if issubclass(info.module_class, SourceToTarget):
+        return _pairs(folder, info, fields)
     return _texts(folder, info, fields, labels)
+
+
+def _pairs(folder: pathlib.Path, info: ModelInfo, fields: Mapping[str, Any]) -> TextToTextInputs | None:
+    """Sources and targets of an encoder-decoder, with what generation_config.json, or of old config.json, chooses."""
+    if (folder / "source.spm").is_file():
+        separate = (folder / "target_vocab.json").is_file()
+        length = most_tokens(folder, fields["max_length"])
+        sides = ("source.spm", "vocab.json"), ("target.spm", "target_vocab.json" if separate else "vocab.json")
+        source, target = (TextInputs("unigram", side_of(folder, *side), length) for side in sides)
+    else:
+        found = _texts(folder, info, fields, ())
+        if found is None:
+            return None
+        source = target = found
+    path = folder / "generation_config.json"
+    try:
+        about = {**read_json(folder / "config.json"), **(read_json(path) if path.is_file() else {})}
+        first, end = about["decoder_start_token_id"], about["eos_token_id"]
+        decoding: dict[str, Any] = {
+            "beam_size": about.get("num_beams") or 1,
+            "length_penalty": float(about.get("length_penalty") or 1.0),
+            "length_penalty_form": "length",
+            "early_stopping": about.get("early_stopping") or False,
+        }
+        if (least := about.get("min_length") or 0) > 1:
+            decoding["min_length"] = least - 1  # theirs counts the first token, which is given
+        for ours, theirs in (("no_repeat_ngram", "no_repeat_ngram_size"), ("forced_first", "forced_bos_token_id")):
+            if about.get(theirs) is not None and about[theirs] != (0 if ours == "no_repeat_ngram" else None):
+                decoding[ours] = about[theirs]
+        if (penalty := float(about.get("repetition_penalty") or 1.0)) != 1:
+            decoding["repetition_penalty"] = penalty
+        if banned := tuple(words[0] for words in about.get("bad_words_ids") or () if len(words) == 1):
+            decoding["banned"] = banned
+        most = about.get("max_length") or fields["max_length"] + 1
+        target = dataclasses.replace(target, length=min(most - 1, fields["max_length"]))
+        ends = end if isinstance(end, list) else [end]
+        return TextToTextInputs(source, target, first, ends[0], tuple(decoding.items()))
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        raise ZooError(f"{str(folder)!r} does not say how its model decodes: {error!r:.120}") from None
 
 
 def _texts(
