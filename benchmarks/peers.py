@@ -3,6 +3,8 @@
 Parity is tested against them, and they are timed beside ours. Images are [B, C, H, W].
 """
 
+import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -271,6 +273,7 @@ def efficientnet(
     num_classes: int,
     dropout_rate: float,
     drop_path_rate: float,
+    fixed_ends: bool,  # B0's, of the size of which the peer is
 ) -> nn.Module:
     build = torchvision_models().efficientnet_b0
     peer = build(num_classes=num_classes, dropout=dropout_rate, stochastic_depth_prob=drop_path_rate)
@@ -320,4 +323,9 @@ def torch_model(name: str, input_shape: tuple[int, ...] | None = None, **fields:
         raise zoo.ZooError(f"{name} has no PyTorch peer; there are peers for {', '.join(PEERS)}")
     ours = ("dtype", "param_dtype", "axis_name")
     chosen = {key: value for key, value in {**info.fields, **fields}.items() if key not in ours}
+    defaults = {field.name: field.default for field in dataclasses.fields(info.module_class)}  # type: ignore[arg-type]
+    takes = inspect.signature(peer).parameters
+    for key in chosen.keys() - takes.keys():
+        if chosen.pop(key) != defaults[key]:
+            raise zoo.ZooError(f"the PyTorch peer of {name} has no {key}")
     return peer(input_shape=input_shape or info.input_shape, **chosen)
