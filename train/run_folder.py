@@ -137,9 +137,11 @@ def describe(
 
 
 def export(workdir: pathlib.Path, variables: Any, **about: Any) -> None:
-    """Writes export/: model.safetensors, and config.json as `describe_export` does."""
+    """Writes export/: model.safetensors, which names its model and inputs too, and config.json as `describe_export`
+    does."""
     (workdir / "export").mkdir(exist_ok=True)
-    save_native(variables, workdir / "export" / "model.safetensors", overwrite=True)
+    config = {key: value for key, value in read_config(workdir).items() if key in ("model", "inputs")}
+    save_native(variables, workdir / "export" / "model.safetensors", overwrite=True, config=config)
     describe_export(workdir, **about)
 
 

@@ -29,6 +29,7 @@ from zoo.files import read_json
 from zoo.inputs import ImageInputs, Inputs, inputs_from_json
 from zoo.registry import PRETRAINED, abstract_variables, create_model, list_models, model_info
 from zoo.weights import fitted, gguf, load_weights, timm
+from zoo.weights.files import config_inside
 from zoo.weights.huggingface import folder as huggingface
 from zoo.weights.huggingface.inputs import image_inputs, inputs_of
 
@@ -45,7 +46,7 @@ class Origin(NamedTuple):
     """A folder or file of weights, and what the files beside them say of it: the model, its fields, its inputs."""
 
     path: pathlib.Path
-    maker: str  # "run", "Hugging Face", "timm", or "" where no config.json describes the weights
+    maker: str  # "run", "Hugging Face", "timm", "file", or "" where no config describes the weights
     name: str | None = None
     args: Mapping[str, Any] = {}
     inputs: Inputs | None = None
@@ -70,6 +71,10 @@ def origin_of(weights: str | os.PathLike, name: str | None = None) -> Origin:
     if path.name.startswith("model") and (path.parent / "config.json").is_file():
         with contextlib.suppress(ZooError):  # of a model that the zoo does not have; the file may be
             return _origin(path.parent)._replace(path=path)
+    if name is None and (inside := config_inside(path)) is not None:
+        config = _checked(inside, path)
+        model, data = config["model"], config.get("inputs")
+        return Origin(path, "file", model["name"], model["args"], None if data is None else inputs_from_json(data))
     shape = model_info(name).input_shape if name else ()
     inputs = image_inputs(path.parent, (shape[0], shape[1], shape[2]), ()) if len(shape) == 3 else None
     return Origin(path, "", inputs=inputs)
@@ -178,8 +183,14 @@ def _published(origin: Origin, overrides: Mapping[str, Any]) -> Run:
     """The model of a folder of Hugging Face's or timm's, or of a file. Without overrides its head must be in it."""
     if origin.name is None and origin.path.is_file():
         raise ZooError(
-            f"{str(origin.path)!r} has no config.json beside it that says of which model it is; "
+            f"{str(origin.path)!r} has no config inside, and no config.json beside it, that says of which model it is; "
             "zoo.load_weights(NAME, FILE) loads it"
+        )
+    if origin.inputs is None and origin.maker == "file":
+        given = "".join(f", {name}={value!r}" for name, value in origin.args.items())
+        raise ZooError(
+            f"{str(origin.path)!r} does not say how its model reads data; "
+            f"zoo.load_weights({origin.name!r}, FILE{given}) loads it"
         )
     if origin.inputs is None or origin.name is None:
         raise ZooError(
@@ -238,11 +249,19 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise ZooError(f"{str(folder)!r} is not a run folder: it has no config.json")
     try:
-        config = read_json(path)
-        if not isinstance(config["model"]["name"], str) or not isinstance(config["model"]["args"], dict):
-            raise TypeError("model must have a name and args")
+        config = _checked(read_json(path), path)
         config["inputs"]["kind"]
     except (ValueError, KeyError, TypeError) as error:
+        raise ZooError(f"{str(path)!r} describes no run: {error!r:.120}") from None
+    return config
+
+
+def _checked(config: Any, path: pathlib.Path) -> dict[str, Any]:
+    """A config with a model's name and args; ZooError without."""
+    try:
+        if not isinstance(config["model"]["name"], str) or not isinstance(config["model"]["args"], dict):
+            raise TypeError("model must have a name and args")
+    except (KeyError, TypeError) as error:
         raise ZooError(f"{str(path)!r} describes no run: {error!r:.120}") from None
     return config
 

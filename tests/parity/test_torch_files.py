@@ -194,3 +194,66 @@ def test_of_plain_and_averaged_weights_the_plain_ones_are_taken_and_named(tmp_pa
     with pytest.warns(UserWarning, match="has weights under 'model', which are taken, and 'ema'"):
         tensors = converted(both, tmp_path)
     np.testing.assert_array_equal(tensors["w"], np.ones(2))
+
+
+class NanoBlock(torch.nn.Module):
+    """A block of a GPT as nanoGPT names its parts."""
+
+    def __init__(self, width, heads, bias):
+        super().__init__()
+        self.heads = heads
+        self.ln_1, self.ln_2 = (torch.nn.LayerNorm(width, bias=bias) for _ in range(2))
+        linear = {"c_attn": (width, 3 * width), "c_proj": (width, width)}
+        self.attn = torch.nn.ModuleDict({name: torch.nn.Linear(*sizes, bias) for name, sizes in linear.items()})
+        linear = {"c_fc": (width, 4 * width), "c_proj": (4 * width, width)}
+        self.mlp = torch.nn.ModuleDict({name: torch.nn.Linear(*sizes, bias) for name, sizes in linear.items()})
+
+    def forward(self, x):
+        shape = (*x.shape[:2], self.heads, -1)
+        q, k, v = (part.reshape(shape).transpose(1, 2) for part in self.attn["c_attn"](self.ln_1(x)).chunk(3, -1))
+        seen = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.attn["c_proj"](seen.transpose(1, 2).reshape(x.shape))
+        return x + self.mlp["c_proj"](torch.nn.functional.gelu(self.mlp["c_fc"](self.ln_2(x))))
+
+
+class NanoGPT(torch.nn.Module):
+    def __init__(self, vocab_size, n_embd, n_layer, n_head, block_size, bias):
+        super().__init__()
+        self.transformer = torch.nn.ModuleDict(
+            {
+                "wte": torch.nn.Embedding(vocab_size, n_embd),
+                "wpe": torch.nn.Embedding(block_size, n_embd),
+                "h": torch.nn.ModuleList(NanoBlock(n_embd, n_head, bias) for _ in range(n_layer)),
+                "ln_f": torch.nn.LayerNorm(n_embd, bias=bias),
+            }
+        )
+        self.lm_head = torch.nn.Linear(n_embd, vocab_size, bias=False)
+        self.lm_head.weight = self.transformer["wte"].weight
+
+    def forward(self, tokens):
+        parts = self.transformer
+        x = parts["wte"](tokens) + parts["wpe"](torch.arange(tokens.shape[1]))
+        for block in parts["h"]:
+            x = block(x)
+        return self.lm_head(parts["ln_f"](x))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_checkpoint_of_nanogpt(bias, tmp_path):
+    torch.manual_seed(0)
+    args = {"vocab_size": 37, "n_embd": 16, "n_layer": 2, "n_head": 4, "block_size": 12, "bias": bias}
+    other = NanoGPT(**args)
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)
+    state = {f"_orig_mod.{name}": tensor for name, tensor in other.state_dict().items()}
+    checkpoint = {"model": state, "optimizer": {}, "model_args": {**args, "dropout": 0.0}, "iter_num": 5, "config": {}}
+    torch.save(checkpoint, tmp_path / "ckpt.pt")
+    convert_torch(tmp_path / "ckpt.pt", tmp_path / "gpt.safetensors")
+    found = zoo.weights.files.config_inside(tmp_path / "gpt.safetensors")["model"]
+    model = zoo.create_model(found["name"], **found["args"])
+    variables = zoo.load_weights(model, tmp_path / "gpt.safetensors")
+    tokens = np.random.default_rng(0).integers(0, 37, (2, 9))
+    with torch.no_grad():
+        theirs = other(torch.from_numpy(tokens)).numpy()
+    ours = np.asarray(model.apply(variables, tokens))
+    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()

@@ -216,3 +216,27 @@ def test_a_chat_template_comes_with_the_tokenizer(tmp_path):
     path.write_text(json.dumps({**config, "eos_token": "<end>"}))
     with pytest.raises(zoo.ZooError, match="its eos_token '<end>' is not in the vocabulary"):
         zoo.load(tmp_path / "chat")
+
+
+def test_a_file_with_its_config_inside_is_enough(tmp_path):
+    model = zoo.create_model("lenet5", num_classes=3)
+    variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 1), np.float32))
+    inputs = zoo.inputs.ImageInputs((32, 32, 1), (0.5,), (0.5,), ("a", "b", "c"))
+    config = {"model": {"name": "lenet5", "args": {"num_classes": 3}}, "inputs": inputs.to_json()}
+    zoo.weights.save_native(variables, tmp_path / "x.safetensors", config=config)
+    run = zoo.load(tmp_path / "x.safetensors")
+    assert run.inputs == inputs
+    assert run.model == model
+    jax.tree.map(np.testing.assert_array_equal, run.variables, variables)
+    for broken, message in (
+        ({"model": {"name": "lenet5"}}, "describes no run"),
+        ({"model": {"name": "lenet6", "args": {}}, "inputs": inputs.to_json()}, "unknown model 'lenet6'"),
+        (
+            {"model": {"name": "lenet5", "args": {"num_classes": 3}}},
+            r"zoo.load_weights\('lenet5', FILE, num_classes=3\)",
+        ),
+        (None, "has no config inside, and no config.json beside it"),
+    ):
+        zoo.weights.save_native(variables, tmp_path / "y.safetensors", overwrite=True, config=broken)
+        with pytest.raises(ZooError, match=message):
+            zoo.load(tmp_path / "y.safetensors")

@@ -1,11 +1,15 @@
-"""python -m zoo convert: torch's weights as .safetensors."""
+"""python -m zoo convert: torch's or Keras's weights as .safetensors."""
 
 from typing import Any
 
 
 def add(commands: Any) -> None:
-    command = commands.add_parser("convert", help="convert torch's weights (.pth, .pt, .bin, .ckpt) to .safetensors")
-    command.add_argument("source", help="a state dict, or a checkpoint with one, as torch.save writes it")
+    command = commands.add_parser("convert", help="convert torch's or Keras's weights to .safetensors")
+    command.add_argument(
+        "source",
+        help="a state dict, or a checkpoint with one, as torch.save writes it (.pth, .pt, .bin, .ckpt); or a model as "
+        "Keras saves it (.keras, .h5)",
+    )
     command.add_argument("target", help="the .safetensors file to write")
     command.set_defaults(run=lambda args: convert(args.source, args.target))
 

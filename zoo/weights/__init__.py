@@ -1,6 +1,7 @@
 """Weights in `.safetensors` files, in our own layout or other people's, checked completely before use."""
 
 import contextlib
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -97,10 +98,13 @@ def save_weights(variables: Variables, path: str | os.PathLike, overwrite: bool 
     write_safetensors(layout.to_file(plain), path, overwrite)
 
 
-def save_native(variables: Variables, path: str | os.PathLike, overwrite: bool = False) -> None:
-    """Writes variables in our own layout: one tensor per leaf, `collection/module/.../name`. ZooError where `variables`
-    are no collections."""
-    write_safetensors(native.to_file(unstacked(_collections(variables))), path, overwrite)
+def save_native(
+    variables: Variables, path: str | os.PathLike, overwrite: bool = False, config: Mapping[str, Any] | None = None
+) -> None:
+    """Writes variables in our own layout: one tensor per leaf, `collection/module/.../name`. With a `config`, as a
+    run's config.json has it, `zoo.load` reads the file alone. ZooError where `variables` are no collections."""
+    metadata = None if config is None else {"config": json.dumps(config)}
+    write_safetensors(native.to_file(unstacked(_collections(variables))), path, overwrite, metadata)
 
 
 def _collections(variables: Any) -> Variables:

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from zoo.errors import ZooError
-from zoo.files import read_json
+from zoo.files import MOST_BYTES, parse_json, read_json
 
 DTYPES: dict[str, Any] = {  # of the format, to those of NumPy
     **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_},
@@ -56,6 +56,21 @@ def _mapped(path: pathlib.Path) -> dict[str, np.ndarray]:
         part = whole[8 + length + begin : 8 + length + end]
         found[name] = part.view(kind).reshape(tensor["shape"])
     return found
+
+
+def config_inside(path: pathlib.Path) -> dict[str, Any] | None:
+    """What a `.safetensors` file says of its model: the JSON at `config` in its metadata, in the form of a run's
+    config.json. None where it says nothing, or is no such file."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= min(MOST_BYTES, path.stat().st_size):
+                return None
+            about = parse_json(file.read(length).decode("utf-8"))
+        config = parse_json(about["__metadata__"]["config"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return config if isinstance(config, dict) else None
 
 
 def read_sharded(index: str | os.PathLike, most: int | None = None) -> dict[str, np.ndarray]:

@@ -96,7 +96,7 @@ def _layout(tensors: Tensors, plain: Variables) -> Any:
     others = [recurrent if recurrent.is_recurrent(tensors) else torchvision]
     known = [layout for layout in huggingface.LAYOUTS if layout.is_of(plain)] or others
     known += [layout for layout in timm.LAYOUTS if layout.is_of(plain)]
-    return max(known, key=lambda layout: layout.matches(tensors, plain))
+    return known[0] if len(known) == 1 else max(known, key=lambda layout: layout.matches(tensors, plain))
 
 
 def _placed(module: nn.Module, tensors: Tensors, expected: Expected, layout: Any) -> Places:

@@ -1,5 +1,6 @@
-"""Files of torch (`.pth`, `.pt`, `.bin`, `.ckpt`) as `.safetensors`; no code in them is run."""
+"""Files of torch (`.pth`, `.pt`, `.bin`, `.ckpt`) and of Keras as `.safetensors`; no code in them is run."""
 
+import json
 import os
 import pathlib
 import warnings
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from zoo.errors import ZooError, first_line
-from zoo.weights import torch_pickle
+from zoo.weights import keras_file, torch_pickle
 from zoo.weights.files import some, write_safetensors
 from zoo.weights.names import is_counter, shared_prefix, unwrapped
 from zoo.weights.torch_pickle import MOST_MADE, Unusable
@@ -22,18 +23,30 @@ _KEYS = (
 )
 _PREFIXES = ("module", "model", "network", "net", "backbone", "encoder")  # attributes that hold the model
 _LEVELS = 4
+_NANOGPT = {  # its fields to ours
+    **{"vocab_size": "vocab_size", "n_embd": "hidden_size", "n_layer": "num_layers", "n_head": "num_heads"},
+    **{"block_size": "max_length", "bias": "use_bias"},
+}
 
 
 def convert_torch(source: str | os.PathLike, target: str | os.PathLike) -> int:
-    """Converts torch's weights to `.safetensors` with the same names and dtypes; returns the number of tensors.
+    """Converts torch's weights to `.safetensors` with the same names and dtypes; returns the number of tensors. A model
+    of Keras's (`.keras`, `.h5`) gets torch's form of each layer, `NAME.weight`, as `zoo.weights.keras_file` has it.
 
     A checkpoint's state dict is found under the usual keys (`state_dict`, `model`, ...). A prefix of wrappers that all
     names share (`module.`, `_orig_mod.`, `model.`) and torch's step counters are left out; sparse tensors become dense.
     A file that names Python objects other than tensors is refused, and none of its code is run. ZooError, in one line,
-    also for tensors without values (meta), quantised and complex ones.
+    also for tensors without values (meta), quantised and complex ones. Of a checkpoint of nanoGPT's the file says, as
+    `zoo.load` reads it, which model it is for.
     """
     source = pathlib.Path(source).expanduser()
-    state = _state_dict(_read(source), str(source))
+    _check_file(source)
+    if keras_file.is_keras(source):
+        found = keras_file.read(source)
+        write_safetensors(found, target)
+        return len(found)
+    content = _read(source)
+    state = _state_dict(content, str(source))
     plain = {unwrapped(name): tensor for name, tensor in state.items() if not is_counter(name)}
     if len(plain) < sum(not is_counter(name) for name in state):
         raise ZooError(f"{str(source)!r} has tensors with and without a wrapper's prefix under the same name")
@@ -43,12 +56,21 @@ def convert_torch(source: str | os.PathLike, target: str | os.PathLike) -> int:
             break
         prefix += f"{part}."
     _refuse_huge(plain, source)
-    write_safetensors({name.removeprefix(prefix): _array(name, tensor) for name, tensor in plain.items()}, target)
+    found = {name.removeprefix(prefix): _array(name, tensor) for name, tensor in plain.items()}
+    write_safetensors(found, target, metadata=_nanogpt(content))
     return len(plain)
 
 
-def _read(source: pathlib.Path) -> Any:
-    """What `torch.save` saved."""
+def _nanogpt(content: Any) -> dict[str, str] | None:
+    """The metadata for a checkpoint of nanoGPT's: the model that its `model_args` describe."""
+    about = content.get("model_args") if isinstance(content, Mapping) else None
+    if not isinstance(about, Mapping) or not _NANOGPT.keys() <= about.keys():
+        return None
+    args = {ours: about[theirs] for theirs, ours in _NANOGPT.items()}
+    return {"config": json.dumps({"model": {"name": "nanogpt", "args": args}})}
+
+
+def _check_file(source: pathlib.Path) -> None:
     if source.is_dir():
         raise ZooError(f"{str(source)!r} is a folder; give the file of weights in it")
     if not source.is_file():
@@ -57,6 +79,10 @@ def _read(source: pathlib.Path) -> Any:
         raise ZooError(f"{str(source)!r} is empty")
     if source.name.endswith((".safetensors", ".safetensors.index.json")):
         raise ZooError(f"{str(source)!r} is a .safetensors file already; load it as it is")
+
+
+def _read(source: pathlib.Path) -> Any:
+    """What `torch.save` saved."""
     if _is_torchscript(source):
         raise ZooError(f"{str(source)!r} is a TorchScript archive, which holds code; save its state_dict() instead")
     try:

@@ -34,7 +34,8 @@ LAYOUT = TensorLayout(
     tied=("lm_head.weight", "transformer.wte.weight"),
     as_it_is=True,
 )
-LAYOUTS = (LAYOUT,)
+NANOGPT = LAYOUT._replace(title="nanoGPT", as_it_is=False)  # with layers of torch.nn
+LAYOUTS = (LAYOUT, NANOGPT)
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
 
 

@@ -55,12 +55,15 @@ class TensorLayout(NamedTuple):
             return False
 
     def matches(self, tensors: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> int:
-        """How many tensors of a file have a place in the model; 0 for a model with parts that the layout lacks."""
+        """How many tensors of a file have a place in the model, those of its shape twice; 0 for a model with parts that
+        the layout lacks."""
         try:
-            names = self._groups(variables).keys()
+            shapes = {name: leaf.shape for name, (_, leaf) in self.names(variables).items()}
         except ZooError:
             return 0
-        return len(names & {self.full_name(name) for name in self._unwrapped(tensors, names)})
+        found = {self.full_name(name): tensor for name, tensor in self._unwrapped(tensors, shapes.keys()).items()}
+        fitting = sum(found[name].shape == shapes[name] for name in shapes.keys() & found.keys())
+        return len(shapes.keys() & found.keys()) + fitting
 
     def prepared(self, tensors: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A state dict with the names of a complete model, also if the file holds only the body.
