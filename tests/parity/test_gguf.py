@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from peers import drawn as drawn_peer
 from peers import torch, transformers
 
 import zoo
@@ -117,6 +118,105 @@ def test_every_quantisation_and_the_logits(file):
     assert inputs.end == 258
 
 
+SMALL = {
+    **{"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4},
+    **{"num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0},
+}
+WIDE = {**SMALL, "head_dim": 256, "query_pre_attn_scalar": 256}
+OTHER_KINDS = {  # transformers' class and config, and the sizes
+    "llama": ("Llama", {**SMALL, "rope_theta": 500_000.0}),
+    "qwen2": ("Qwen2", SMALL),
+    "qwen3": ("Qwen3", {**SMALL, "head_dim": 8}),
+    "gemma2": (
+        "Gemma2",
+        {**WIDE, "sliding_window": 4, "attn_logit_softcapping": 20.0, "final_logit_softcapping": 10.0},
+    ),
+    "gemma3": ("Gemma3", {**WIDE, "sliding_window": 4}),
+    "phi3": ("Phi3", SMALL),
+}
+RENAMED = {  # of transformers' names to GGUF's, in turn
+    **{"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "model.layers": "blk"},
+    **{"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up", "self_attn.o_proj": "attn_output"},
+    **{f"self_attn.{name}_norm": f"attn_{name}_norm" for name in "qk"},
+    **{f"self_attn.{name}_proj": f"attn_{name}" for name in "qkv"},
+    **{f"mlp.{name}_proj": f"ffn_{name}" for name in ("gate", "up", "down")},
+    **{"input_layernorm": "attn_norm", "pre_feedforward_layernorm": "ffn_norm"},
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
+def of_transformers(path, kind, peer, slowed=None):
+    """A model of transformers as llama.cpp writes it: a Llama's queries and keys permuted, a Gemma's norms plus 1."""
+    config, writer = peer.config, gguf.GGUFWriter(path, kind)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    theta = config.rope_parameters
+    writer.add_rope_freq_base(float(theta.get("rope_theta") or theta["full_attention"]["rope_theta"]))
+    if getattr(config, "head_dim", None):
+        writer.add_key_length(config.head_dim)
+    if kind.startswith("gemma"):
+        writer.add_sliding_window(config.sliding_window)
+    if kind == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    tokens = ["<unk>", "<s>", "</s>", *(chr(97 + i) for i in range(26)), "▁"]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * len(tokens))
+    writer.add_token_types([2, 3, 3, *[1] * 27])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    for name, tensor in peer.state_dict().items():
+        array = tensor.numpy()
+        if kind == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            array = array.reshape(heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+        if kind.startswith("gemma") and name.endswith("norm.weight"):
+            array = array + 1
+        after = "post_attention_norm" if kind.startswith("gemma") else "ffn_norm"
+        for theirs, own in {**RENAMED, "post_attention_layernorm": after}.items():
+            name = name.replace(theirs, own)
+        if not (name == "output.weight" and config.tie_word_embeddings):
+            writer.add_tensor(name, np.ascontiguousarray(array))
+    if slowed is not None:
+        writer.add_tensor("rope_freqs.weight", slowed)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_every_architecture_has_the_logits_of_the_model_that_was_written(kind, tmp_path):
+    title, sizes = OTHER_KINDS[kind]
+    slowed = None
+    if kind == "llama":
+        scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        sizes = {**sizes, "rope_scaling": {**scaling, "original_max_position_embeddings": 8192}}
+        from zoo.ops.positions import Llama3Scaling
+
+        rates = 500_000.0 ** (-np.arange(0, 8, 2) / 8)
+        slowed = (rates / Llama3Scaling(8.0, 1.0, 4.0, 8192)(rates, 500_000.0)[0]).astype(np.float32)
+        assert slowed.max() == 8
+    config = {"Gemma3": transformers.Gemma3TextConfig} if title == "Gemma3" else {}
+    made = config.get(title) or getattr(transformers, f"{title}Config")
+    torch.manual_seed(0)
+    peer = drawn_peer(getattr(transformers, f"{title}ForCausalLM")(made(**sizes)))
+    model, variables, inputs = zoo.load(of_transformers(tmp_path / "x.gguf", kind, peer, slowed))
+    tokens = np.random.default_rng(1).integers(0, 40, (2, 11))
+    with torch.no_grad():
+        expected = peer(torch.from_numpy(tokens)).logits.numpy()
+    ours = np.asarray(model.apply(variables, tokens))
+    assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert inputs.decode(inputs.encode("ab c")) == "<s> ab c"
+
+
 def test_bfloat16_weights_are_cast_on_arrival(file):
     import jax.numpy as jnp
 
@@ -143,7 +243,7 @@ def test_damaged_files_are_refused_or_load(file, tmp_path):
     """Each random change of a byte of the header, or of the length, gives a model or a ZooError."""
     content, rng, refused = file.read_bytes(), np.random.default_rng(0), 0
     header = content.index(b"blk.1.ffn_down")
-    for number in range(40):
+    for number in range(200):
         changed = bytearray(content)
         if number % 2:
             changed[rng.integers(0, header)] = rng.integers(0, 256)
@@ -155,7 +255,7 @@ def test_damaged_files_are_refused_or_load(file, tmp_path):
             zoo.load(path)
         except zoo.ZooError:
             refused += 1
-    assert refused >= 20
+    assert refused >= 100
 
 
 @pytest.mark.slow

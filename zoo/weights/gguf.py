@@ -16,12 +16,19 @@ from zoo.errors import ZooError, first_line, unknown
 from zoo.inputs import Inputs
 from zoo.inputs.text import TextInputs
 from zoo.inputs.tokenizer_files import bytewise, pieces
+from zoo.ops.positions import Llama3Scaling
 from zoo.registry import abstract_variables, create_model, example_of
 from zoo.weights import huggingface
 from zoo.weights.fit import fit
 
-# The architectures, each with keys of a config.json beside those of CONFIG.
-ARCHITECTURES: dict[str, dict[str, Any]] = {"llama": {}, "qwen3": {}}
+# The architectures: transformers' model_type, and keys of a config.json beside those of CONFIG.
+_GEMMA: dict[str, Any] = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256}
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{kind: (kind, {}) for kind in ("llama", "qwen2", "qwen3", "phi3")},
+    "gemma": ("gemma", {"hidden_act": "gelu_pytorch_tanh"}),
+    "gemma2": ("gemma2", _GEMMA),
+    "gemma3": ("gemma3_text", {**_GEMMA, "rope_local_base_freq": 10_000.0}),
+}
 CONFIG = {  # key of a config.json: of the metadata
     "hidden_size": "embedding_length",
     "num_hidden_layers": "block_count",
@@ -54,8 +61,19 @@ LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_AFTER = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+OTHERS = {  # names of some architectures that differ from LAYER
+    **{"gemma2": _AFTER, "gemma3": _AFTER},
+    "phi3": {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
+}
 CONTROL, DEFINED = 3, 4  # types of tokens: no text, and text that is found whole
-UNKNOWN_TYPE, BYTE = 2, 6
+UNKNOWN_TYPE = 2
+UNREAD = ("rope_freqs.weight",)  # rates, which the config names
+LLAMA3_LENGTH = 8192  # tokens for which Llama 3's rates were chosen
 
 
 class Lazy:
@@ -100,7 +118,10 @@ def loaded(path: str | os.PathLike, overrides: Mapping[str, Any]) -> tuple[nn.Mo
             raise ZooError(f"it has {inputs.vocab_size} tokens, more than the rows of its embedding")
         model = create_model(name, **{**fields, **overrides})
         example = example_of(model)
-        found: Any = {_renamed(name): _lazy(gguf, tensor, about) for name, tensor in tensors.items()}
+        kind = about["general.architecture"]
+        found: Any = {
+            _renamed(name, kind): _lazy(gguf, tensor, about) for name, tensor in tensors.items() if name not in UNREAD
+        }
     except ZooError as error:
         raise ZooError(f"{where}: {error}") from None
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:  # values of another type
@@ -114,22 +135,42 @@ def _fields(about: Mapping[str, Any], tensors: Mapping[str, Any]) -> tuple[str, 
     if kind not in ARCHITECTURES:
         raise unknown("architecture", str(kind), ARCHITECTURES)
     own = {key: about[f"{kind}.{name}"] for key, name in CONFIG.items() if f"{kind}.{name}" in about}
-    scaling = about.get(f"{kind}.rope.scaling.type", "none")
-    if scaling not in ("none", "") or "rope_freqs.weight" in tensors:
-        raise ZooError(f"scaled rotary positions ({scaling}) are not read from GGUF; load the .safetensors instead")
+    scaling = _scaling(about, tensors, kind)
     if about.get(f"{kind}.rope.dimension_count", head := _head_dim(own)) != head:
         raise ZooError(f"rope.dimension_count must be the width of a head, {head}")
     rows = int(tensors["token_embd.weight"].shape[1])
-    config = {"model_type": kind, **ARCHITECTURES[kind], **own, "vocab_size": rows}
+    name, more = ARCHITECTURES[kind]
+    config = {"model_type": name, **more, **own, **scaling, "vocab_size": rows}
     config["tie_word_embeddings"] = "output.weight" not in tensors
-    return huggingface.KINDS[kind].fields(config)
+    if "query_pre_attn_scalar" in more and _head_dim(own) != 256:
+        raise ZooError(f"a {kind} with heads of {_head_dim(own)} features does not say how it scales its scores")
+    return huggingface.KINDS[name].fields(config)
+
+
+def _scaling(about: Mapping[str, Any], tensors: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The scaling of rotations, as a config.json has it: linear, or Llama 3's, whose rates are a tensor."""
+    form, factor = about.get(f"{kind}.rope.scaling.type", "none"), about.get(f"{kind}.rope.scaling.factor", 1.0)
+    if form == "linear":
+        return {"rope_scaling": {"rope_type": "linear", "factor": float(factor)}}
+    if form not in ("none", "") or {"rope_factors_long.weight", "rope_factors_short.weight"} & tensors.keys():
+        raise ZooError(f"scaled rotary positions ({form}) are not read from GGUF; load the .safetensors instead")
+    if "rope_freqs.weight" not in tensors:
+        return {}
+    slowed = np.asarray(tensors["rope_freqs.weight"].data, np.float32).reshape(-1)
+    theta = about.get(f"{kind}.rope.freq_base", 10_000.0)
+    rates = theta ** (-np.arange(len(slowed)) / len(slowed))
+    found = {"factor": float(slowed.max()), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaled, _ = Llama3Scaling(found["factor"], 1.0, 4.0, LLAMA3_LENGTH)(rates, theta)
+    if not np.allclose(rates / scaled, slowed, rtol=1e-3):
+        raise ZooError("rope_freqs.weight is not of Llama 3's scaling; load the .safetensors instead")
+    return {"rope_scaling": {"rope_type": "llama3", **found, "original_max_position_embeddings": LLAMA3_LENGTH}}
 
 
 def _head_dim(config: Mapping[str, Any]) -> int:
     return config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
 
 
-def _renamed(name: str) -> str:
+def _renamed(name: str, kind: str) -> str:
     """The name of a tensor in a state dict; an unknown name stays, and is reported as unexpected."""
     first, _, rest = name.partition(".")
     if first in TENSORS:
@@ -137,8 +178,9 @@ def _renamed(name: str) -> str:
     if first == "blk":
         number, _, rest = rest.partition(".")
         module, _, leaf = rest.rpartition(".")
-        if module in LAYER:
-            return f"model.layers.{number}.{LAYER[module]}.{leaf}"
+        layer = LAYER | OTHERS.get(kind, {})
+        if module in layer:
+            return f"model.layers.{number}.{layer[module]}.{leaf}"
     return name
 
 
@@ -153,8 +195,11 @@ def _lazy(gguf: Any, tensor: Any, about: Mapping[str, Any]) -> Lazy:
     if about["general.architecture"] == "llama" and tensor.name.endswith((".attn_q.weight", ".attn_k.weight")):
         heads = about["llama.attention.head_count" + ("_kv" if "attn_k" in tensor.name else "")]
 
+    offset = tensor.name.endswith("norm.weight") and about["general.architecture"].startswith("gemma")
+
     def read() -> np.ndarray:
         found = np.asarray(gguf.quants.dequantize(tensor.data, kind), np.float32).reshape(shape)
+        found = found - 1 if offset else found  # the file's are what is multiplied with
         if heads is None:
             return found
         # Rotated features are neighbours in the file's form of a Llama; here they are half a head apart.
