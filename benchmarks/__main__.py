@@ -41,7 +41,7 @@ def _run(args: list[str]) -> None:
 
 def commands() -> dict:
     """All commands by name: those that measure, and those that use the results."""
-    from benchmarks import campaign, compare, table
+    from benchmarks import campaign, compare, parity, table
     from benchmarks.suite import Command, benchmarks
 
     return {
@@ -49,6 +49,7 @@ def commands() -> dict:
         "run": Command(campaign.RunConfig, campaign.run),
         "compare": Command(compare.CompareConfig, compare.run),
         "plot": Command(compare.PlotConfig, compare.plot),
+        "parity": Command(parity.ParityConfig, parity.run),
         "docs": Command(table.DocsConfig, table.draw),
     }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import train
 import zoo
-from benchmarks import table
+from benchmarks import parity, table
 
 ROOT = pathlib.Path(__file__).parents[1]
 FAMILIES = {"cnn": "CNN", "lstm": "LSTM", "seq2seq": "Seq2Seq", "transformer": "Transformer"}
@@ -150,12 +150,15 @@ def models() -> str:
 
 
 def sources() -> str:
-    """A table of public weights by model."""
-    parts = [*table.heading(["model", "repository", "licence", "input", "figure"])]
+    """A table of public weights by model, and how far drawn weights of that form are from the reference library's."""
+    parts = [*table.heading(["model", "repository", "licence", "input", "figure", "difference", "from"])]
+    measured = {(row["name"], row["repository"]): row for row in parity.read()}
     for name in zoo.list_models():
         for found in zoo.model_info(name).sources:
             figure = "" if found.value is None else f"{found.metric} {found.value:g}"
-            parts.append(f"| `{name}` | `{found.repository}` | {found.license} | {found.input_size} | {figure} |")
+            row = measured.get((name, found.repository), {"difference": "", "reference": ""})
+            about = f"| `{name}` | `{found.repository}` | {found.license} | {found.input_size} | {figure} "
+            parts.append(f"{about}| {row['difference']} | {row['reference']} |")
     return "\n".join(parts)
 
 

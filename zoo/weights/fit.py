@@ -51,8 +51,7 @@ def fit(
     unless no output depends on it.
     """
     plain = jax.eval_shape(unstacked, template)  # the form of files: scanned stacks as separate layers
-    layout = _layout(tensors, plain)
-    layout = layout.of(module) if isinstance(layout, TensorLayout) else layout
+    layout = _layout(module, tensors, plain)
     try:
         tensors = layout.prepared(tensors, plain)
     except ValueError as error:
@@ -89,14 +88,15 @@ def fit(
     return placed(leaves, template, mesh, rules_of(module))
 
 
-def _layout(tensors: Tensors, plain: Variables) -> Any:
+def _layout(module: nn.Module, tensors: Tensors, plain: Variables) -> Any:
     """The layout in which the most tensors of a file have a place in the model; the first of equal ones."""
     if native.is_native(tensors):
         return native
     others = [recurrent if recurrent.is_recurrent(tensors) else torchvision]
     known = [layout for layout in huggingface.LAYOUTS if layout.is_of(plain)] or others
     known += [layout for layout in timm.LAYOUTS if layout.is_of(plain)]
-    return known[0] if len(known) == 1 else max(known, key=lambda layout: layout.matches(tensors, plain))
+    found: list[Any] = [layout.of(module) if isinstance(layout, TensorLayout) else layout for layout in known]
+    return found[0] if len(found) == 1 else max(found, key=lambda layout: layout.matches(tensors, plain))
 
 
 def _placed(module: nn.Module, tensors: Tensors, expected: Expected, layout: Any) -> Places:
