@@ -121,17 +121,17 @@ def test_efficientnet_lite0s_public_weights(tmp_path):
         close(model.apply(variables, x), other(torch.from_numpy(x).permute(0, 3, 1, 2)))
 
 
-def test_grey_images_are_read_as_timm_reads_them(tmp_path):
-    """timm sums the first kernel over its channels for one channel."""
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_images_of_other_channels_are_read_as_timm_reads_them(channels, tmp_path):
     model = shaken(timm.create_model("resnet18", num_classes=3))
     folder = folder_of(model, "resnet18", tmp_path / "x", 32)
-    grey = timm.create_model("resnet18", num_classes=3, in_chans=1)
+    grey = timm.create_model("resnet18", num_classes=3, in_chans=channels)
     state = timm.models.load_state_dict(str(folder / "model.safetensors"))
-    state["conv1.weight"] = timm.models.adapt_input_conv(1, state["conv1.weight"])
+    state["conv1.weight"] = timm.models.adapt_input_conv(channels, state["conv1.weight"])
     grey.load_state_dict(state)
     with pytest.warns(UserWarning, match="first kernel"):
-        variables = zoo.load_weights("resnet18", folder / "model.safetensors", (32, 32, 1), num_classes=3)
-    x = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype(np.float32)
+        variables = zoo.load_weights("resnet18", folder / "model.safetensors", (32, 32, channels), num_classes=3)
+    x = np.random.default_rng(0).normal(size=(2, 32, 32, channels)).astype(np.float32)
     with torch.no_grad():
         theirs = grey.eval()(torch.from_numpy(x).permute(0, 3, 1, 2))
     close(zoo.create_model("resnet18", num_classes=3).apply(variables, x), theirs)

@@ -97,7 +97,7 @@ def test_a_head_is_drawn_whole_or_not_at_all(tmp_path):
 
 @pytest.mark.parametrize("save", [zoo.save_weights, save_native])
 @pytest.mark.parametrize("name", ["resnet8", "vit_tiny16", "lenet5"])
-@pytest.mark.parametrize(("old", "new"), [(3, 1), (1, 3), (3, 4)])
+@pytest.mark.parametrize(("old", "new"), [(3, 1), (1, 3), (3, 6)])
 def test_the_first_kernel_adapts_to_the_channels_of_the_images(name, old, new, save, tmp_path):
     fields = {"image_size": 32, "hidden_size": 12, "num_layers": 1} if "vit" in name else {}
     model, variables = drawn(name, (32, 32, old), num_classes=3, **fields)

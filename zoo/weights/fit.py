@@ -151,8 +151,8 @@ def _adapt_first_kernel(example: Example, tensors: Tensors, expected: Expected, 
     """Brings the kernel that reads the images to their number of channels, if it differs in that alone; returns what
     changed, for the warning.
 
-    Every channel gets the sum of all channels divided by the new number of them, so that a grey image, with the same
-    values in every channel, gives the same activations.
+    As timm does: one channel gets the sum of all; more get the channels in turn, times the old number of them by the
+    new one. Where the file's channels are repeated whole, a grey image gives the same activations.
     """
     images = example[0][0]
     if len(images.shape) != 4 or images.dtype.kind not in "fV":
@@ -169,12 +169,14 @@ def _adapt_first_kernel(example: Example, tensors: Tensors, expected: Expected, 
     if len(kernels) != 1:
         return ""
     kernel = tensors[kernels[0]]
-    total = np.sum(kernel, axis=axis, keepdims=True, dtype=np.float32)
-    tensors[kernels[0]] = np.repeat(total / channels, channels, axis=axis).astype(kernel.dtype)
-    return (
-        f"{kernel.shape[axis]} channels, not {channels}: its first kernel, {kernels[0]}, is adapted, so that a grey "
-        "image gives the same activations"
-    )
+    given, wide = kernel.shape[axis], kernel.astype(np.float32)
+    if channels == 1:
+        adapted, how = np.sum(wide, axis=axis, keepdims=True), "is adapted: summed over them"
+    else:
+        in_turn = np.take(wide, np.arange(channels) % given, axis=axis)
+        adapted, how = in_turn * given / channels, f"is adapted: the channels in turn, times {given} / {channels}"
+    tensors[kernels[0]] = adapted.astype(kernel.dtype)
+    return f"{given} channels, not {channels}: its first kernel, {kernels[0]}, {how}"
 
 
 def _bounded(leaves: Any, what: str) -> None:
