@@ -20,7 +20,7 @@ from zoo.files import read_json
 PREFIX = "hf:"
 ABOUT = (  # of a model: its fields, and how it reads data
     *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "*_Pooling/config.json"),
 )
 VOCABULARIES = (  # where there is no tokenizer.json

@@ -1,11 +1,13 @@
 """BART and Marian of transformers, both ways: logits, hidden states of both halves, greedy decoding and beam search."""
 
 import functools
+import json
 
 import jax
 import numpy as np
 import pytest
 from peers import close, drawn, there_and_back, torch, transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import zoo
 
@@ -125,7 +127,6 @@ def test_a_folder_of_bart_summarises_as_its_generation_config_says(tmp_path):
 
 
 def test_a_folder_of_marian_translates(tmp_path, capsys):
-    import json
     import sys
     from pathlib import Path
 
@@ -167,3 +168,50 @@ def test_a_folder_of_marian_translates(tmp_path, capsys):
     assert [found.text for (found,) in zoo.translate(run, texts)] == expected_texts(other, tokenizer, texts)
     assert not main(["translate", str(folder), texts[0]])
     assert capsys.readouterr().out.rstrip("\n") == expected_texts(other, tokenizer, texts[:1])[0]
+
+
+CHOSEN = {  # of generation_config.json
+    "greedy": {"num_beams": 1, "length_penalty": 2.0},  # which is for beams
+    "greedy, at most 5": {"num_beams": 1, "max_new_tokens": 5},
+    "beams": {"num_beams": 4, "length_penalty": 2.0, "forced_bos_token_id": 0, "forced_eos_token_id": 2},
+    "short": {"num_beams": 3, "length_penalty": 0.5, "forced_bos_token_id": 4, "early_stopping": True},
+    "cut": {"num_beams": 3, "max_length": 5, "forced_eos_token_id": 2, "no_repeat_ngram_size": 2},
+    "banned": {"num_beams": 2, "bad_words_ids": [[7], [9]], "repetition_penalty": 1.4, "early_stopping": "never"},
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_what_a_generation_config_chooses_is_decoded_so(name, tmp_path):
+    """Texts of different lengths, so that forced tokens and the end of a search tell."""
+    words = {word: i for i, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(4, V))])}
+    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer, special = pre_tokenizers.WhitespaceSplit(), ["<s>", "<pad>", "</s>", "<unk>"]
+    made.add_special_tokens(special)
+    made.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    config = transformers.BartConfig(**{**SIZES, "forced_eos_token_id": None})
+    rng, lengths = np.random.default_rng(0), set()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        other = drawn(transformers.BartForConditionalGeneration(config))
+        torch.nn.init.normal_(other.model.shared.weight, std=0.5)
+        torch.nn.init.normal_(other.model.decoder.layers[-1].final_layer_norm.weight)
+        for layer in other.model.decoder.layers:
+            torch.nn.init.normal_(layer.encoder_attn.v_proj.weight, std=0.6)
+            torch.nn.init.normal_(layer.encoder_attn.out_proj.weight, std=0.6)
+        other.final_logits_bias[0, 2] = 4.0  # ends come soon
+        folder = tmp_path / str(seed)
+        other.save_pretrained(folder)
+        chosen = {"max_length": 12, **CHOSEN[name]}
+        other.generation_config.update(**chosen)
+        file = folder / "generation_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **chosen}))
+        made.save(str(folder / "tokenizer.json"))
+        run = zoo.load(folder)
+        for text in (" ".join(f"w{i}" for i in rng.integers(4, V, size)) for size in (3, 6, 10, 15)):
+            ids = torch.from_numpy(run.inputs.encode(text))[None].long()
+            with torch.no_grad():
+                theirs = other.generate(ids)[0, 1:].numpy()
+            ((found,),) = zoo.translate(run, [text])
+            assert found.text == run.inputs.decode(theirs), (seed, text)
+            lengths.add(len(theirs))
+    assert len(lengths) > 1

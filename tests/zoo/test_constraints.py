@@ -79,6 +79,9 @@ def by_hand(scores, texts, constraints, end, new):
             left[repeated] = -np.inf
             if np.isfinite(left).any():
                 row[:] = left
+        for token, place in ((constraints.forced_first, 0), (end, constraints.end_after)):
+            if token is not None and place == new:
+                row[:] = [0 if i == token else -np.inf for i in range(len(row))]
     return scores
 
 
@@ -95,6 +98,8 @@ def test_constraints_are_those_of_loops_over_tokens():
             banned=rng.choice(size, rng.integers(0, size - 1), replace=False).tolist(),
             min_length=int(rng.integers(0, 3)),
             no_repeat_ngram=[None, 1, 2, 3, 13][trial % 5],
+            forced_first=[None, None, size - 1][trial % 3],
+            end_after=[None, None, 1, 2][trial % 4],
         )
         scores, end, new = rng.normal(size=(rows, size)).astype(np.float32), 0, int(rng.integers(0, 3))
         lengths = jnp.array([*map(len, texts)], jnp.int32)
@@ -125,6 +130,7 @@ def test_published_ngrams():
     [
         ({"no_repeat_ngram": 0}, "no-repeat-ngram must be at least 1, not 0"),
         ({"min_length": -1}, "min-length must be at least 0, not -1"),
+        ({"end_after": 0}, "end-after must be at least 1, not 0"),
         ({"repetition_penalty": -1.0}, "repetition-penalty must be above 0, not -1.0"),
     ],
 )

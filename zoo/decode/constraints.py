@@ -32,8 +32,9 @@ class Constraints:
     repetition_penalty: float = 1.0  # above 1, tokens of the prompt and the output become less probable
     banned: tuple[int, ...] = ()  # ids that are never generated
     min_length: int = 0  # tokens to generate before `end` may be
-    forced_first: int | None = None  # the first token to generate
     no_repeat_ngram: int | None = None  # no n-gram of this size twice, prompt included, unless no token were left
+    forced_first: int | None = None  # the first token to generate, with probability 1
+    end_after: int | None = None  # tokens to generate before `end`, with probability 1
     processors: tuple[Processor, ...] = ()
 
     def __post_init__(self) -> None:
@@ -43,6 +44,8 @@ class Constraints:
             raise ZooError(f"repetition-penalty must be above 0, not {self.repetition_penalty}")
         if self.min_length < 0:
             raise ZooError(f"min-length must be at least 0, not {self.min_length}")
+        if self.end_after is not None and self.end_after < 1:
+            raise ZooError(f"end-after must be at least 1, not {self.end_after}")
         if self.no_repeat_ngram is not None and self.no_repeat_ngram < 1:
             raise ZooError(f"no-repeat-ngram must be at least 1, not {self.no_repeat_ngram}")
 
@@ -53,7 +56,8 @@ class Constraints:
 
     @property
     def active(self) -> bool:
-        return bool(self.need_history or self.banned or self.min_length or self.forced_first is not None)
+        forced = self.forced_first is not None or self.end_after is not None
+        return bool(self.need_history or self.banned or self.min_length or forced)
 
 
 def check_constraints(constraints: Constraints, vocab_size: int, end: int | None) -> None:
@@ -66,8 +70,10 @@ def check_constraints(constraints: Constraints, vocab_size: int, end: int | None
     forced = constraints.forced_first
     if forced is not None and (not 0 <= forced < vocab_size or forced in constraints.banned):
         raise ZooError(f"forced-first {forced} must be a token of the vocabulary of {vocab_size} that is not banned")
-    if constraints.min_length and end is None:
-        raise ZooError(f"min-length {constraints.min_length} needs an end-of-text token, and none is known: give `end`")
+    for name in ("min_length", "end_after"):
+        if (value := getattr(constraints, name)) and end is None:
+            name = name.replace("_", "-")
+            raise ZooError(f"{name} {value} needs an end-of-text token, and none is known: give `end`")
     excluded = set(constraints.banned) | ({end} if constraints.min_length else set())
     if len(excluded) == vocab_size:
         raise ZooError(f"all {vocab_size} tokens are banned; at least one must remain")
@@ -88,12 +94,13 @@ def constrained(
         logits = jnp.where(np.isin(np.arange(size), constraints.banned), -jnp.inf, logits)
     if constraints.min_length:
         logits = jnp.where((new < constraints.min_length) & (np.arange(size) == end), -jnp.inf, logits)
-    if constraints.forced_first is not None:
-        others = np.arange(size) != constraints.forced_first
-        logits = jnp.where((new == 0) & others, -jnp.inf, logits)
     if constraints.no_repeat_ngram:
         left = jnp.where(repeating(tokens, lengths, constraints.no_repeat_ngram, size), -jnp.inf, logits)
         logits = jnp.where(jnp.max(left, axis=-1, keepdims=True) > -jnp.inf, left, logits)
+    for token, place in ((constraints.forced_first, 0), (end, constraints.end_after)):
+        if token is not None and place is not None:
+            alone = np.where(np.arange(size) == token, 0, -np.inf).astype(logits.dtype)
+            logits = jnp.where(new == place, alone, logits)
     for processor in constraints.processors:
         logits = processor(logits, tokens, lengths)
     return logits

@@ -374,7 +374,10 @@ def read_tokenizer(path: str | os.PathLike, length: int, labels: Sequence[str] =
     if str(kind) not in kinds:
         raise ZooError(f"{str(file)!r} is a tokenizer of kind {kind}; there are {', '.join(kinds)}")
     inputs = TextInputs(kinds[kind], text, length, tuple(labels))
-    inputs.vocab_size  # noqa: B018 - validates the vocabulary now
+    try:
+        inputs.vocab_size  # noqa: B018 - validates the vocabulary now
+    except ZooError as error:
+        raise ZooError(f"{str(file)!r}: {error}") from None
     for token, number in added.items():
         if (found := inputs._library.token_to_id(token)) != number:  # the library numbers added tokens by itself
             raise ZooError(f"{str(file)!r}: the library reads the token {token!r} as {found}, not as {number}")

@@ -17,6 +17,7 @@ from zoo.inputs.text import TextInputs, padded
 DECODING = {  # settings of zoo.decode.decode_sources, with their types
     **{"beam_size": int, "length_penalty": float, "length_penalty_form": str, "early_stopping": (bool, str)},
     **{"min_length": int, "no_repeat_ngram": int, "repetition_penalty": float, "banned": tuple, "forced_first": int},
+    "end_after": int,
 }
 
 

@@ -33,17 +33,22 @@ def bytewise(
     begin: str | None = None,
     end: str | None = None,
     before: Sequence[str] = (),
+    prefix: bool = False,
 ) -> str:
     """Byte-level byte-pair encoding. `special` has tokens that are found in a text before it is cut, with True for
-    those that are no text; `begin` and `end` are put around every text; tokens of `before` take spaces before them.
-    ZooError for an unknown `pattern`."""
+    those that are no text; `begin` and `end` are put around every text; tokens of `before` take spaces before them;
+    `prefix` puts a space before a text that has none. ZooError for an unknown `pattern`."""
     if pattern not in PATTERNS:
         raise unknown("way to cut texts", pattern, PATTERNS)
     cuts: list[dict[str, Any]] = [
         {"type": "Split", "pattern": {"Regex": one}, "behavior": "Isolated", "invert": False}
         for one in PATTERNS[pattern]
     ]
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    level = {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": True, "use_regex": prefix}
+    if prefix:  # the space comes before the cuts, which are then the library's own
+        if PATTERNS[pattern] != (GPT2,):
+            raise ZooError(f"a space before a text goes with GPT-2's way to cut texts, not with {pattern}")
+        cuts = []
     return _json(
         {
             "type": "BPE",
@@ -71,9 +76,10 @@ def words(
     strip_accents: bool | None,
     begin: str | None,
     end: str | None,
+    chinese: bool = True,
 ) -> str:
     """BERT's pieces of words (Wu et al. 2016, section 4.1), of lower-cased words without accents if `lower`, unless
-    `strip_accents` says otherwise."""
+    `strip_accents` says otherwise; with `chinese` every Chinese character is a word."""
     unknown_token = "[UNK]" if "[UNK]" in ids else "<unk>"
     if unknown_token not in ids:
         raise ZooError("it must have a token [UNK]")
@@ -90,7 +96,7 @@ def words(
         normalizer={
             "type": "BertNormalizer",
             "clean_text": True,
-            "handle_chinese_chars": True,
+            "handle_chinese_chars": chinese,
             "strip_accents": strip_accents,
             "lowercase": lower,
         },
@@ -113,18 +119,22 @@ def pieces(
     begin: str | None = None,
     end: str | None = None,
     decoded: Container[str] = (),
+    composed: bool = False,
 ) -> str:
     """SentencePiece's pieces with their scores, in the order of their ids. Those of `decoded` are in no text that is
     encoded, only among tokens that are decoded; only without `merged`.
 
     `merged`: by merging the pair with the best score, with bytes for what is unknown; else by the most probable pieces
-    (Kudo 2018). `charsmap` is SentencePiece's table of normalisation, `prefix` puts a space before a text, `squeeze`
-    makes one of several spaces.
+    (Kudo 2018). `charsmap` is SentencePiece's table of normalisation, which with `composed` reads a text in Unicode's
+    composed form: the library looks up single characters in it. `prefix` puts a space before a text, `squeeze` makes
+    one of several spaces.
     """
     ids = {piece: i for i, (piece, _) in enumerate(scored)}
     normal: list[dict[str, Any]] = []
     split: dict[str, Any] | None = None
     decoder: dict[str, Any]
+    if composed:
+        normal.append({"type": "NFC"})
     if charsmap:
         import base64
 

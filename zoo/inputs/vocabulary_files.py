@@ -28,6 +28,12 @@ class Around(NamedTuple):
     pattern: str = "gpt-2"  # which cuts the text, for byte-pair encoding
 
 
+LLAMA3 = Around("<|begin_of_text|>", pattern="llama3")
+LLAMA3_TOKENS = (  # after its ranks
+    *("<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_special_token_{i}|>" for i in range(4))),
+    *("<|start_header_id|>", "<|end_header_id|>", "<|reserved_special_token_4|>", "<|eot_id|>"),
+    *(f"<|reserved_special_token_{i}|>" for i in range(5, 251)),
+)
 KINDS = {  # transformers' classes, without Fast
     "BertTokenizer": Around("[CLS]", "[SEP]"),
     "DistilBertTokenizer": Around("[CLS]", "[SEP]"),
@@ -40,8 +46,8 @@ KINDS = {  # transformers' classes, without Fast
     "XLMRobertaTokenizer": Around("<s>", "</s>"),
     "LlamaTokenizer": Around("<s>"),
     "GemmaTokenizer": Around("<bos>"),
-    "PreTrainedTokenizer": Around("<|begin_of_text|>", pattern="llama3"),
-    "TokenizersBackend": Around("<|begin_of_text|>", pattern="llama3"),
+    "PreTrainedTokenizer": LLAMA3,
+    "TokenizersBackend": LLAMA3,
 }
 MODELS = {  # model_type to the class, where no tokenizer_config.json names it
     **{
@@ -82,14 +88,14 @@ def vocabulary_of(folder: pathlib.Path) -> str | None:
         kind = kind.removesuffix("Fast")
         if kind not in KINDS:
             raise unknown("tokenizer_class", kind, KINDS)
-        special = _added(about)
+        special = _added(folder, about)
         if found[0].name == WORDS:
             return _words(folder / WORDS, about, KINDS[kind], special)
         if merged:
-            return _merged(folder, KINDS[kind], special)
+            return _merged(folder, about, KINDS[kind], special)
         if models:
             return _sentencepiece(models[0], kind, about, special)
-        return _ranked(ranks[0], KINDS[kind], special)
+        return _ranked(ranks[0], kind, special)
     except ZooError as error:
         raise ZooError(f"{str(found[0])!r}: {error}") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
@@ -101,10 +107,19 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _added(about: Mapping[str, Any]) -> dict[int, tuple[str, bool]]:
-    """The tokens that tokenizer_config.json adds, by id: their text, and whether they are no text."""
+def _added(folder: pathlib.Path, about: Mapping[str, Any]) -> dict[int, tuple[str, bool]]:
+    """The tokens that tokenizer_config.json adds, or of old folders added_tokens.json, by id: their text, and whether
+    they are no text."""
     rows = about.get("added_tokens_decoder") or {}
-    return {int(i): (row["content"], bool(row.get("special", True))) for i, row in rows.items()}
+    special = about.get("additional_special_tokens") or ()
+    old = {int(i): (token, token in special) for token, i in _json(folder / "added_tokens.json").items()}
+    return old | {int(i): (row["content"], bool(row.get("special", True))) for i, row in rows.items()}
+
+
+def _token(about: Mapping[str, Any], key: str, default: str) -> str:
+    """A special token that tokenizer_config.json names, as a string or with its settings."""
+    token = about.get(key) or default
+    return token["content"] if isinstance(token, dict) else token
 
 
 def _lines(path: pathlib.Path) -> list[str]:
@@ -122,10 +137,11 @@ def _words(path: pathlib.Path, about: Mapping[str, Any], around: Around, added: 
     names = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<s>", "<pad>", "</s>", "<unk>", "<mask>")
     special = dict.fromkeys((name for name in names if name in ids), True) | dict(added.values())
     lower = about.get("do_lower_case", True)
-    return words(ids, special, lower, about.get("strip_accents"), around.begin, around.end)
+    chinese = about.get("tokenize_chinese_chars", True)
+    return words(ids, special, lower, about.get("strip_accents"), around.begin, around.end, chinese)
 
 
-def _merged(folder: pathlib.Path, around: Around, added: dict[int, tuple[str, bool]]) -> str:
+def _merged(folder: pathlib.Path, about: Mapping[str, Any], around: Around, added: dict[int, tuple[str, bool]]) -> str:
     """GPT-2's: ids by token, and the pairs that are merged, the first ones first."""
     ids = read_json(folder / MERGES[0])
     lines = [line.split(" ") for line in _lines(folder / MERGES[1]) if line and not line.startswith("#version")]
@@ -135,7 +151,8 @@ def _merged(folder: pathlib.Path, around: Around, added: dict[int, tuple[str, bo
     ids |= {token: i for i, (token, _) in added.items()}
     names = ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>")
     special = dict.fromkeys((name for name in names if name in ids), True) | dict(added.values())
-    return bytewise(ids, pairs, special, around.pattern, around.begin, around.end, before=("<mask>",))
+    prefix, before = about.get("add_prefix_space") is True, ("<mask>",)
+    return bytewise(ids, pairs, special, around.pattern, around.begin, around.end, before, prefix)
 
 
 class Model(NamedTuple):
@@ -145,6 +162,7 @@ class Model(NamedTuple):
     kinds: list[int]
     merged: bool  # by pairs; else the most probable pieces
     charsmap: bytes
+    composed: bool  # texts are brought to Unicode's composed form
     prefix: bool  # a space before a text
     squeeze: bool  # one of several spaces
 
@@ -159,7 +177,7 @@ class Model(NamedTuple):
 
     def vocabulary(self, begin: str | None, end: str | None, special: Special) -> str:
         form = self.merged, self.charsmap, self.prefix, self.squeeze
-        return pieces(self.scored, special, self.unknown, *form, begin=begin, end=end)
+        return pieces(self.scored, special, self.unknown, *form, begin=begin, end=end, composed=self.composed)
 
 
 def sentencepiece_model(path: pathlib.Path) -> Model:
@@ -178,11 +196,15 @@ def sentencepiece_model(path: pathlib.Path) -> Model:
     scored, kinds = [(one.piece, one.score) for one in model.pieces], [one.type for one in model.pieces]
     if kinds.count(UNKNOWN) != 1:
         raise ZooError(f"it must have one unknown piece, not {kinds.count(UNKNOWN)}")
+    if not model.HasField("trainer_spec") or not model.HasField("normalizer_spec"):
+        raise ZooError("it is no model of SentencePiece, or is cut off: it lacks its settings")
     form, normal = model.trainer_spec.model_type, model.normalizer_spec
     if form not in (1, 2):
         raise ZooError("it must be of kind unigram or bpe")
+    if model.trainer_spec.treat_whitespace_as_suffix or not normal.escape_whitespaces:
+        raise ZooError("it must write ▁ for spaces, before words")
     spaces = normal.add_dummy_prefix, normal.remove_extra_whitespaces
-    return Model(scored, kinds, form == 2, normal.precompiled_charsmap, *spaces)
+    return Model(scored, kinds, form == 2, normal.precompiled_charsmap, "nfkc" in normal.name, *spaces)
 
 
 def _sentencepiece(path: pathlib.Path, kind: str, about: Mapping[str, Any], added: dict[int, tuple[str, bool]]) -> str:
@@ -199,8 +221,11 @@ def _sentencepiece(path: pathlib.Path, kind: str, about: Mapping[str, Any], adde
         if i == len(model.scored):
             kinds = [*model.kinds, CONTROL if hidden else DEFINED]
             model = model._replace(scored=[*model.scored, (token, 0.0)], kinds=kinds)
+        elif i > len(model.scored):
+            raise ZooError(f"the added token {token!r} must have the id {len(model.scored)}, after the others, not {i}")
     begin = begin if about.get("add_bos_token", True) else None
-    end = end or (about.get("eos_token", "</s>") if about.get("add_eos_token") else None)
+    if about.get("add_eos_token"):
+        end = _token(about, "eos_token", "<eos>" if kind == "GemmaTokenizer" else "</s>")
     return model.vocabulary(begin, end, model.special | dict(added.values()))
 
 
@@ -233,6 +258,7 @@ def side_of(folder: pathlib.Path, model: str, ids_file: str) -> str:
             squeeze=found.squeeze,
             end="</s>",
             decoded={*tokens} - {*scores} - {*special},
+            composed=found.composed,
         )
     except ZooError as error:
         raise ZooError(f"{str(folder / model)!r}: {error}") from None
@@ -247,7 +273,7 @@ def _is_text(path: pathlib.Path) -> bool:
     return len(first) == 2 and first[1].isdigit()
 
 
-def _ranked(path: pathlib.Path, around: Around, added: dict[int, tuple[str, bool]]) -> str:
+def _ranked(path: pathlib.Path, kind: str, added: dict[int, tuple[str, bool]]) -> str:
     """tiktoken's ranks: a token's bytes in base64 and its id a line. A lower rank is merged first."""
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
@@ -255,6 +281,9 @@ def _ranked(path: pathlib.Path, around: Around, added: dict[int, tuple[str, bool
     ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in rows}
     if any(bytes([byte]) not in ranks for byte in range(256)):
         raise ValueError("it must have all 256 bytes")
+    around = LLAMA3 if kind == "LlamaTokenizer" else KINDS[kind]
+    if around is LLAMA3 and not added:
+        added = {max(ranks.values()) + 1 + i: (token, True) for i, token in enumerate(LLAMA3_TOKENS)}
     letters = _letters()
     named = {token: "".join(letters[byte] for byte in token) for token in ranks}
     ids = {named[token]: rank for token, rank in ranks.items()} | {token: i for i, (token, _) in added.items()}

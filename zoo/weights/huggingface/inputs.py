@@ -75,8 +75,10 @@ def _pairs(folder: pathlib.Path, info: ModelInfo, fields: Mapping[str, Any]) -> 
             decoding["repetition_penalty"] = penalty
         if banned := tuple(words[0] for words in about.get("bad_words_ids") or () if len(words) == 1):
             decoding["banned"] = banned
-        most = about.get("max_length") or fields["max_length"] + 1
-        target = dataclasses.replace(target, length=min(most - 1, fields["max_length"]))
+        most = about.get("max_new_tokens") or (about.get("max_length") or fields["max_length"] + 1) - 1
+        target = dataclasses.replace(target, length=min(most, fields["max_length"]))
+        if about.get("forced_eos_token_id") is not None and target.length > 1:
+            decoding["end_after"] = target.length - 1
         ends = end if isinstance(end, list) else [end]
         return TextToTextInputs(source, target, first, ends[0], tuple(decoding.items()))
     except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
