@@ -29,6 +29,9 @@ PUBLISHED = {  # of the authors' own checkpoints
     "gemma2_2b": 2_614_341_888,
     "gemma3_1b": 999_885_952,
     "pythia_160m": 162_322_944,
+    "pythia_70m": 70_426_624,
+    "qwen2.5_1.5b": 1_543_714_304,
+    "gemma3_270m": 268_098_176,
     "pythia_410m": 405_334_016,
 }
 

@@ -14,7 +14,10 @@ from zoo.inputs.text import learn, read_tokenizer
 from zoo.registry import abstract_variables
 from zoo.transformer.layers import stacked, unstacked
 
-PUBLISHED = {"bert_base": 109_482_240, "bert_large": 335_141_888, "minilm_l6": 22_713_216}  # with the pooler
+PUBLISHED = {  # with the pooler
+    **{"bert_base": 109_482_240, "bert_large": 335_141_888, "minilm_l6": 22_713_216, "minilm_l12": 33_360_000},
+    **{"bge_small": 33_360_000, "bge_base": 109_482_240, "e5_base": 109_482_240, "mpnet_embedding": 109_486_464},
+}
 SMALL = {"vocab_size": 11, "hidden_size": 16, "num_layers": 2, "num_heads": 4, "mlp_size": 24, "max_length": 8}
 B, T = 3, 7
 TOKENS = np.random.default_rng(0).integers(0, 11, (B, T)).astype(np.int32)

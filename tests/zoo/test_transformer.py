@@ -19,7 +19,9 @@ PUBLISHED = {  # of the authors' own checkpoints
     "gpt2_xl": 1_557_611_200,
     "smollm2_135m": 134_515_008,
     "smollm2_360m": 361_821_120,
+    "smollm2_1.7b": 1_711_376_384,
     "llama3_1b": 1_235_814_400,
+    "llama3_3b": 3_212_749_824,
     "qwen3_0.6b": 596_049_920,
 }
 SMALL = {"vocab_size": 11, "hidden_size": 16, "num_layers": 2, "num_heads": 4, "mlp_size": 24, "max_length": 16}
