@@ -39,12 +39,12 @@ class ParityConfig:
 
 def run(config: ParityConfig) -> list[dict[str, Any]]:
     """Measures, prints and writes a row for each repository: the largest difference by the largest value."""
-    from benchmarks.peers import torchvision_models
-
     known = [name for name in zoo.list_models() if zoo.model_info(name).sources]
     for name in config.names:
         if name not in known:
             raise unknown("model with public weights", name, known)
+    from benchmarks.peers import torchvision_models
+
     torchvision_models()  # before transformers and timm, which import it
     found = []
     for name in config.names or known:

@@ -25,7 +25,6 @@ def test_a_model_without_public_weights_gets_one_line(capsys):
 @pytest.mark.parametrize("name", ["resnet18", "pythia_70m"])
 def test_a_row_is_measured(name, tmp_path, capsys):
     pytest.importorskip("torch", reason="the references need it")
-    pytest.importorskip("timm", reason="the reference")
     (tmp_path / "x.csv").write_text("name,repository,reference,difference\ngpt2,a/b,c,0.5\nresnet18,old/row,c,1.0\n")
     parity.run(parity.ParityConfig((name,), str(tmp_path / "x.csv")))
     rows = parity.read(tmp_path / "x.csv")
