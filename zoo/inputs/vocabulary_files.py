@@ -229,8 +229,9 @@ def _sentencepiece(path: pathlib.Path, kind: str, about: Mapping[str, Any], adde
     return model.vocabulary(begin, end, model.special | dict(added.values()))
 
 
-def side_of(folder: pathlib.Path, model: str, ids_file: str) -> str:
-    """The vocabulary of one side of a Marian: a model of SentencePiece cuts texts, a JSON has the ids of both sides.
+def side_of(folder: pathlib.Path, model: str, ids_file: str, read: bool) -> tuple[str, dict[str, int]]:
+    """The vocabulary of one side of a Marian, and its ids: a model of SentencePiece cuts texts, a JSON has the ids of
+    both sides. In a vocabulary that texts are `read` with, pieces without an id, which are unknown, follow the others.
 
     ZooError for a missing or damaged file.
     """
@@ -248,7 +249,8 @@ def side_of(folder: pathlib.Path, model: str, ids_file: str) -> str:
         least = min(scores.values(), default=0.0)
         names = (*("</s>", "<unk>", "<pad>"), *(token for token in tokens if token.startswith(">>")))  # >>fra<<
         special = {token: not token.startswith(">>") for token in names if token in ids}
-        return pieces(
+        tokens += [piece for piece in scores if read and piece not in ids]
+        vocabulary = pieces(
             [(token, scores.get(token, least)) for token in tokens],
             special,
             ids["<unk>"],
@@ -260,6 +262,7 @@ def side_of(folder: pathlib.Path, model: str, ids_file: str) -> str:
             decoded={*tokens} - {*scores} - {*special},
             composed=found.composed,
         )
+        return vocabulary, ids
     except ZooError as error:
         raise ZooError(f"{str(folder / model)!r}: {error}") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
