@@ -72,6 +72,19 @@ def test_theirs_to_ours_and_back(name, tmp_path):
     there_and_back(other, PEERS[name][0], compare, tmp_path)
 
 
+def test_a_file_of_the_body_alone_has_no_bias_of_the_head(tmp_path):
+    """As those of facebook/bart-base and bart-large; old ones have the number of a version."""
+    other = peer("bart")
+    other.model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["BartModel"]
+    other.final_logits_bias.zero_()
+    compare(*zoo.from_pretrained(tmp_path), other)
+    tensors = zoo.weights.read_safetensors(tmp_path / "model.safetensors")
+    zoo.weights.write_safetensors({**tensors, "encoder.version": np.float32([3])}, tmp_path / "old.safetensors")
+    model, _ = zoo.from_pretrained(tmp_path)
+    compare(model, zoo.load_weights(model, tmp_path / "old.safetensors"), other)
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("name", ["bart", "marian"])
 def test_decoding_gives_their_tokens(name, beams, tmp_path):
