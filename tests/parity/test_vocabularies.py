@@ -70,11 +70,12 @@ def test_merges(kind, tmp_path):
         ("PreTrainedTokenizerFast", "tokenizer.model"),
         ("LlamaTokenizer", "tokenizer.model"),
         ("Qwen2Tokenizer", "qwen.tiktoken"),
+        ("QWenTokenizer", "qwen.tiktoken"),
     ],
 )
 def test_ranks(kind, name, tmp_path):
     tiktoken = pytest.importorskip("tiktoken", reason="its ranks are compared")
-    (pattern,) = PATTERNS["qwen2" if kind == "Qwen2Tokenizer" else "llama3"]
+    (pattern,) = PATTERNS["qwen2" if name == "qwen.tiktoken" else "llama3"]
     made = ByteLevelBPETokenizer()
     made.train_from_iterator(SCRIPTS * 3, vocab_size=600)
     letters = zoo.inputs.vocabulary_files._letters()
@@ -89,15 +90,16 @@ def test_ranks(kind, name, tmp_path):
     (written(tmp_path / "x", kind, added_tokens_decoder=added) / name).write_bytes(rows)
     theirs = tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
     inputs = read_tokenizer(tmp_path / "x", 16)
-    first = [] if kind == "Qwen2Tokenizer" else [len(ranks)]
+    first = [] if name == "qwen.tiktoken" else [len(ranks)]
     for text in (*TEXTS, "a<|end|>b"):
-        if kind == "Qwen2Tokenizer":
+        if name == "qwen.tiktoken":
             text = unicodedata.normalize("NFC", text)
         assert inputs.encode(text).tolist() == [*first, *theirs.encode(text, allowed_special="all")], text
         assert inputs.decode(inputs.encode(text)[len(first) :]) == text
     assert np.array_equal(inputs.encode(""), first)
-    if kind == "LlamaTokenizer":  # whose special tokens follow where the folder names none
-        written(tmp_path / "x", kind)
-        inputs = read_tokenizer(tmp_path / "x", 16)
-        assert inputs.encode("<|eot_id|>").tolist() == [len(ranks), len(ranks) + 9]
-        assert inputs.vocab_size == len(ranks) + 256  # as Llama 3's: 128,256 with 128,000 ranks
+    own = {"LlamaTokenizer": ("<|eot_id|>", 9, 256), "QWenTokenizer": ("<|im_end|>", 2, 208)}
+    if kind in own:  # whose special tokens follow where the folder names none: 128,256 of Llama 3, 151,851 of Qwen
+        token, place, size = own[kind]
+        inputs = read_tokenizer(written(tmp_path / "x", kind), 16)
+        assert inputs.encode(token).tolist() == [*first, len(ranks) + place]
+        assert inputs.vocab_size == len(ranks) + size

@@ -27,9 +27,11 @@ TRANSFORMERS = {
     "post_norm": ("transformer_base", QUIET),
     "pre_norm": ("transformer_base", {**QUIET, "norm_first": True, "source_vocab_size": 13, "tied": False}),
     "t5": ("t5_small", {**QUIET, **BUCKETS, "head_dim": 6}),
+    "bart": ("bart_base", {**QUIET, "num_decoder_layers": 1}),
+    "marian": ("opus_mt", {**QUIET, "source_vocab_size": 13}),
     "t5_1.1": ("t5_small", {**QUIET, **BUCKETS, "activation": "geglu", "tied": False}),
 }
-QUICK = ("lstm", "gru", "general", "post_norm", "t5")
+QUICK = ("lstm", "gru", "general", "post_norm", "bart", "t5")
 B, T, S = 3, 7, 5
 _RNG = np.random.default_rng(0)
 TOKENS = _RNG.integers(0, 11, (B, T)).astype(np.int32)

@@ -43,8 +43,24 @@ def test_the_papers_count(name, width, mlp, published):
     assert zoo.model_info(name).parameters == pytest.approx(published, rel=0.03)
 
 
-def test_t5s_published_count():
-    assert zoo.model_info("t5_small").parameters == 60_506_624
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("t5_small", 60_506_624),
+        ("t5_base", 222_903_552),
+        ("t5_v1_1_small", 76_961_152),
+        ("t5_v1_1_base", 247_577_856),
+        ("flan_t5_small", 76_961_152),
+        ("flan_t5_base", 247_577_856),
+        ("bart_base", 139_420_416 + 50_265),  # the bias of the head is a buffer in the published files
+        ("bart_large", 406_291_456 + 50_265),
+    ],
+)
+def test_published_counts(name, published):
+    assert zoo.model_info(name).parameters == published
+
+
+def test_attention_weights_of_a_decoder_have_heads_targets_and_sources():
     assert zoo.model_info("transformer_base").features["decoder/layers/layer5/cross/weights"] == (8, 512, 512)
 
 
@@ -54,7 +70,7 @@ def test_flops_are_those_of_the_arithmetic_with_a_source_as_long_as_the_target()
     assert zoo.model_info("t5_small").flops == 2 * 512 * weights + 18 * 4 * 512**2 * 512
 
 
-@pytest.mark.parametrize("name", ["transformer_base", "transformer_big", "t5_small"])
+@pytest.mark.parametrize("name", ["transformer_base", "transformer_big", "t5_small", "bart_base", "opus_mt"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_shapes_and_dtypes(name, dtype):
     model, example = zoo.create_model(name, dtype=dtype), jax.ShapeDtypeStruct((2, 8), jnp.int32)

@@ -46,7 +46,18 @@ MODELS = {
     **TRANSFORMERS,
 }
 LONGEST = 8  # tokens that every model of MODELS reads
-SLOW = {"resnet8", "resnet50", "rnn_lm", "rnn_layers", "smollm2_135m", "llama3_1b", "vit_mean", "tokens", "t5_1.1"}
+SLOW = {
+    "resnet8",
+    "resnet50",
+    "rnn_lm",
+    "rnn_layers",
+    "smollm2_135m",
+    "llama3_1b",
+    "vit_mean",
+    "tokens",
+    "t5_1.1",
+    "marian",
+}
 SLOW |= {"mobilenet_v2", "mobilenet_v3_small", "efficientnet_lite0"}
 SLOW |= {"seq2seq_dot", "seq2seq_general", "seq2seq_unfed_concat"}  # whose module and path another label has
 LABELS = [pytest.param(label, marks=pytest.mark.slow) if label in SLOW else label for label in MODELS]

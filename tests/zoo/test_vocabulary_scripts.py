@@ -78,7 +78,7 @@ LLAMA = {
 }
 GEMMA = {
     **{**LLAMA, "add_dummy_prefix": False, "pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3},
-    **{"bos_piece": "<bos>", "eos_piece": "<eos>", "user_defined_symbols": "<tool>"},
+    **{"bos_piece": "<bos>", "eos_piece": "<eos>", "user_defined_symbols": "<tool>,▁▁,▁▁▁,\t,\t\t"},
 }
 
 

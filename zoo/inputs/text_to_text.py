@@ -34,6 +34,7 @@ class TextToTextInputs(Inputs):
     first: int
     end: int
     decoding: tuple[tuple[str, Any], ...] = ()
+    unknown: tuple[int, int] | None = None  # a source's ids from the first on, pieces without a token, are the second
 
     kind: ClassVar[str] = "text-to-text"
     labels: ClassVar[tuple[str, ...]] = ()  # type: ignore[misc]
@@ -49,6 +50,9 @@ class TextToTextInputs(Inputs):
         for name in ("first", "end"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 0:
                 raise ZooError(f"{name} must be a token's id, not {getattr(self, name)!r}")
+        known = self.unknown is None or (len(self.unknown) == 2 and all(type(token) is int for token in self.unknown))
+        if not known:
+            raise ZooError(f"unknown must be two ids, or None, not {self.unknown!r:.80}")
         try:
             settings = {str(name): tuple(v) if isinstance(v, list) else v for name, v in self.decoding}
         except (TypeError, ValueError):
@@ -68,6 +72,8 @@ class TextToTextInputs(Inputs):
         if isinstance(raw, str) and not raw.strip():
             raise ZooError("a source needs at least one character, not only spaces")
         tokens = self.source.encode(raw)
+        if self.unknown is not None:
+            tokens = np.where(tokens < self.unknown[0], tokens, np.int32(self.unknown[1]))
         if len(tokens) > self.source.length:
             raise ZooError(
                 f"the source has {len(tokens)} tokens, more than the model's limit of {self.source.length}: "
@@ -111,4 +117,5 @@ class TextToTextInputs(Inputs):
             "first": self.first,
             "end": self.end,
             "decoding": [*map(list, self.decoding)],
+            "unknown": self.unknown and [*self.unknown],
         }

@@ -178,7 +178,8 @@ def pieces(
             shown = {"type": "Replace", "pattern": {"String": _UNREAD}, "content": ""}
             decoder = {"type": "Sequence", "decoders": [shown, split]}
     normalizer = {"type": "Sequence", "normalizers": normal} if normal else None
-    return _json(model, ids, special, normalizer, split, decoder, begin, end)
+    spaces = [] if prefix else [token for token in special if "▁" in token]  # Gemma's tokens of several spaces
+    return _json(model, ids, special, normalizer, split, decoder, begin, end, normal=spaces)
 
 
 def _merges(scored: Sequence[tuple[str, float]], special: Mapping[str, bool]) -> list[list[str]]:
@@ -205,8 +206,10 @@ def _json(
     begin: str | None = None,
     end: str | None = None,
     before: Sequence[str] = (),
+    normal: Sequence[str] = (),
 ) -> str:
-    """The library's JSON. ZooError where `begin` or `end` is no token."""
+    """The library's JSON; tokens of `normal` are looked for in the normalised text. ZooError where `begin` or `end` is
+    no token."""
     for token in (begin, end):
         if token is not None and token not in ids:
             raise ZooError(f"{token!r} is not a token of the vocabulary")
@@ -217,7 +220,7 @@ def _json(
         "pair": [*(_part(token) for token in around), *(_part(token, "B") for token in around[1:])],
         "special_tokens": {token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in around if token},
     }
-    plain = {"single_word": False, "rstrip": False, "normalized": False}
+    plain = {"single_word": False, "rstrip": False}
     added = sorted((ids[token], token, hidden) for token, hidden in special.items() if token in ids)
     return json.dumps(
         {
@@ -225,7 +228,10 @@ def _json(
             "truncation": None,
             "padding": None,
             "added_tokens": [
-                {"id": i, "content": token, **plain, "lstrip": token in before, "special": hidden}
+                {
+                    **{"id": i, "content": token, **plain},
+                    **{"lstrip": token in before, "normalized": token in normal, "special": hidden},
+                }
                 for i, token, hidden in added
             ],
             "normalizer": normalizer,

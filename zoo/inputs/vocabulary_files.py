@@ -34,6 +34,7 @@ LLAMA3_TOKENS = (  # after its ranks
     *("<|start_header_id|>", "<|end_header_id|>", "<|reserved_special_token_4|>", "<|eot_id|>"),
     *(f"<|reserved_special_token_{i}|>" for i in range(5, 251)),
 )
+QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
 KINDS = {  # transformers' classes, without Fast
     "BertTokenizer": Around("[CLS]", "[SEP]"),
     "DistilBertTokenizer": Around("[CLS]", "[SEP]"),
@@ -42,6 +43,7 @@ KINDS = {  # transformers' classes, without Fast
     "RobertaTokenizer": Around("<s>", "</s>"),
     "BartTokenizer": Around("<s>", "</s>"),
     "Qwen2Tokenizer": Around(pattern="qwen2"),
+    "QWenTokenizer": Around(pattern="qwen2"),
     "T5Tokenizer": Around(end="</s>"),
     "XLMRobertaTokenizer": Around("<s>", "</s>"),
     "LlamaTokenizer": Around("<s>"),
@@ -229,8 +231,9 @@ def _sentencepiece(path: pathlib.Path, kind: str, about: Mapping[str, Any], adde
     return model.vocabulary(begin, end, model.special | dict(added.values()))
 
 
-def side_of(folder: pathlib.Path, model: str, ids_file: str) -> str:
-    """The vocabulary of one side of a Marian: a model of SentencePiece cuts texts, a JSON has the ids of both sides.
+def side_of(folder: pathlib.Path, model: str, ids_file: str, read: bool) -> tuple[str, dict[str, int]]:
+    """The vocabulary of one side of a Marian, and its ids: a model of SentencePiece cuts texts, a JSON has the ids of
+    both sides. In a vocabulary that texts are `read` with, pieces without an id, which are unknown, follow the others.
 
     ZooError for a missing or damaged file.
     """
@@ -248,7 +251,8 @@ def side_of(folder: pathlib.Path, model: str, ids_file: str) -> str:
         least = min(scores.values(), default=0.0)
         names = (*("</s>", "<unk>", "<pad>"), *(token for token in tokens if token.startswith(">>")))  # >>fra<<
         special = {token: not token.startswith(">>") for token in names if token in ids}
-        return pieces(
+        tokens += [piece for piece in scores if read and piece not in ids]
+        vocabulary = pieces(
             [(token, scores.get(token, least)) for token in tokens],
             special,
             ids["<unk>"],
@@ -260,6 +264,7 @@ def side_of(folder: pathlib.Path, model: str, ids_file: str) -> str:
             decoded={*tokens} - {*scores} - {*special},
             composed=found.composed,
         )
+        return vocabulary, ids
     except ZooError as error:
         raise ZooError(f"{str(folder / model)!r}: {error}") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -282,8 +287,8 @@ def _ranked(path: pathlib.Path, kind: str, added: dict[int, tuple[str, bool]]) -
     if any(bytes([byte]) not in ranks for byte in range(256)):
         raise ValueError("it must have all 256 bytes")
     around = LLAMA3 if kind == "LlamaTokenizer" else KINDS[kind]
-    if around is LLAMA3 and not added:
-        added = {max(ranks.values()) + 1 + i: (token, True) for i, token in enumerate(LLAMA3_TOKENS)}
+    tokens = LLAMA3_TOKENS if around is LLAMA3 else QWEN_TOKENS if kind == "QWenTokenizer" else ()
+    added = added or {max(ranks.values()) + 1 + i: (token, True) for i, token in enumerate(tokens)}
     letters = _letters()
     named = {token: "".join(letters[byte] for byte in token) for token in ranks}
     ids = {named[token]: rank for token, rank in ranks.items()} | {token: i for i, (token, _) in added.items()}

@@ -64,13 +64,18 @@ class T5(SourceToTarget):
 
 
 _RAFFEL, _CHUNG = "Raffel et al. 2020, arXiv:1910.10683", "Chung et al. 2022, arXiv:2210.11416"
-_FLAN: dict[str, Any] = {"activation": "geglu", "tied": False, "head_dim": 64}
+_SHAZEER = "Shazeer 2020, arXiv:2002.05202"
 _BASE: dict[str, Any] = {"hidden_size": 768, "num_layers": 12, "num_heads": 12}
+_GATED: dict[str, Any] = {"activation": "geglu", "tied": False, "head_dim": 64}
+_GATED_SMALL = {**_GATED, "num_layers": 8, "num_heads": 6, "mlp_size": 1024}
+_GATED_BASE = {**_GATED, **_BASE, "mlp_size": 2048}
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5_small": (_RAFFEL, {}),
     "t5_base": (_RAFFEL, {**_BASE, "mlp_size": 3072}),
-    "flan_t5_small": (_CHUNG, {**_FLAN, "num_layers": 8, "num_heads": 6, "mlp_size": 1024}),
-    "flan_t5_base": (_CHUNG, {**_FLAN, **_BASE, "mlp_size": 2048}),
+    "t5_v1_1_small": (_SHAZEER, _GATED_SMALL),
+    "t5_v1_1_base": (_SHAZEER, _GATED_BASE),
+    "flan_t5_small": (_CHUNG, _GATED_SMALL),
+    "flan_t5_base": (_CHUNG, _GATED_BASE),
 }
 for _name, (_paper, _row) in ROWS.items():
     _add = register(

@@ -51,8 +51,9 @@ BART = TensorLayout(
     table=_table("model.shared.weight"),
     prefix="model.",
     body=r"(shared|encoder|decoder)\.",
-    unused=r"model\.(encoder|decoder)\.embed_tokens\.weight$",
+    unused=r"model\.(encoder|decoder)\.(embed_tokens\.weight|version)$",
     tied=("lm_head.weight", "model.shared.weight"),
+    zeros=("final_logits_bias",),  # files of the body alone, as BART's own, have none
 )
 MARIAN = BART._replace(
     title="Marian",

@@ -50,12 +50,18 @@ def _pairs(folder: pathlib.Path, info: ModelInfo, fields: Mapping[str, Any]) -> 
         separate = (folder / "target_vocab.json").is_file()
         length = most_tokens(folder, fields["max_length"])
         sides = ("source.spm", "vocab.json"), ("target.spm", "target_vocab.json" if separate else "vocab.json")
-        source, target = (TextInputs("unigram", side_of(folder, *side), length) for side in sides)
+        (reads, ids), (writes, own) = (side_of(folder, *side, read=side is sides[0]) for side in sides)
+        rows = fields.get("source_vocab_size") or fields["vocab_size"], fields["vocab_size"]
+        for (_, file), found, most in zip(sides, (ids, own), rows, strict=True):
+            if len(found) > most:
+                raise ZooError(f"{str(folder / file)!r} has {len(found)} tokens, more than the model, which has {most}")
+        source, target = (TextInputs("unigram", vocabulary, length) for vocabulary in (reads, writes))
+        unknown = None if source.vocab_size == len(ids) else (len(ids), ids["<unk>"])
     else:
-        found = _texts(folder, info, fields, ())
-        if found is None:
+        texts = _texts(folder, info, fields, ())
+        if texts is None:
             return None
-        source = target = found
+        source, target, unknown = texts, texts, None
     path = folder / "generation_config.json"
     try:
         about = {**read_json(folder / "config.json"), **(read_json(path) if path.is_file() else {})}
@@ -80,7 +86,7 @@ def _pairs(folder: pathlib.Path, info: ModelInfo, fields: Mapping[str, Any]) -> 
         if about.get("forced_eos_token_id") is not None and target.length > 1:
             decoding["end_after"] = target.length - 1
         ends = end if isinstance(end, list) else [end]
-        return TextToTextInputs(source, target, first, ends[0], tuple(decoding.items()))
+        return TextToTextInputs(source, target, first, ends[0], tuple(decoding.items()), unknown)
     except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         raise ZooError(f"{str(folder)!r} does not say how its model decodes: {error!r:.120}") from None
 

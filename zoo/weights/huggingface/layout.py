@@ -35,6 +35,7 @@ class TensorLayout(NamedTuple):
     num_heads: int = 0  # where that is so
     # modules and arrays of one task each, a tuple a task: drawn anew where the file has none of a tuple
     heads: tuple[tuple[str, ...], ...] = ()
+    zeros: tuple[str, ...] = ()  # names of tensors that are zeros where a file has none
     flat: tuple[str, ...] = ()  # arrays whose leading axes of length 1 the file lacks
 
     def is_of(self, variables: Mapping[str, Any]) -> bool:
@@ -74,6 +75,8 @@ class TensorLayout(NamedTuple):
         named = {self.full_name(name): tensor for name, tensor in tensors.items()}
         if len(named) < len(tensors):
             raise ValueError("it has two tensors of one name, with and without the prefix of a body")
+        expected = self.names(variables) if {*self.zeros} - named.keys() else {}
+        named = {name: np.zeros(expected[name][1].shape, np.float32) for name in self.zeros if name in expected} | named
         if self.tied and self.tied[0] not in self._groups(variables) and set(self.tied) <= set(named):
             head, embedding = (named[name] for name in self.tied)
             if head is not embedding and not np.array_equal(head, embedding):
