@@ -364,8 +364,10 @@ def test_a_run_folder_may_be_a_link_itself_but_holds_no_pipes(run_folder, tmp_pa
 
 
 def test_modules_that_run_what_they_read_are_not_used():
-    """No pickle, no eval, no exec: the only file that is run is the recipe that a person names."""
+    """No eval, no exec, and no pickle but torch's, whose unpickler knows no global but those of tensors (tests/zoo/
+    test_torch_pickle.py): the only file that is run is the recipe that a person names."""
     root = pathlib.Path(zoo.__file__).parents[1]
+    unpickles = root / "zoo" / "weights" / "torch_pickle.py"
     for path in [*(root / "zoo").rglob("*.py"), *(root / "train").rglob("*.py")]:
         text = path.read_text()
         for word in (
@@ -378,7 +380,7 @@ def test_modules_that_run_what_they_read_are_not_used():
             "joblib",
             "yaml",
         ):
-            assert word not in text, (path, word)
+            assert word not in text or (word == "import pickle" and path == unpickles), (path, word)
         assert text.count("exec_module") == (path == root / "train" / "recipes" / "__init__.py")
 
 
