@@ -16,7 +16,7 @@ from zoo.inputs import ImageInputs
 from zoo.inputs.text import TextInputs
 from zoo.registry import list_models, model_info
 from zoo.run import Run, load, located, maker_of
-from zoo.weights import save_native
+from zoo.weights import save_native, timm, write_safetensors
 from zoo.weights.huggingface.folder import save_pretrained
 
 TASKS = {"image": "image-classification", "text": "text-generation", "pair": "translation"}  # by the kind of inputs
@@ -57,7 +57,12 @@ def write(run: Run, folder: pathlib.Path) -> None:
         about = read_json(folder / "config.json") | about
     except ZooError:  # a model that transformers does not have
         folder.mkdir(parents=True)
-        save_native(run.variables, folder / "model.safetensors")
+        theirs = timm.described_as(run.model, run.inputs) if isinstance(run.inputs, ImageInputs) else None
+        if theirs is None:
+            save_native(run.variables, folder / "model.safetensors")
+        else:
+            about = theirs | about
+            write_safetensors(timm.to_file(run.variables), folder / "model.safetensors", metadata={"format": "pt"})
     labels = getattr(run.inputs, "labels", ())
     if labels and "model_type" in about:
         about["id2label"] = {str(number): label for number, label in enumerate(labels)}
@@ -100,15 +105,20 @@ def card(run: Run, repository: str, facts: Mapping[str, Any], license: str | Non
 
 
 def _described(model: Any) -> tuple[str, dict[str, Any]]:
-    """A registered name of a module's class, and its fields as JSON has them."""
-    name = next((n for n in list_models() if model_info(n).module_class is type(model)), None)
-    if name is None:
+    """The registered name of a module's class from which it differs in the fewest fields, and these fields as JSON has
+    them."""
+    found = []
+    for name in list_models():
+        if model_info(name).module_class is type(model):
+            default = model_info(name).constructor()
+            differing = {key: getattr(model, key) for key in model_info(name).fields}
+            differing = {key: value for key, value in differing.items() if value != getattr(default, key)}
+            found.append((name, differing))
+    if not found:
         raise ZooError(f"{type(model).__name__} is not registered; give its module to zoo.register first")
-    default, fields = model_info(name).constructor(), {}
-    for key in model_info(name).fields:
-        if (value := getattr(model, key)) != getattr(default, key):
-            fields[key] = jax.numpy.dtype(value).name if key.endswith("dtype") else value
-    return name, fields
+    name, fields = min(found, key=lambda one: len(one[1]))
+    dtypes = {key: jax.numpy.dtype(value).name for key, value in fields.items() if key.endswith("dtype")}
+    return name, fields | dtypes
 
 
 def _facts(path: pathlib.Path, name: str) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def _about(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _maker(about: dict[str, Any]) -> str:
-    if timm.is_timm(about):
+    if timm.is_timm(about) and not {"model", "inputs"} <= about.keys():
         return "timm"
     theirs = "model_type" in about or "architectures" in about
     return "Hugging Face" if theirs and not {"model", "inputs"} <= about.keys() else "run"

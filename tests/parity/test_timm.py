@@ -246,3 +246,19 @@ def test_dinov2_of_transformers_both_ways(tmp_path):
     other = drawn(transformers.Dinov2Model(config))
     torch.nn.init.zeros_(other.embeddings.mask_token)  # which no model reads, and which is not written
     there_and_back(other, transformers.Dinov2Model, compare_dinov2, tmp_path, lost={"embeddings.mask_token"})
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "convnext_tiny", "mobilenet_v2"])
+def test_what_is_published_is_read_by_timm(name, tmp_path):
+    architecture = {"mobilenet_v2": "mobilenetv2_100"}.get(name, name)
+    theirs = shaken(timm.create_model(architecture, num_classes=3))
+    run = zoo.load(folder_of(theirs, architecture, tmp_path / "theirs", 64))
+    zoo.publish.write(run, tmp_path / "ours")
+    back = timm.create_model(f"local-dir:{tmp_path / 'ours'}", pretrained=True).eval()
+    states = theirs.state_dict(), back.state_dict()
+    for key, tensor in states[0].items():
+        assert key.endswith("num_batches_tracked") or torch.equal(tensor, states[1][key]), key
+    assert back.pretrained_cfg["mean"] == tuple(MEAN) or list(back.pretrained_cfg["mean"]) == MEAN
+    again = zoo.load(tmp_path / "ours")
+    assert again.inputs == run.inputs
+    compare(again, theirs, 64)

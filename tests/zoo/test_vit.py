@@ -276,3 +276,20 @@ def test_what_hugging_faces_have_not_is_not_saved(tmp_path):
     with pytest.raises(zoo.ZooError, match="the variables do not belong to this model"):
         zoo.save_pretrained(tiny()[0], grey, tmp_path / "vit")
     assert not (tmp_path / "vit").exists()
+
+
+def test_layers_are_dropped_for_whole_examples():
+    """With a rate near 1 the last layer's outputs are dropped, so that its input is what comes out; the first stays."""
+    model, variables = tiny()
+    dropping = model.clone(drop_path_rate=0.999, num_layers=2)
+    x = np.random.default_rng(0).normal(size=(4, model.image_size, model.image_size, 3)).astype(np.float32)
+    variables = dropping.init(jax.random.key(0), x)
+    apply = functools.partial(dropping.apply, variables, x, mutable=["features"])
+    _, seen = apply(train=True, rngs={"dropout": jax.random.key(1)})
+    layers = seen["features"]["layers"]
+    np.testing.assert_array_equal(layers["layer1"]["hidden"], layers["layer0"]["hidden"])
+    _, still = apply()
+    assert np.abs(np.subtract(*(still["features"]["layers"][f"layer{i}"]["hidden"] for i in range(2)))).max() > 1e-3
+    np.testing.assert_allclose(layers["layer0"]["hidden"], still["features"]["layers"]["layer0"]["hidden"], atol=1e-6)
+    with pytest.raises(zoo.ZooError, match="scan_layers needs equal layers: drop_path_rate grows with depth"):
+        dropping.clone(scan_layers=True).init(jax.random.key(0), x)

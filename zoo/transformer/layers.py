@@ -216,6 +216,7 @@ class Block(nn.Module):
     parallel: bool = False
     layer_scale: Callable[..., nn.Module] | None = None
     dropout_rate: float = 0.0
+    drop_path_rate: float = 0.0
 
     @nn.compact
     def __call__(
@@ -230,7 +231,10 @@ class Block(nn.Module):
                 x = self.norm(name=f"{norm}_after")(x)
             if self.layer_scale is not None:
                 x = self.layer_scale(name=f"{norm}_scale")(x)
-            return nn.Dropout(self.dropout_rate, deterministic=not context.train)(x)
+            x = nn.Dropout(self.dropout_rate, deterministic=not context.train)(x)
+            if self.drop_path_rate:
+                x = nn.Dropout(self.drop_path_rate, broadcast_dims=(1, 2), deterministic=not context.train)(x)
+            return x
 
         def add(x: jax.Array, norm: str, layer: Callable[[jax.Array], jax.Array]) -> jax.Array:
             added = x + out(x, norm, layer)
@@ -265,6 +269,7 @@ class Stack(nn.Module):
     num_layers: int
     scan: bool = False
     remat: Remat = "none"
+    drop_path_rate: float = 0.0
 
     @nn.compact
     def __call__(
@@ -274,6 +279,8 @@ class Stack(nn.Module):
         if self.scan:
             if len(contexts) > 1:
                 raise ZooError("scan_layers needs equal layers: their windows or rotations differ")
+            if self.drop_path_rate:
+                raise ZooError("scan_layers needs equal layers: drop_path_rate grows with depth")
             return self.scanned(x, contexts[0], names, state, source)
 
         def runner(context: Context) -> Callable[..., tuple[jax.Array, Any]]:
@@ -287,8 +294,15 @@ class Stack(nn.Module):
         runs, caches = [runner(context) for context in contexts], {}
         for i, name in enumerate(names):
             cache, memory = (None if of is None else of[name] for of in (state, source))
-            x, caches[name] = runs[i % len(runs)](self.block(name=name), x, cache, memory)
+            block = self.block(name=name, **self.dropped(i))
+            x, caches[name] = runs[i % len(runs)](block, x, cache, memory)
         return x, caches
+
+    def dropped(self, number: int) -> dict[str, float]:
+        """The share of examples for which a layer's outputs are dropped, growing with depth (Huang et al. 2016)."""
+        if not self.drop_path_rate:
+            return {}
+        return {"drop_path_rate": self.drop_path_rate * number / max(self.num_layers - 1, 1)}
 
     def scanned(
         self, x: jax.Array, context: Context, names: list[str], state: Any, source: Any
@@ -343,6 +357,7 @@ def new_stack(
     norms: Norms = "before",
     parallel: bool = False,
     layer_scale: Callable[..., nn.Module] | None = None,
+    drop_path_rate: float = 0.0,
     **attention: Any,
 ) -> Callable[..., Stack]:
     """The stack that a model's fields describe, still unnamed; `attention` are further fields of its attention."""
@@ -367,7 +382,14 @@ def new_stack(
         layer_scale=layer_scale,
         dropout_rate=model.dropout_rate,
     )
-    return functools.partial(Stack, block=block, num_layers=model.num_layers, scan=model.scan_layers, remat=model.remat)
+    return functools.partial(
+        Stack,
+        block=block,
+        num_layers=model.num_layers,
+        scan=model.scan_layers,
+        remat=model.remat,
+        drop_path_rate=drop_path_rate,
+    )
 
 
 def head_dim_of(model: Any) -> int:

@@ -59,6 +59,7 @@ class ViT(nn.Module):
     activation: Activation = "gelu"
     norm_epsilon: float = 1e-6
     dropout_rate: float = 0.0  # of the embedding and of each layer's output
+    drop_path_rate: float = 0.0  # of the last layer's outputs for whole examples; layer i of n has i / (n - 1) of it
     scan_layers: bool = False  # compile one layer for any depth
     remat: Remat = "none"  # what the backward pass recomputes
     attention: Implementation | None = None  # default: by platform and shape
@@ -95,7 +96,7 @@ class ViT(nn.Module):
             x = norm(name="embedding_norm")(x)
         x = sow(self, "embedded", nn.Dropout(self.dropout_rate, deterministic=not train)(x))
         dense = functools.partial(new_dense, **dtypes)
-        more: dict[str, Any] = {"qk_norm": norm if self.qk_norm else None}
+        more: dict[str, Any] = {"qk_norm": norm if self.qk_norm else None, "drop_path_rate": self.drop_path_rate}
         if self.layer_scale is not None:
             more["layer_scale"] = functools.partial(LayerScale, self.layer_scale, self.param_dtype)
         x, _ = new_stack(self, dense=dense, norm=norm, **more)(name="layers")(x, Context(Mask(), train=train))

@@ -11,6 +11,8 @@ from typing import Any
 from zoo.errors import ZooError, unknown
 from zoo.inputs import ImageInputs
 from zoo.registry import list_models, model_info
+from zoo.transformer.layers import unstacked
+from zoo.weights import torchvision
 from zoo.weights.huggingface.inputs import numbered
 from zoo.weights.timm import convnext, mobile, vgg, vit
 
@@ -19,6 +21,14 @@ LAYOUTS: tuple[Any, ...] = tuple(layout for family in _FAMILIES for layout in fa
 ARCHITECTURES = {  # timm's name: the registered one, and fields
     name: row for family in _FAMILIES for name, row in family.ARCHITECTURES.items()
 }
+_WRITTEN: tuple[Any, ...] = (convnext, mobile)
+_CONVOLVED = (
+    "convnextv2_atto",
+    "convnextv2_femto",
+    "convnextv2_pico",
+    "convnextv2_nano",
+    "mobilenetv3",
+)  # dense layers
 _SAME = ("resnet", "resnext", "wide_resnet50", "wide_resnet101", "densenet")  # names that are ours too
 
 
@@ -58,6 +68,39 @@ def described(folder: pathlib.Path, config: Mapping[str, Any]) -> tuple[str, dic
         return name, {**fields, "num_classes": classes or None}, inputs
     except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
         raise ZooError(f"{str(folder / 'config.json')!r}: {error!s:.160}") from None
+
+
+def described_as(model: Any, inputs: ImageInputs) -> dict[str, Any] | None:
+    """timm's config.json of a model whose weights have timm's form as `to_file` writes them; None for another model."""
+    known = {name: (name, {}) for name in list_models() if name.startswith(_SAME)} | {
+        name: row for family in _WRITTEN for name, row in family.ARCHITECTURES.items()
+    }
+    for architecture, (name, fields) in known.items():
+        if model_info(name).module_class is type(model) and not architecture.startswith(_CONVOLVED):
+            other = model_info(name).constructor(**fields)
+            free = ("num_classes", "dtype", "param_dtype", "dropout_rate", "drop_path_rate", "axis_name")
+            if all(getattr(model, key) == getattr(other, key) for key in model_info(name).fields if key not in free):
+                height, width, channels = inputs.shape
+                about: dict[str, Any] = {
+                    "input_size": [channels, height, width],
+                    "mean": inputs.mean,
+                    "std": inputs.std,
+                }
+                about |= {"crop_pct": inputs.crop or 1.0, "interpolation": inputs.interpolation}
+                return {
+                    "architecture": architecture,
+                    "num_classes": model.num_classes or 0,
+                    "pretrained_cfg": about | {"crop_mode": "squash" if inputs.squash else "center"},
+                    **({"label_names": list(inputs.labels)} if inputs.labels else {}),
+                }
+    return None
+
+
+def to_file(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict of a model that `described_as` describes."""
+    plain = unstacked(variables)
+    layout = next((layout for family in _WRITTEN for layout in family.LAYOUTS if layout.is_of(plain)), torchvision)
+    return layout.to_file(plain)
 
 
 def _model(architecture: str) -> tuple[str, dict[str, Any]]:

@@ -46,6 +46,12 @@ class Renamed(NamedTuple):
         """The shape of a leaf in the file, but for axes of length 1."""
         return torchvision.file_shape(leaf)
 
+    def to_file(self, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The state dict of (unstacked) variables; scales of channels [C, 1, 1] as [C]."""
+        names = self.rename({name: leaf.shape for name, (_, leaf) in torchvision.names(variables).items()})
+        tensors = torchvision.to_file(variables).items()
+        return {names[name]: tensor.reshape(-1) if tensor.ndim == 3 else tensor for name, tensor in tensors}
+
     def differs_in_classes(self, tensor: np.ndarray, leaf: Any) -> bool:
         """Whether a head's tensor would fit but for the number of classes."""
         return torchvision.differs_in_classes(tensor, leaf)
