@@ -1,5 +1,6 @@
 """The registry of models: a Linen module class, or a partial of one, by name."""
 
+import contextlib
 import dataclasses
 import difflib
 import fnmatch
@@ -72,18 +73,27 @@ class ModelInfo:
 
     @functools.cached_property
     def parameters(self) -> int:
-        return count_parameters(abstract_variables(self.constructor(), *self.example()))
+        return count_parameters(self._traced[1])
 
     @functools.cached_property
     def flops(self) -> int:
-        # A loop over blocks of keys has no known length; the whole matrix of scores has.
-        model = self.constructor(**({"attention": "xla"} if "attention" in self.fields else {}))
-        args, kwargs = self.example()
+        (model, variables), (args, kwargs) = self._traced, self.example()
 
         def apply(variables: Any, args: Any, kwargs: Any) -> Any:
             return model.apply(variables, *args, **kwargs)
 
-        return count_flops(apply, abstract_variables(model, args, kwargs), args, kwargs)
+        return count_flops(apply, variables, args, kwargs)
+
+    @functools.cached_property
+    def _traced(self) -> tuple[nn.Module, Any]:
+        """A form of the model that is quick to trace, and its abstract variables: equal layers as a loop, scores as one
+        matrix, whose size is known."""
+        model = self.constructor(**({"attention": "xla"} if "attention" in self.fields else {}))
+        if "scan_layers" in self.fields:
+            with contextlib.suppress(ZooError):  # layers that differ
+                looped = model.clone(scan_layers=True)
+                return looped, abstract_variables(looped, *self.example())
+        return model, abstract_variables(model, *self.example())
 
     @functools.cached_property
     def features(self) -> dict[str, tuple[int, ...]]:
