@@ -63,7 +63,7 @@ def test_inputs_are_read_back_from_json():
     assert args[0].shape == (2, 8, 8, 3)
     assert kwargs["texts"].shape == (2, 12)
     assert kwargs["lengths"].tolist() == [5, 4]
-    with pytest.raises(zoo.ZooError, match="text must be inputs of that kind, not 3"):
+    with pytest.raises(zoo.ZooError, match="text must be inputs of kind text, not 3"):
         ImageTextInputs(inputs.image, 3)
 
 

@@ -63,6 +63,16 @@ class Inputs(ABC):
         return {"kind": self.kind, **dataclasses.asdict(self)}  # type: ignore[call-overload]
 
 
+def make_part(inputs: Inputs, name: str, kind: type[Inputs]) -> None:
+    """Makes a field of a frozen class that is inputs itself from a dict, as JSON has it; ZooError unless it is such."""
+    part = getattr(inputs, name)
+    if isinstance(part, dict):
+        part = kind(**{key: value for key, value in part.items() if key != "kind"})
+        object.__setattr__(inputs, name, part)
+    if not isinstance(part, kind):
+        raise ZooError(f"{name} must be inputs of kind {kind.kind}, not {part!r:.80}")
+
+
 def inputs_from_json(data: dict[str, Any]) -> Inputs:
     """The inputs that `to_json` described, JSON's lists as tuples; ZooError for an unknown kind, with the nearest ones,
     and for fields that do not fit."""

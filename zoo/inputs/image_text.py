@@ -8,8 +8,7 @@ import jax
 import numpy as np
 
 from zoo.arrays import Example
-from zoo.errors import ZooError
-from zoo.inputs.base import Inputs
+from zoo.inputs.base import Inputs, make_part
 from zoo.inputs.image import ImageInputs
 from zoo.inputs.text import TextInputs
 
@@ -25,13 +24,8 @@ class ImageTextInputs(Inputs):
     labels: ClassVar[tuple[str, ...]] = ()  # type: ignore[misc]
 
     def __post_init__(self) -> None:
-        for name, of in (("image", ImageInputs), ("text", TextInputs)):
-            part: Any = getattr(self, name)
-            if isinstance(part, dict):  # from JSON
-                part = of(**{key: value for key, value in part.items() if key != "kind"})
-                object.__setattr__(self, name, part)
-            if not isinstance(part, of):
-                raise ZooError(f"{name} must be inputs of that kind, not {part!r:.80}")
+        make_part(self, "image", ImageInputs)
+        make_part(self, "text", TextInputs)
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]

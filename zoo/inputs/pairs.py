@@ -15,7 +15,7 @@ import numpy as np
 
 from zoo.arrays import Example
 from zoo.errors import ZooError
-from zoo.inputs.base import Inputs
+from zoo.inputs.base import Inputs, make_part
 from zoo.inputs.text import TextInputs, learn, padded
 
 PAD, BEGIN, END, UNKNOWN, SPECIAL = range(5)  # padding is zeros; SPECIAL is their number
@@ -40,12 +40,7 @@ class PairInputs(Inputs):
 
     def __post_init__(self) -> None:
         for name in ("source", "target"):
-            side = getattr(self, name)
-            if isinstance(side, dict):  # from JSON
-                side = TextInputs(**{k: v for k, v in side.items() if k != "kind"})
-                object.__setattr__(self, name, side)
-            if not isinstance(side, TextInputs):
-                raise ZooError(f"{name} must be inputs of text, not {side!r:.80}")
+            make_part(self, name, TextInputs)
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]

@@ -11,7 +11,7 @@ import numpy as np
 
 from zoo.arrays import Example
 from zoo.errors import ZooError
-from zoo.inputs.base import Inputs
+from zoo.inputs.base import Inputs, make_part
 from zoo.inputs.text import TextInputs, padded
 
 DECODING = {  # settings of zoo.decode.decode_sources, with their types
@@ -41,12 +41,7 @@ class TextToTextInputs(Inputs):
 
     def __post_init__(self) -> None:
         for name in ("source", "target"):
-            side = getattr(self, name)
-            if isinstance(side, dict):  # from JSON
-                side = TextInputs(**{key: value for key, value in side.items() if key != "kind"})
-                object.__setattr__(self, name, side)
-            if not isinstance(side, TextInputs):
-                raise ZooError(f"{name} must be inputs of text, not {side!r:.80}")
+            make_part(self, name, TextInputs)
         for name in ("first", "end"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 0:
                 raise ZooError(f"{name} must be a token's id, not {getattr(self, name)!r}")

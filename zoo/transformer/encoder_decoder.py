@@ -11,7 +11,7 @@ Dropout is on the embeddings and on each layer's output, as in the paper, and no
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -320,13 +320,16 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-for _name, (_paper, _row) in ROWS.items():
-    _add = register(
-        _name,
-        family="transformer",
-        input_shape=(512,),
-        input_dtype="int32",
-        more_inputs={"source": ((512,), "int32")},
-        paper=_paper,
-    )
-    _add(functools.partial(EncoderDecoder, **_row))
+
+
+def register_rows(kind: type[SourceToTarget], rows: Mapping[str, tuple[str, dict[str, Any]]]) -> None:
+    """Registers models of a class by name, each with its paper and its fields."""
+    shape, more = (512,), {"source": ((512,), "int32")}
+    for name, (paper, row) in rows.items():
+        add = register(
+            name, family="transformer", input_shape=shape, input_dtype="int32", more_inputs=more, paper=paper
+        )
+        add(functools.partial(kind, **row))
+
+
+register_rows(EncoderDecoder, ROWS)

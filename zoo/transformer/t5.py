@@ -19,8 +19,7 @@ import jax.numpy as jnp
 from zoo.ops.dense import dot_general
 from zoo.ops.positions import distance_buckets
 from zoo.ops.recurrence import take_rows
-from zoo.registry import register
-from zoo.transformer.encoder_decoder import SourceToTarget, halves, new_head
+from zoo.transformer.encoder_decoder import SourceToTarget, halves, new_head, register_rows
 
 
 def new_dense(
@@ -77,13 +76,4 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "flan_t5_small": (_CHUNG, _GATED_SMALL),
     "flan_t5_base": (_CHUNG, _GATED_BASE),
 }
-for _name, (_paper, _row) in ROWS.items():
-    _add = register(
-        _name,
-        family="transformer",
-        input_shape=(512,),
-        input_dtype="int32",
-        more_inputs={"source": ((512,), "int32")},
-        paper=_paper,
-    )
-    _add(functools.partial(T5, dropout_rate=0.1, **_row))
+register_rows(T5, {name: (paper, {"dropout_rate": 0.1, **row}) for name, (paper, row) in ROWS.items()})
