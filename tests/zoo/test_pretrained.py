@@ -50,9 +50,9 @@ def test_another_number_of_classes_draws_the_head_anew():
 
 def test_a_model_without_weights_says_which_have_some():
     with pytest.raises(
-        zoo.ZooError, match="there are no public weights of vgg11; python -m zoo list --weights has those"
+        zoo.ZooError, match="there are no public weights of alexnet; python -m zoo list --weights has those"
     ):
-        zoo.load("vgg11")
+        zoo.load("alexnet")
     with pytest.raises(zoo.ZooError, match=r"'lenet' does not exist: give .* did you mean lenet5"):
         zoo.load("lenet")
 
