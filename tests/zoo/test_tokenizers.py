@@ -194,3 +194,11 @@ def test_the_tokens_that_close_a_text_are_kept_when_it_is_cut():
         whole = inputs.encode("the cat sat on the mat " * 9)
         closing = inputs._special[1]
         np.testing.assert_array_equal(row, np.r_[whole[: 16 - closing], whole[len(whole) - closing :]])
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate(2**27)  # takes no space
+    monkeypatch.setattr("pathlib.Path.read_text", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(zoo.ZooError, match="is not a tokenizer's JSON"):
+        read_tokenizer(tmp_path, 16)

@@ -363,11 +363,11 @@ def read_tokenizer(path: str | os.PathLike, length: int, labels: Sequence[str] =
     if older is None and not file.is_file():
         raise ZooError(f"no tokenizer {str(path)!r}: give {', '.join(TOKENIZERS)}, or a folder with a tokenizer.json")
     try:
-        text = file.read_text("utf-8") if older is None else older
         content = read_json(file) if older is None else parse_json(older)
         model = content["model"]
         added = {str(token["content"]): token["id"] for token in content.get("added_tokens") or ()}
         kind = model.get("type", "BPE" if "merges" in model else "WordPiece")
+        text = file.read_text("utf-8") if older is None else older
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ZooError(f"{str(file)!r} is not a tokenizer's JSON") from None
     kinds = {"WordPiece": "wordpiece", "BPE": "bpe", "WordLevel": "word", "Unigram": "unigram"}

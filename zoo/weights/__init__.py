@@ -16,10 +16,11 @@ from zoo.errors import ZooError
 from zoo.registry import abstract_variables, create_model, example_of
 from zoo.transformer.layers import unstacked
 from zoo.weights import huggingface, native, recurrent, torchvision
+from zoo.weights.files import MOST_MADE
 from zoo.weights.files import read_safetensors as read_safetensors
 from zoo.weights.files import read_sharded as read_sharded
 from zoo.weights.files import write_safetensors as write_safetensors
-from zoo.weights.fit import MOST_MADE, Variables, fit
+from zoo.weights.fit import Variables, fit
 from zoo.weights.names import renamed
 from zoo.weights.torch_file import convert_torch as convert_torch
 

@@ -14,6 +14,7 @@ import numpy as np
 from zoo.errors import ZooError
 from zoo.files import MOST_BYTES, parse_json, read_json
 
+MOST_MADE = 2**28  # bytes of arrays made beyond a file's own: a head drawn anew, resized positions, a sparse tensor
 DTYPES: dict[str, Any] = {  # of the format, to those of NumPy
     **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_},
     **{"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2},

@@ -15,7 +15,7 @@ from zoo.errors import ZooError
 from zoo.partition import rules_of
 from zoo.transformer.layers import unstacked
 from zoo.weights import huggingface, native, recurrent, timm, torchvision
-from zoo.weights.files import some
+from zoo.weights.files import MOST_MADE, some
 from zoo.weights.heads import unread_head
 from zoo.weights.huggingface.layout import TensorLayout
 from zoo.weights.names import Path
@@ -24,7 +24,6 @@ from zoo.weights.placing import placed
 Variables = Mapping[str, Any]
 Tensors = dict[str, np.ndarray]
 Expected = Mapping[str, tuple[Path, Any]]
-MOST_MADE = 2**28  # bytes of arrays made beyond the file's: a head drawn anew, resized positions
 
 
 class Places(NamedTuple):

@@ -18,8 +18,8 @@ import numpy as np
 
 from zoo.errors import ZooError, first_line
 from zoo.files import MOST_BYTES, parse_json
+from zoo.weights.files import MOST_MADE
 
-MOST_MADE = 2**28  # bytes beyond the file's own that compressed arrays may take
 _WEIGHTS = {  # of each class, in the order of its variables
     **{"Dense": ("kernel", "bias"), "Conv2D": ("kernel", "bias"), "DepthwiseConv2D": ("kernel", "bias")},
     "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),

@@ -12,9 +12,9 @@ import numpy as np
 
 from zoo.errors import ZooError, first_line
 from zoo.weights import keras_file, torch_pickle
-from zoo.weights.files import some, write_safetensors
+from zoo.weights.files import MOST_MADE, some, write_safetensors
 from zoo.weights.names import is_counter, shared_prefix, unwrapped
-from zoo.weights.torch_pickle import MOST_MADE, Unusable
+from zoo.weights.torch_pickle import Unusable
 
 # Where training scripts keep the weights in a checkpoint, the plain ones before averaged ones.
 _KEYS = (

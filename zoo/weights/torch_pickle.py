@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from zoo.weights.files import MOST_MADE
+
 _DTYPES = {
     **{"float": np.float32, "double": np.float64, "half": np.float16, "bfloat16": ml_dtypes.bfloat16},
     **{"long": np.int64, "int": np.int32, "short": np.int16, "char": np.int8, "byte": np.uint8, "bool": np.bool_},
@@ -44,7 +46,6 @@ _OPERATIONS = frozenset(
 )
 _OLD_MAGIC = 0x1950A86A20F9469CFC6C  # torch's number for files of before 1.6
 _MOST_PICKLE = 2**28  # bytes
-MOST_MADE = 2**28  # bytes beyond the file's own that sparse and expanded tensors may take
 
 
 class Foreign(Exception):
@@ -102,11 +103,12 @@ def _read_zip(path: pathlib.Path) -> Any:
 def _read_stream(path: pathlib.Path) -> Any:
     """A file of before torch 1.6: magic number, protocol, system, content, keys of storages; then their bytes."""
     content = path.read_bytes()
-    parts, place = [], 0
+    stream, parts, place = io.BytesIO(content), [], 0
     for _ in range(5):
-        part = _first_pickle(content[place:])
-        parts.append(part)
-        place += len(part)
+        for _ in pickletools.genops(stream):
+            pass
+        parts.append(content[place : stream.tell()])
+        place = stream.tell()
     plain = [_unpickled(part, None) for part in (*parts[:3], parts[4])]
     if plain[0] != _OLD_MAGIC or not isinstance(plain[3], list):
         raise ValueError("it does not begin as torch's files do")
@@ -140,13 +142,6 @@ def _filled(found: Any, held: Mapping[str, bytes]) -> Any:
             if isinstance(value, dict | _Pending):
                 found[name] = _filled(value, held)
     return found
-
-
-def _first_pickle(content: bytes) -> bytes:
-    stream = io.BytesIO(content)
-    for _ in pickletools.genops(stream):
-        pass
-    return content[: stream.tell()]
 
 
 def _unpickled(content: bytes, storage: Callable[[Any, Any], _Storage] | None) -> Any:

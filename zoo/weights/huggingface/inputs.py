@@ -74,9 +74,10 @@ def _pairs(folder: pathlib.Path, info: ModelInfo, fields: Mapping[str, Any]) -> 
         }
         if (least := about.get("min_length") or 0) > 1:
             decoding["min_length"] = least - 1  # theirs counts the first token, which is given
-        for ours, theirs in (("no_repeat_ngram", "no_repeat_ngram_size"), ("forced_first", "forced_bos_token_id")):
-            if about.get(theirs) is not None and about[theirs] != (0 if ours == "no_repeat_ngram" else None):
-                decoding[ours] = about[theirs]
+        if (ngram := about.get("no_repeat_ngram_size")) not in (None, 0):
+            decoding["no_repeat_ngram"] = ngram
+        if (forced := about.get("forced_bos_token_id")) is not None:
+            decoding["forced_first"] = forced
         if (penalty := float(about.get("repetition_penalty") or 1.0)) != 1:
             decoding["repetition_penalty"] = penalty
         if banned := tuple(words[0] for words in about.get("bad_words_ids") or () if len(words) == 1):

@@ -22,13 +22,10 @@ ARCHITECTURES = {  # timm's name: the registered one, and fields
     name: row for family in _FAMILIES for name, row in family.ARCHITECTURES.items()
 }
 _WRITTEN: tuple[Any, ...] = (convnext, mobile)
-_CONVOLVED = (
-    "convnextv2_atto",
-    "convnextv2_femto",
-    "convnextv2_pico",
-    "convnextv2_nano",
+_CONVOLVED = (  # their dense layers are 1x1 convolutions
+    *("convnextv2_atto", "convnextv2_femto", "convnextv2_pico", "convnextv2_nano"),
     "mobilenetv3",
-)  # dense layers
+)
 _SAME = ("resnet", "resnext", "wide_resnet50", "wide_resnet101", "densenet")  # names that are ours too
 
 

@@ -22,13 +22,13 @@ _BLOCK = re.compile(r"(features\.\d+(?:\.\d+)?)\.(?:block|conv)\.(.+)\.\w+")
 
 def _timm(names: Shapes) -> dict[str, str]:
     """timm's names."""
-    blocks = list(dict.fromkeys(found[1] for name in names if (found := _BLOCK.fullmatch(name))))
+    blocks = _blocks(names)
     if all(block.count(".") == 2 for block in blocks):  # EfficientNet has stages
         places = [tuple(map(int, block.split(".")[1:])) for block in blocks]
         numbers = {block: (stage - 1, i) for block, (stage, i) in zip(blocks, places, strict=True)}
     else:
         pairs = ((stage, i) for stage, count in enumerate(_STAGES[len(blocks)]) for i in range(count))
-        numbers = dict(zip(sorted(blocks, key=_key), pairs, strict=True))
+        numbers = dict(zip(blocks, pairs, strict=True))
     last = _last(names)
     ends = {
         "features.0.0": "conv_stem",
@@ -46,8 +46,7 @@ def _timm(names: Shapes) -> dict[str, str]:
 
 def _efficientnet_pytorch(names: Shapes) -> dict[str, str]:
     """The names of EfficientNet-PyTorch (Melas-Kyriazi 2019)."""
-    blocks = list(dict.fromkeys(found[1] for name in names if (found := _BLOCK.fullmatch(name))))
-    numbers = {block: i for i, block in enumerate(sorted(blocks, key=_key))}
+    numbers = {block: i for i, block in enumerate(_blocks(names))}
     last = _last(names)
     ends = {"features.0.0": "_conv_stem", "features.0.1": "_bn0", f"{last}.0": "_conv_head", f"{last}.1": "_bn1"}
     ends["classifier.1"] = "_fc"
@@ -86,6 +85,11 @@ def _parts(names: Shapes, block: str, parts: set[str], form: int) -> Iterator[tu
         yield norm, f"bn{first + i}" if form == 0 else f"_bn{first + i}"
     for part in squeezes:
         yield part, _SQUEEZE[part[-3:]][form]
+
+
+def _blocks(names: Shapes) -> list[str]:
+    """The blocks, `features.2.0` or `features.2`, in order."""
+    return sorted({found[1] for name in names if (found := _BLOCK.fullmatch(name))}, key=_key)
 
 
 def _key(name: str) -> list[int]:
