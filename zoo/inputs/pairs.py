@@ -6,24 +6,21 @@ and end of a text, unknown character); the ids of the tokenizer follow.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from zoo.arrays import Example
 from zoo.errors import ZooError
-from zoo.inputs.base import Inputs, make_part
-from zoo.inputs.text import TextInputs, learn, padded
+from zoo.inputs.sides import Sides
+from zoo.inputs.text import TextInputs, learn
 
 PAD, BEGIN, END, UNKNOWN, SPECIAL = range(5)  # padding is zeros; SPECIAL is their number
 Pair = tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
-class PairInputs(Inputs):
+class PairInputs(Sides):
     """Sources and targets; the `length` of each side is its maximum number of tokens, the end token included.
 
     `lowercase` lower-cases both sides. If both sides have the same vocabulary, the model has one.
@@ -34,18 +31,8 @@ class PairInputs(Inputs):
     lowercase: bool = False
 
     kind: ClassVar[str] = "pair"
-    labels: ClassVar[tuple[str, ...]] = ()  # type: ignore[misc]
     first: ClassVar[int] = BEGIN  # the first token of a target
     end: ClassVar[int] = END
-
-    def __post_init__(self) -> None:
-        for name in ("source", "target"):
-            make_part(self, name, TextInputs)
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """The larger maximum length of the two sides."""
-        return (max(self.source.length, self.target.length),)
 
     @property
     def by_character(self) -> bool:
@@ -54,20 +41,11 @@ class PairInputs(Inputs):
 
     def encode(self, raw: str) -> np.ndarray:
         """A source's token ids and the end token, int32 [n]; ZooError if it is empty or longer than `source.length`."""
-        tokens = self.tokens(self.source, raw)
-        if len(tokens) > self.source.length:
-            raise ZooError(
-                f"the source has {len(tokens)} tokens, more than the model's limit of {self.source.length}: "
-                f"{raw[:40]!r}..."
-            )
-        return tokens
+        return self.bounded(self.tokens(self.source, raw), raw)
 
     def decode(self, array: Any) -> str:
         """The text of a target's token ids [n], up to the end token; unknown tokens become U+FFFD."""
-        tokens = np.asarray(array).reshape(-1)
-        ends = np.flatnonzero(tokens == END)
-        tokens = tokens[: ends[0]] if len(ends) else tokens
-        return _text(self.target, tokens)
+        return _text(self.target, self.before_end(array))
 
     def pieces(self, side: TextInputs, array: Any) -> list[str]:
         """The text of each single token of [n]."""
@@ -86,32 +64,11 @@ class PairInputs(Inputs):
         known = _known(side.vocabulary)
         return np.array([*(known.get(character, UNKNOWN) for character in raw), END], np.int32)
 
-    def batch(self, raws: Sequence[str]) -> dict[str, np.ndarray]:
-        """Sources: `source` int32 [n, length], padded, and `source_length` int32 [n]."""
-        rows = [self.encode(raw) for raw in raws]
-        return {"source": padded(rows, self.source.length), "source_length": np.array([*map(len, rows)], np.int32)}
-
-    def arguments(self, batch: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword arguments for sources and targets: the tokens before each target token (`before` if
-        the batch has it, else the target shifted by one), and the source."""
-        before = batch.get("before")
-        if before is None:
-            target = jnp.asarray(batch["target"])
-            before = jnp.concatenate([jnp.full((len(target), 1), BEGIN, target.dtype), target[:, :-1]], axis=1)
-        return (before,), {"source": batch["source"], "source_lengths": batch["source_length"]}
-
     def model_args(self) -> dict[str, Any]:
         sizes = {"vocab_size": self.target.vocab_size + SPECIAL}
         if (self.source.tokenizer, self.source.vocabulary) != (self.target.tokenizer, self.target.vocabulary):
             sizes["source_vocab_size"] = self.source.vocab_size + SPECIAL
         return sizes
-
-    def example(self) -> Example:
-        """Abstract `arguments` of a batch of one: target tokens int32 [1, target.length]; as keywords, source tokens
-        int32 [1, source.length] and their number int32 [1]."""
-        target, source = ((1, side.length) for side in (self.target, self.source))
-        arrays = [jax.ShapeDtypeStruct(shape, np.dtype(np.int32)) for shape in (target, source, (1,))]
-        return (arrays[0],), {"source": arrays[1], "source_lengths": arrays[2]}
 
     def to_json(self) -> dict[str, Any]:
         sides = {"source": self.source.to_json(), "target": self.target.to_json()}
