@@ -71,18 +71,41 @@ def stream(
     """The same text as `generate`, in pieces of about `chunk` tokens."""
     options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     tokens, sampling = _prepared(run, prompt, stop, options)
-    new, shown = np.zeros(0, np.int32), 0
+    pieces = Pieces(run.inputs, tokens, stop)
     for piece in sample(run.model, run.variables, tokens[None], length, sampling, seed=seed, chunk=chunk):
-        new = np.concatenate([new, _unended(piece[0], sampling.end)])
-        text = continuation(run.inputs, tokens, new, more=True)
-        if (place := first_stop(text, stop)) is not None:
-            yield text[shown:place]
+        yield pieces.add(_unended(piece[0], sampling.end))
+        if pieces.stopped:
             return
-        whole = len(text) - max((held_back(text, word) for word in stop), default=0)
-        yield text[shown:whole]
-        shown = max(shown, whole)
-    text = continuation(run.inputs, tokens, new)
-    yield text[shown : first_stop(text, stop)]
+    yield pieces.finish()
+
+
+class Pieces:
+    """The text of tokens that come one after another behind a prompt's int [n], before the first of the strings `stop`.
+
+    No piece splits a character, or has the beginning of a stop string that the next tokens may complete.
+    """
+
+    def __init__(self, inputs: Any, prompt: np.ndarray, stop: Sequence[str] = ()):
+        self.inputs, self.prompt, self.stop = inputs, prompt, stop
+        self.tokens, self.shown, self.stopped = np.zeros(0, np.int32), 0, False
+
+    def add(self, tokens: Any) -> str:
+        """The text that tokens [n] make certain; after a stop string `stopped` holds."""
+        self.tokens = np.concatenate([self.tokens, np.asarray(tokens, np.int32)])
+        text = continuation(self.inputs, self.prompt, self.tokens, more=True)
+        held = max((held_back(text, word) for word in self.stop), default=0)
+        return self._piece(text, len(text) - held)
+
+    def finish(self) -> str:
+        """The text that was held back."""
+        text = continuation(self.inputs, self.prompt, self.tokens)
+        return self._piece(text, len(text))
+
+    def _piece(self, text: str, end: int) -> str:
+        if (place := first_stop(text, self.stop)) is not None:
+            end, self.stopped = place, True
+        piece, self.shown = text[self.shown : end], max(self.shown, end)
+        return piece
 
 
 def generate_samples(
