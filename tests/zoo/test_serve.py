@@ -1,4 +1,4 @@
-"""`python -m zoo serve`, by the real client of OpenAI's protocol and by hand: answers, limits, mistakes, disconnects."""
+"""`python -m zoo serve`, by the real client of OpenAI's protocol and by hand: answers, limits, mistakes."""
 
 import concurrent.futures
 import contextlib
