@@ -3,8 +3,10 @@
 import dataclasses
 import math
 import re
+from types import ModuleType
 from typing import Any, Literal
 
+from train import recipes
 from train.data.images import ImageData
 from train.data.source import Source
 from train.mesh import check_parallel, parse_mesh
@@ -101,6 +103,17 @@ class Config:
         if not (found and int(found[1]) < int(found[2]) <= steps):
             raise ZooError(f"profile must be START:STOP, two of the {self.steps} steps, not {self.profile!r:.80}")
         return int(found[1]), int(found[2])
+
+
+def recipe_config(name: str, commands: tuple[str, ...] = ()) -> tuple[ModuleType, Config]:
+    """The module of a recipe and its settings; `commands` are names that may have been meant instead."""
+    module = recipes.load_recipe(name, commands)
+    if not callable(getattr(module, "config", None)):
+        raise ZooError(f"the recipe {name} has no function config() that returns a train.Config")
+    default = module.config()
+    if not isinstance(default, Config):
+        raise ZooError(f"config() of the recipe {name} must return a train.Config, not {type(default).__name__}")
+    return module, default
 
 
 def read_settings(data: Any) -> Config:

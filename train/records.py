@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -155,6 +155,16 @@ def numbers(sums: Any) -> bool:
     except (AttributeError, TypeError, ValueError, OverflowError):
         return False
     return len(arrays) == len(sums) and all(np.all(np.isfinite(array)) for array in arrays)
+
+
+class Judge(Protocol):
+    """What may end a run at its evaluations, as a sweep does."""
+
+    def add(self, step: int, score: float | None, last: bool) -> None:
+        """Takes the score of an evaluation, None where it is not finite; `last` where the run is complete."""
+
+    def ended(self, step: int) -> bool:
+        """Whether the run is to end at this step."""
 
 
 class Patience:
