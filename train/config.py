@@ -15,6 +15,7 @@ from train.processes import parse_distributed
 from train.settings import Arguments, at_least, from_json
 from train.tasks.classification import Classification
 from train.tasks.task import Task
+from train.tracking import check_wandb
 from zoo.errors import ZooError
 
 
@@ -31,6 +32,7 @@ class ModelConfig:
 class LogConfig:
     every: int = 50  # steps between lines
     tensorboard: bool = True  # write event files
+    wandb: str | None = None  # the project of Weights & Biases that metrics and pictures go to
     stall: float = 300.0  # seconds without a step, or a batch of an evaluation, before a stall is reported
 
 
@@ -78,6 +80,8 @@ class Config:
             at_least("patience", self.patience, 1)
         at_least("log.every", self.log.every, 1)
         at_least("log.stall", self.log.stall, 1)
+        if self.log.wandb is not None:
+            check_wandb()
         if self.distributed is not None:
             parse_distributed(self.distributed)
         if self.mesh is not None:

@@ -22,7 +22,7 @@ from train.interrupt import Stop
 from train.journal import Journal
 from train.optimizer import make_schedule
 from train.records import STOPPED, Interval, Judge, Patience, Records, shown, write_text
-from train.report.page import draw_curves
+from train.report.page import Options, draw_curves
 from train.setup import Parts, megabytes, score
 from train.step import finite
 from train.timing import Clock, Phases, Trace
@@ -104,8 +104,8 @@ class Trainer:
             self.schedule = make_schedule(config.optimizer, config.steps)
             self.ends = math.inf if config.hours is None else phases.begun + 3600 * config.hours
             self.train_step, self.evaluator = parts.train_step(state), parts.evaluator()
-            self.records = Records(workdir, config.log.tensorboard, self.step, self.unevaluated)
-            opened.callback(self.records.close)
+            self.records = Records(workdir, config.log.tensorboard, self.step, self.unevaluated, config.log.wandb)
+            opened.push(lambda _, error, __: self.records.close(error))
             self._opened = opened.pop_all()
 
     def __enter__(self) -> "Trainer":
@@ -226,7 +226,7 @@ class Trainer:
             rate = steps_per_second * sums.get(task.unit, sums["count"]) / steps
             left = int((self.config.steps - self.step) / steps_per_second)
             line += f"  {rate:,.0f} {task.unit}/s  {left // 60}:{left % 60:02d} left"
-            self.records.event(f"{task.unit}_per_second", rate, self.step)
+            self.records.events({f"{task.unit}_per_second": rate}, self.step)
             self.journal.beat(steps_per_second=steps_per_second)
         self.journal.progress(line)
         self.interval.clear()
@@ -333,11 +333,11 @@ class Trainer:
     def _leave_behind(self, result: dict[str, Any], run: Run) -> None:
         """Writes the result; then draws the curves and gives an example, whose failure costs nothing else."""
         self._write(result)
-        example = ""
+        example, curves = "", None
         try:
             with self.phases("report"):
                 self.records.flush()
-                draw_curves(self.workdir, self.config.task.metric)
+                curves = draw_curves(self.workdir, self.config.task.metric)
                 example = self.config.task.example(run, self.dataset, pathlib.Path(self.config.workdir))
         except Exception as error:
             self._warn("the run is complete, but its curves or its example failed", error)
@@ -346,6 +346,19 @@ class Trainer:
         self.journal.say(f"seconds: {seconds}")
         if example:
             self.journal.say(example)
+        if curves is not None and self.records.tracks:
+            self._track_pictures(curves, run)
+
+    def _track_pictures(self, curves: pathlib.Path, run: Run) -> None:
+        """Sends the curves to W&B, and the pictures of the report, which a trial of a sweep does not have."""
+        pictures = {"curves": curves}
+        if self.judge is None:
+            try:
+                page = self.config.task.report(run, self.dataset, Options(str(self.workdir)))
+                pictures |= {f"report/{path.stem}": path for path in sorted(page.parent.glob("*.png"))}
+            except Exception as error:
+                self._warn("the run is complete, but its report failed", error)
+        self.records.pictures(pictures)
 
     def _write(self, result: dict[str, Any]) -> None:
         """Writes result.json, with the seconds so far."""

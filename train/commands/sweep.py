@@ -1,6 +1,7 @@
 """python -m train sweep RECIPE: the best settings of a recipe within a space, by many runs on one storage."""
 
 import dataclasses
+import itertools
 import pathlib
 from typing import Any, Literal
 
@@ -56,8 +57,17 @@ def sweep_command(args: list[str], commands: tuple[str, ...] = ()) -> None:
     texts = dict(zip(space, (item.partition("=")[2] for item in options.space), strict=True))
     search = Search(texts, options.sampler, options.pruner, options.sampler_seed)
     storage = None if options.storage is None else pathlib.Path(options.storage)
-    sweep = Sweep(name, base, rest, space, search, storage)
+    sweep = Sweep(name, base, _without_workdir(rest), space, search, storage)
     sweep.work(options.trials)
     matplotlib.use("Agg")
     page, lines = draw_sweep(sweep.folder)
     print("\n".join([*lines, str(page)]))
+
+
+def _without_workdir(args: list[str]) -> list[str]:
+    """The flags of the report's command, which names a folder of its own."""
+    kept: list[str] = []
+    for before, arg in itertools.pairwise(["", *args]):
+        if "--workdir" not in (before, arg.partition("=")[0]):
+            kept.append(arg)
+    return kept

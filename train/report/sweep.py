@@ -75,7 +75,7 @@ def summary(folder: pathlib.Path, about: Any, trials: Sequence[FrozenTrial]) -> 
         return None, [*lines, "no trial is complete"]
     best = max(complete, key=_value)
     lines.append(f"best: trial {best.number}, validation score {best.value:.6g}, {folder}/trials/{best.number:04d}")
-    flags = [*about["args"], *best.user_attrs.get("flags", [])]
+    flags = [*about["args"], *best.user_attrs.get("flags", []), "--workdir", f"{folder}-best"]
     return best, [*lines, shlex.join(["python", "-m", "train", about["recipe"], *flags])]
 
 
