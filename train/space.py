@@ -1,6 +1,8 @@
 """The space of a sweep: settings of a recipe, and the values that each may have."""
 
+import contextlib
 import dataclasses
+import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -146,9 +148,10 @@ def flags_of(config: Config, values: Mapping[str, Value]) -> list[str]:
 
 def with_values(config: Config, values: Mapping[str, Value]) -> Config:
     """The settings with those of a trial, which go through the command line's own parser."""
-    options: dict[str, Any] = {"config": (tyro.conf.AvoidSubcommands,), "console_outputs": False}
+    options: dict[str, Any] = {"config": (tyro.conf.AvoidSubcommands,)}
     try:
-        return tyro.cli(Config, args=flags_of(config, values), default=config, **options)
+        with contextlib.redirect_stderr(io.StringIO()):  # tyro's box of several lines
+            return tyro.cli(Config, args=flags_of(config, values), default=config, **options)
     except SystemExit:
         listed = ", ".join(f"{name}={value}" for name, value in values.items())
         raise ZooError(f"the command line does not take {listed} of the space") from None

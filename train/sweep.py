@@ -125,8 +125,6 @@ class Sweep:
         if base.distributed is not None or base.resume:
             raise ZooError("a sweep's trials are of one process each, and resume by themselves: leave the flag out")
         check_space(space, base)
-        if load_data(base, None).validation is None:
-            raise ZooError(f"a sweep compares runs on validation data, which {base.data.label} does not have")
         self.recipe, self.base, self.space, self.search = recipe, base, space, search
         self.grid = {name: values.grid(name) for name, values in space.items()} if search.sampler == "grid" else {}
         self.folder = pathlib.Path(base.workdir).expanduser().absolute()
@@ -137,12 +135,16 @@ class Sweep:
             raise ZooError(f"storage {str(storage)!r}: there is no folder {str(self.storage.parent)!r}")
         self.folder.mkdir(parents=True, exist_ok=True)
         check_within(self.folder)
+        opened = open_storage(self.storage)
         with self.locked():
-            self.study = self._study(args)
+            self._study(opened, args, make=False)
+        if load_data(base, None).validation is None:
+            raise ZooError(f"a sweep compares runs on validation data, which {base.data.label} does not have")
+        with self.locked():
+            self.study = self._study(opened, args, make=True)
 
-    def _study(self, args: list[str]) -> optuna.Study:
-        """The study of the storage, which is made or compared with what was asked for."""
-        storage = open_storage(self.storage)
+    def _study(self, storage: JournalStorage, args: list[str], make: bool) -> Any:
+        """The study of the storage, which is compared with what was asked for; made where there is none, if `make`."""
         about = {"recipe": self.recipe, "search": dataclasses.asdict(self.search), "base": to_json(self.base)}
         about["folder"] = os.path.relpath(self.folder, self.storage.parent)
         found = {study.study_name: study for study in storage.get_all_studies()}
@@ -151,8 +153,10 @@ class Sweep:
         known = found[STUDY].user_attrs if STUDY in found else {}
         if known:
             self._compare(known, about)
-        make: Any = optuna.create_study
-        study = make(
+        if not make:
+            return None
+        create: Any = optuna.create_study
+        study = create(
             study_name=STUDY, storage=storage, direction="maximize", pruner=self._pruner(), load_if_exists=True
         )
         for name, value in about.items():
