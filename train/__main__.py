@@ -1,4 +1,4 @@
-"""python -m train RECIPE | list [RECIPE] | status RUN | evaluate RUN_OR_NAME | report RUN | ./my_recipe.py"""
+"""python -m train RECIPE | ./my_recipe.py | list [RECIPE] | status RUN | evaluate NAME | report RUN | sweep RECIPE"""
 
 import time
 
@@ -18,9 +18,9 @@ import sys  # noqa: E402
 from typing import Any  # noqa: E402
 
 from train import recipes  # noqa: E402
-from zoo.errors import ZooError, exit_status  # noqa: E402
+from zoo.errors import exit_status  # noqa: E402
 
-COMMANDS = ("list", "status", "evaluate", "report")
+COMMANDS = ("list", "status", "evaluate", "report", "sweep")
 USAGE = f"""{__doc__}
 
   python -m train list                 the recipes: data, result, time
@@ -30,6 +30,7 @@ USAGE = f"""{__doc__}
   python -m train status runs/cnn      whether it lives, its step, rate, time left, last metrics and checkpoint
   python -m train evaluate runs/cnn    metrics of a run, or of a model with --weights, on a data set
   python -m train report runs/cnn      learning curves, mistakes, what the model looks at, as one page
+  python -m train sweep cnn --space S  the best settings within a space, by short and long runs
   python -m train ./my_recipe.py       a recipe of your own: a file with a function config()"""
 
 
@@ -58,6 +59,11 @@ def _run(args: list[str]) -> None:
 
         use_compilation_cache()
         report_command(args[1:])
+    elif args[0] == "sweep":
+        from train.commands.sweep import sweep_command
+
+        use_compilation_cache()
+        sweep_command(args[1:], COMMANDS)
     else:
         train_recipe(args[0], args[1:])
 
@@ -67,18 +73,13 @@ def train_recipe(name: str, args: list[str]) -> None:
     import tyro
 
     from train import processes
-    from train.config import Config, read_settings
+    from train.config import Config, read_settings, recipe_config
     from train.first_weights import without_defaults
     from train.loop import run
     from train.mesh import where_it_fits
     from zoo.run import read_config
 
-    module = recipes.load_recipe(name, COMMANDS)
-    if not callable(getattr(module, "config", None)):
-        raise ZooError(f"the recipe {name} has no function config() that returns a train.Config")
-    default = module.config()
-    if not isinstance(default, Config):
-        raise ZooError(f"config() of the recipe {name} must return a train.Config, not {type(default).__name__}")
+    module, default = recipe_config(name, COMMANDS)
     prog = f"python -m train {name}"
     options: dict[str, Any] = {"prog": prog, "config": (tyro.conf.AvoidSubcommands,)}
     config = tyro.cli(Config, args=args, default=default, description=module.__doc__, **options)

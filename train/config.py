@@ -3,8 +3,10 @@
 import dataclasses
 import math
 import re
+from types import ModuleType
 from typing import Any, Literal
 
+from train import recipes
 from train.data.images import ImageData
 from train.data.source import Source
 from train.mesh import check_parallel, parse_mesh
@@ -13,6 +15,7 @@ from train.processes import parse_distributed
 from train.settings import Arguments, at_least, from_json
 from train.tasks.classification import Classification
 from train.tasks.task import Task
+from train.tracking import check_wandb
 from zoo.errors import ZooError
 
 
@@ -29,6 +32,7 @@ class ModelConfig:
 class LogConfig:
     every: int = 50  # steps between lines
     tensorboard: bool = True  # write event files
+    wandb: str | None = None  # the project of Weights & Biases that metrics and pictures go to
     stall: float = 300.0  # seconds without a step, or a batch of an evaluation, before a stall is reported
 
 
@@ -76,6 +80,8 @@ class Config:
             at_least("patience", self.patience, 1)
         at_least("log.every", self.log.every, 1)
         at_least("log.stall", self.log.stall, 1)
+        if self.log.wandb is not None:
+            check_wandb()
         if self.distributed is not None:
             parse_distributed(self.distributed)
         if self.mesh is not None:
@@ -101,6 +107,17 @@ class Config:
         if not (found and int(found[1]) < int(found[2]) <= steps):
             raise ZooError(f"profile must be START:STOP, two of the {self.steps} steps, not {self.profile!r:.80}")
         return int(found[1]), int(found[2])
+
+
+def recipe_config(name: str, commands: tuple[str, ...] = ()) -> tuple[ModuleType, Config]:
+    """The module of a recipe and its settings; `commands` are names that may have been meant instead."""
+    module = recipes.load_recipe(name, commands)
+    if not callable(getattr(module, "config", None)):
+        raise ZooError(f"the recipe {name} has no function config() that returns a train.Config")
+    default = module.config()
+    if not isinstance(default, Config):
+        raise ZooError(f"config() of the recipe {name} must return a train.Config, not {type(default).__name__}")
+    return module, default
 
 
 def read_settings(data: Any) -> Config:

@@ -21,8 +21,8 @@ from train.first_weights import load_data
 from train.interrupt import Stop
 from train.journal import Journal
 from train.optimizer import make_schedule
-from train.records import STOPPED, Interval, Patience, Records, shown, write_text
-from train.report.page import draw_curves
+from train.records import STOPPED, Interval, Judge, Patience, Records, shown, write_text
+from train.report.page import Options, draw_curves
 from train.setup import Parts, megabytes, score
 from train.step import finite
 from train.timing import Clock, Phases, Trace
@@ -32,12 +32,14 @@ from zoo.run import Run
 MOST_SKIPPED = 100  # steps in a row that were not finite, after which a run that skips them ends
 
 
-def run(config: Config, seconds_before: float = 0.0, recipe: str | None = None) -> dict[str, Any]:
+def run(
+    config: Config, seconds_before: float = 0.0, recipe: str | None = None, judge: Judge | None = None
+) -> dict[str, Any]:
     """Trains as the settings say and returns what result.json holds: metrics by split, steps, seconds by phase.
 
     `seconds_before` is what was spent before the call, on imports. `recipe` is the recipe's name or file, which the
-    folder records. ZooError for a user's mistake; SystemExit (128 + signal) when a signal stopped the run, after a
-    checkpoint.
+    folder records. A run with a `judge`, which may end it early, does not read the test data. ZooError for a user's
+    mistake; SystemExit (128 + signal) when a signal stopped the run, after a checkpoint.
     """
     phases = Phases(seconds_before)
     processes.start(config.distributed)
@@ -48,7 +50,7 @@ def run(config: Config, seconds_before: float = 0.0, recipe: str | None = None) 
             run_folder.check_data(workdir, dataset)
             config = run_folder.with_steps(config, workdir, dataset)
         with phases("setup"):
-            trainer = Trainer(config, workdir, dataset, phases, found, recipe)
+            trainer = Trainer(config, workdir, dataset, phases, found, recipe, judge)
         with trainer:
             trainer.train(stop)
             return trainer.finish(stop)
@@ -69,8 +71,9 @@ class Trainer:
         phases: Phases,
         found: Any = None,
         recipe: str | None = None,
+        judge: Judge | None = None,
     ):
-        self.config, self.workdir, self.dataset, self.phases = config, workdir, dataset, phases
+        self.config, self.workdir, self.dataset, self.phases, self.judge = config, workdir, dataset, phases, judge
         parts = Parts.of(config, dataset)
         self.layout, self.model, self.batches = parts.layout, parts.model, parts.batches()
         meta: dict[str, Any] = {"step": 0, "interval": {"steps": 0, "sums": {}}, "patience": {"best": None, "worse": 0}}
@@ -101,8 +104,8 @@ class Trainer:
             self.schedule = make_schedule(config.optimizer, config.steps)
             self.ends = math.inf if config.hours is None else phases.begun + 3600 * config.hours
             self.train_step, self.evaluator = parts.train_step(state), parts.evaluator()
-            self.records = Records(workdir, config.log.tensorboard, self.step, self.unevaluated)
-            opened.callback(self.records.close)
+            self.records = Records(workdir, config.log.tensorboard, self.step, self.unevaluated, config.log.wandb)
+            opened.push(lambda _, error, __: self.records.close(error))
             self._opened = opened.pop_all()
 
     def __enter__(self) -> "Trainer":
@@ -112,8 +115,8 @@ class Trainer:
         self._opened.__exit__(*error)
 
     def train(self, stop: Stop, until: int | None = None) -> None:
-        """Steps to `until` (the last by default), until patience or the hours end, or until a signal, after which
-        SystemExit.
+        """Steps to `until` (the last by default), until patience, the judge or the hours end it, or until a signal,
+        after which SystemExit.
 
         The order within a step: dispatch it; fetch the next batch while it runs; wait for the step before; read metrics
         (which ends a run that diverged) before anything is evaluated or saved; records before checkpoints.
@@ -122,11 +125,11 @@ class Trainer:
         self._evaluate_interrupted(stop)
         compiled: set[Any] = set()  # the shapes of the batches so far: texts come in a few widths
         trace = Trace(config.profile_steps(), self.workdir / "profile")
-        end = self.step if self.patience.ended else until or config.steps
+        end = self.step if self._ended() else until or config.steps
         coming = map(layout.put_batch, self.batches.from_step(self.step, end))
         batch = next(coming, None)
         clock = Clock(self.step)
-        while batch is not None and not self.patience.ended:
+        while batch is not None and not self._ended():
             trace.before(self.step)
             shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
             compiles = shapes not in compiled
@@ -178,6 +181,10 @@ class Trainer:
             self.records.flush()
             self.unevaluated = False
 
+    def _ended(self) -> bool:
+        """Whether an evaluation has ended the run before its last step."""
+        return self.patience.ended or (self.judge is not None and self.judge.ended(self.step))
+
     def _hours_over(self) -> bool:
         """Whether the run has had its hours; several processes ask one another at each line of the log."""
         if self.config.hours is None or (jax.process_count() > 1 and self.step % self.config.log.every):
@@ -219,7 +226,7 @@ class Trainer:
             rate = steps_per_second * sums.get(task.unit, sums["count"]) / steps
             left = int((self.config.steps - self.step) / steps_per_second)
             line += f"  {rate:,.0f} {task.unit}/s  {left // 60}:{left % 60:02d} left"
-            self.records.event(f"{task.unit}_per_second", rate, self.step)
+            self.records.events({f"{task.unit}_per_second": rate}, self.step)
             self.journal.beat(steps_per_second=steps_per_second)
         self.journal.progress(line)
         self.interval.clear()
@@ -248,6 +255,8 @@ class Trainer:
         self.journal.say(f"step {self.step}: validation {shown(metrics)}")
         found = score(self.config.best, self.config.task, metrics)
         self.patience.add(found)
+        if self.judge is not None:
+            self.judge.add(self.step, found, last=self.step >= self.config.steps)
         if self.patience.ended:
             self.journal.say(f"stopping early: no better score in the last {self.patience.worse} evaluations")
         return found
@@ -288,7 +297,7 @@ class Trainer:
             with self.phases("report"):
                 run_folder.export(self.workdir, run.variables, **about, metrics={})
         metrics, failure = {}, None
-        for name in ("validation", "test"):
+        for name in ("validation", "test") if self.judge is None else ("validation",):
             if getattr(dataset, name) is not None:
                 try:
                     metrics[name] = self._test(name, placed, best)
@@ -324,11 +333,11 @@ class Trainer:
     def _leave_behind(self, result: dict[str, Any], run: Run) -> None:
         """Writes the result; then draws the curves and gives an example, whose failure costs nothing else."""
         self._write(result)
-        example = ""
+        example, curves = "", None
         try:
             with self.phases("report"):
                 self.records.flush()
-                draw_curves(self.workdir, self.config.task.metric)
+                curves = draw_curves(self.workdir, self.config.task.metric)
                 example = self.config.task.example(run, self.dataset, pathlib.Path(self.config.workdir))
         except Exception as error:
             self._warn("the run is complete, but its curves or its example failed", error)
@@ -337,6 +346,19 @@ class Trainer:
         self.journal.say(f"seconds: {seconds}")
         if example:
             self.journal.say(example)
+        if curves is not None and self.records.tracks:
+            self._track_pictures(curves, run)
+
+    def _track_pictures(self, curves: pathlib.Path, run: Run) -> None:
+        """Sends the curves to W&B, and the pictures of the report, which a trial of a sweep does not have."""
+        pictures = {"curves": curves}
+        if self.judge is None:
+            try:
+                page = self.config.task.report(run, self.dataset, Options(str(self.workdir)))
+                pictures |= {f"report/{path.stem}": path for path in sorted(page.parent.glob("*.png"))}
+            except Exception as error:
+                self._warn("the run is complete, but its report failed", error)
+        self.records.pictures(pictures)
 
     def _write(self, result: dict[str, Any]) -> None:
         """Writes result.json, with the seconds so far."""

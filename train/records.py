@@ -1,11 +1,11 @@
-"""The records of a run: metrics.jsonl and TensorBoard events."""
+"""The records of a run: metrics.jsonl, TensorBoard events, and Weights & Biases."""
 
 import contextlib
 import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -20,15 +20,19 @@ STOPPED = "stopped; earlier checkpoints are kept. A lower optimizer.learning-rat
 
 
 class Records:
-    """The records of a run folder: `metrics.jsonl` has only what is deterministic, timings go to TensorBoard.
+    """The records of a run folder: `metrics.jsonl` has only what is deterministic, timings go to TensorBoard and to the
+    project `wandb` of Weights & Biases.
 
     Of several processes the first one writes.
     """
 
-    def __init__(self, workdir: pathlib.Path, tensorboard: bool, step: int, unevaluated: bool = False):
+    def __init__(
+        self, workdir: pathlib.Path, tensorboard: bool, step: int, unevaluated: bool = False, wandb: str | None = None
+    ):
         self.path = workdir / "metrics.jsonl"
         self._file: Any = None
         self._events: Any = None
+        self._tracking: Any = None
         if not processes.first():
             return
         cut_back(self.path, step, unevaluated)
@@ -37,27 +41,46 @@ class Records:
             from train.events import Events
 
             self._events = Events(workdir / "tensorboard", step)
+        if wandb is not None:
+            from train.tracking import Tracking
+
+            self._tracking = Tracking(wandb, workdir, json.loads((workdir / "config.json").read_text()))
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, and the same to TensorBoard."""
+        """One line of metrics.jsonl, and the same to TensorBoard and W&B."""
         if self._file is not None:
             self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
             self._file.flush()
-        for name, value in metrics.items():
-            self.event(f"{split}/{name}", value, step)
+        self.events({f"{split}/{name}": value for name, value in metrics.items()}, step)
 
-    def event(self, name: str, value: float, step: int) -> None:
-        """A scalar for TensorBoard only."""
+    def events(self, values: Mapping[str, float], step: int) -> None:
+        """Scalars for TensorBoard and W&B only."""
         if self._events is not None:
-            self._events.add(name, value, step)
+            for name, value in values.items():
+                self._events.add(name, value, step)
+        if self._tracking is not None:
+            self._tracking.log(values, step)
+
+    @property
+    def tracks(self) -> bool:
+        """Whether pictures go anywhere."""
+        return self._tracking is not None
+
+    def pictures(self, paths: Mapping[str, pathlib.Path]) -> None:
+        """Pictures for W&B."""
+        if self._tracking is not None:
+            self._tracking.pictures(paths)
 
     def flush(self) -> None:
         """Syncs to the disk, which must happen before the checkpoint that builds on it."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 
-    def close(self) -> None:
+    def close(self, error: BaseException | None = None) -> None:
+        """Closes the files; `error` is what ended the run, if anything."""
         with contextlib.ExitStack() as closing:  # each, though the other finds the disk full
+            if self._tracking is not None:
+                closing.callback(self._tracking.close, failed=error is not None)
             for written in (self._file, self._events):
                 if written is not None:
                     closing.callback(written.close)
@@ -155,6 +178,16 @@ def numbers(sums: Any) -> bool:
     except (AttributeError, TypeError, ValueError, OverflowError):
         return False
     return len(arrays) == len(sums) and all(np.all(np.isfinite(array)) for array in arrays)
+
+
+class Judge(Protocol):
+    """What may end a run at its evaluations, as a sweep does."""
+
+    def add(self, step: int, score: float | None, last: bool) -> None:
+        """Takes the score of an evaluation, None where it is not finite; `last` where the run is complete."""
+
+    def ended(self, step: int) -> bool:
+        """Whether the run is to end at this step."""
 
 
 class Patience:

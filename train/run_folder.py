@@ -48,6 +48,7 @@ MAY_CHANGE = (
     "data.newlines",  # check_data compares the texts
     "log.every",
     "log.tensorboard",
+    "log.wandb",
     "log.stall",
     "optimizer.nonfinite",
 )
@@ -112,6 +113,7 @@ def check_within(workdir: pathlib.Path) -> None:
                 raise ZooError(f"{str(path)!r} leads out of the run folder, to {str(end)!r}; a run writes to no other")
             if path.is_fifo():  # which to open would wait for whoever is at its other end
                 raise ZooError(f"{str(path)!r} is a pipe; a run writes to files")
+        folders[:] = [name for name in folders if name != "wandb"]  # W&B's own, which links to its logs elsewhere
 
 
 def _with_decay_steps(config: Config, end: int) -> Config:

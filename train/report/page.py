@@ -46,19 +46,27 @@ def write_page(
     """report.html with the pictures embedded, and `more` HTML: it needs no other file and no network."""
     folder = options.folder()
     model = read_config(folder)["model"]
+    about = f"{model['name']} {json.dumps(model['args'])} on {summary}."
+    path = options.make_output() / "report.html"
+    write_text(path, html_page(folder.name, f"<p>{html.escape(about)}</p>", pictures, captions, more))
+    return path
+
+
+def html_page(
+    title: str, intro: str, pictures: Mapping[str, pathlib.Path], captions: Mapping[str, str], more: str = ""
+) -> str:
+    """The HTML of a page: title, `intro` HTML, embedded pictures with their captions, `more` HTML."""
     parts = [
         "<!doctype html><meta charset='utf-8'>",
-        f"<title>{html.escape(folder.name)}</title>",
+        f"<title>{html.escape(title)}</title>",
         "<style>body{font:15px/1.5 sans-serif;max-width:64em;margin:2em auto;padding:0 1em}img{max-width:100%}</style>",
-        f"<h1>{html.escape(folder.name)}</h1>",
-        f"<p>{html.escape(model['name'])} {html.escape(json.dumps(model['args']))} on {html.escape(summary)}.</p>",
+        f"<h1>{html.escape(title)}</h1>",
+        intro,
     ]
     for name, picture in pictures.items():
         data = base64.b64encode(picture.read_bytes()).decode()
         parts.append(f"<p>{captions[name]}</p><img alt='{name}' src='data:image/png;base64,{data}'>")
-    path = options.make_output() / "report.html"
-    write_text(path, "\n".join([*parts, more]) + "\n")
-    return path
+    return "\n".join([*parts, more]) + "\n"
 
 
 def draw_curves(workdir: pathlib.Path, metric: str, path: pathlib.Path | None = None) -> pathlib.Path:
