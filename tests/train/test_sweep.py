@@ -97,7 +97,7 @@ def test_the_reports_command_is_that_of_the_best_trial(swept, capsys):
     assert again["optimizer"]["learning_rate"] == stored["optimizer"]["learning_rate"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_stopped_worker_is_resumed_and_nothing_counts_twice(swept, tmp_path, number):
     process = worker(tmp_path / "sweep", 2)
     metrics, end = tmp_path / "sweep" / "trials" / "0001" / "metrics.jsonl", time.monotonic() + 120
@@ -117,15 +117,15 @@ def test_a_stopped_worker_is_resumed_and_nothing_counts_twice(swept, tmp_path, n
 
 def test_two_workers_share_one_storage(tmp_path):
     storage = tmp_path / "shared.journal"
-    workers = [worker(tmp_path / "sweep", 4, "--storage", storage) for _ in range(2)]
+    workers = [worker(tmp_path / "sweep", 3, "--storage", storage) for _ in range(2)]
     outs = [process.communicate(timeout=200)[0] for process in workers]
     assert [process.returncode for process in workers] == [0, 0], outs
     ran = [re.findall(r"^trial (\d+): score", out, re.MULTILINE) for out in outs]
     assert all(ran)
-    assert sorted(ran[0] + ran[1]) == ["0", "1", "2", "3"]
+    assert sorted(ran[0] + ran[1]) == ["0", "1", "2"]
     trials = study_of(storage).get_trials()
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
-    assert len({trial.params["optimizer.learning-rate"] for trial in trials}) == 4
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
+    assert len({trial.params["optimizer.learning-rate"] for trial in trials}) == 3
 
 
 def test_failures_are_recorded_and_the_sweep_goes_on(tmp_path, capsys):
