@@ -29,6 +29,7 @@ from train import (
     Translation,
 )
 from train.commands.evaluate import EvaluateConfig
+from train.commands.sweep import SweepOptions
 from train.config import read_settings
 from train.recipes import load_recipe, recipe_files
 from train.report.page import Options
@@ -59,12 +60,12 @@ def parts(cls):
 
 
 def test_every_setting_is_read():
-    roots = [Config, EvaluateConfig, Options, *kinds()]
+    roots = [Config, EvaluateConfig, Options, SweepOptions, *kinds()]
     classes = {part for root in roots for part in parts(root)}
     assert {AugmentConfig, Classification, ImageData, LogConfig, ModelConfig, OptimizerConfig, Translation} <= classes
     sources = Sources()
     named = {base.__name__ for root in roots for base in root.__mro__}
-    assert {"Config", "EvaluateConfig", "Options"} <= sources.commands <= named
+    assert {"Config", "EvaluateConfig", "Options", "SweepOptions"} <= sources.commands <= named
     unread = {cls.__name__: fields for cls in classes if (fields := sources.unread(cls))}
     assert unread == {}
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import matplotlib
 import tyro
 
-from train.config import recipe_config
+from train.config import Config, recipe_config
 from train.first_weights import without_defaults
 from train.space import parse_space
 from zoo.errors import ZooError
@@ -41,7 +41,7 @@ def sweep_command(args: list[str], commands: tuple[str, ...] = ()) -> None:
     options, rest = tyro.cli(SweepOptions, args=flags, prog=PROG, return_unknown_args=True)
     settings: dict[str, Any] = {"prog": f"python -m train sweep {name}", "config": (tyro.conf.AvoidSubcommands,)}
     default = dataclasses.replace(default, workdir=f"{default.workdir}-sweep")
-    base = without_defaults(tyro.cli(type(default), args=rest, default=default, **settings), default)
+    base = without_defaults(tyro.cli(Config, args=rest, default=default, **settings), default)
     if options.trials < 1:
         raise ZooError(f"trials must be at least 1, not {options.trials}")
     if options.storage is not None and "://" in options.storage:
