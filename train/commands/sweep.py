@@ -42,6 +42,11 @@ def sweep_command(args: list[str], commands: tuple[str, ...] = ()) -> None:
     settings: dict[str, Any] = {"prog": f"python -m train sweep {name}", "config": (tyro.conf.AvoidSubcommands,)}
     default = dataclasses.replace(default, workdir=f"{default.workdir}-sweep")
     base = without_defaults(tyro.cli(Config, args=rest, default=default, **settings), default)
+    _search(name, base, _without_workdir(rest), options)
+
+
+def _search(recipe: str, base: Config, flags: list[str], options: SweepOptions) -> None:
+    """Works on the sweep until it has its trials, and draws its page; `flags` gave the settings `base`."""
     if options.trials < 1:
         raise ZooError(f"trials must be at least 1, not {options.trials}")
     if options.storage is not None and "://" in options.storage:
@@ -57,7 +62,7 @@ def sweep_command(args: list[str], commands: tuple[str, ...] = ()) -> None:
     texts = dict(zip(space, (item.partition("=")[2] for item in options.space), strict=True))
     search = Search(texts, options.sampler, options.pruner, options.sampler_seed)
     storage = None if options.storage is None else pathlib.Path(options.storage)
-    sweep = Sweep(name, base, _without_workdir(rest), space, search, storage)
+    sweep = Sweep(recipe, base, flags, space, search, storage)
     sweep.work(options.trials)
     matplotlib.use("Agg")
     page, lines = draw_sweep(sweep.folder)
