@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from zoo.cnn.layers import check_images, drop_path, global_mean
 from zoo.features import sow
+from zoo.ops.gelu import gelu
 from zoo.ops.precision import at_least_float32
 from zoo.registry import register
 
@@ -51,7 +52,7 @@ class ConvNeXtBlock(nn.Module):
         init = {"kernel_init": truncated_normal, **dtypes}
         y = nn.Conv(width, (7, 7), padding=3, feature_group_count=width, **init, name="block_0")(x)
         y = nn.LayerNorm(epsilon=1e-6, **dtypes, name="block_2")(y)
-        y = nn.gelu(nn.Dense(4 * width, **init, name="block_3")(y), approximate=False)
+        y = gelu(nn.Dense(4 * width, **init, name="block_3")(y))
         if self.response_norm:
             y = ResponseNorm(**dtypes, name="grn")(y)
         y = nn.Dense(width, **init, name="block_5")(y)

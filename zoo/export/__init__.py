@@ -10,12 +10,13 @@
 supports too.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -28,6 +29,7 @@ from zoo.export.programs import Program, portable, programs_of
 from zoo.export.storing import Stored, WeightsDtype, store
 from zoo.inputs import ImageInputs, ImageTextInputs, SeriesInputs, TextInputs
 from zoo.inputs.sides import Sides
+from zoo.ops.gelu import written_out
 from zoo.run import Run
 from zoo.weights import write_safetensors
 
@@ -144,14 +146,27 @@ def _exported(
     function.__name__ = name
     abstract = {key: jax.ShapeDtypeStruct(array.shape, array.dtype) for key, array in stored.arrays.items()}
     try:
-        lowered = jax_export.export(jax.jit(function), platforms=list(platforms))
-        return lowered(*arguments) if weights == "inside" else lowered(abstract, *arguments)
+        with written_out(), _without_paths():
+            lowered = jax_export.export(jax.jit(function), platforms=list(platforms))
+            return lowered(*arguments) if weights == "inside" else lowered(abstract, *arguments)
     except ZooError:
         raise
     except Exception as error:  # what a platform's lowering does not have
         raise ZooError(
             f"{name} has no program for {', '.join(platforms)} ({first_line(error)}); fewer platforms may do"
         ) from None
+
+
+@contextlib.contextmanager
+def _without_paths() -> Iterator[None]:
+    """Programs that are lowered inside do not name the source files of this machine."""
+    limit = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, limit)
+    jax.config.update(limit, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(limit, before)
 
 
 def _described(program: Program, exported: jax_export.Exported) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from jax.extend.core import Literal
 
 from zoo.arrays import Example
 from zoo.errors import ZooError
+from zoo.registry import abstract_variables
 
 KERNEL, NORM = "kernel of ", "norm of "  # what a value in a trace is the output, or the input, of
 
@@ -36,7 +37,7 @@ def fold(model: nn.Module, variables: Mapping[str, Any], example: Example) -> Fo
     `example` are abstract arguments of the model, as `Inputs.example` gives them; no value is computed with them. The
     sums are float64. ZooError if a norm has no running statistics among the variables.
     """
-    norms, pairs = _traced(model, variables, example)
+    norms, pairs = _traced(model, example)
     kept = {name: tree for name, tree in variables.items() if name != "batch_stats"}
     kept["params"] = params = jax.tree.map(lambda leaf: leaf, dict(variables["params"]))  # dicts of its own
     added: set[tuple[str, ...]] = set()
@@ -85,7 +86,7 @@ def _applied(
 
 
 def _traced(
-    model: nn.Module, variables: Mapping[str, Any], example: Example
+    model: nn.Module, example: Example
 ) -> tuple[dict[tuple[str, ...], float], dict[tuple[str, ...], tuple[str, ...]]]:
     """The epsilon of every norm by its path, and the path of the layer into whose kernel it can go."""
     norms: dict[tuple[str, ...], float] = {}
@@ -109,7 +110,7 @@ def _traced(
         with nn.intercept_methods(call):
             return model.apply(variables, *args, **kwargs)
 
-    trace = jax.make_jaxpr(apply)(variables, *example)
+    trace = jax.make_jaxpr(apply)(abstract_variables(model, *example), *example)
     pairs = dict(_pairs(trace.jaxpr))
     once = {norm: layer for norm, layer in pairs.items() if calls["/".join(layer)] == 1}
     return norms, once

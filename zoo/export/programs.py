@@ -174,6 +174,9 @@ def _encoder_decoder(
 
     begin = _tokens(rows, steps)
     state = jax.eval_shape(encode, variables, *begin.values())
+    if not any(export.is_symbolic_dim(size) for leaf in jax.tree.leaves(state) for size in leaf.shape[1:]):
+        (rows,) = export.symbolic_shape("b")  # as in `_causal`
+        state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), state)
     return Programs({"encode": Program(encode, begin), "decode": _decode(apply, rows, state)}, limit, longest)
 
 
