@@ -25,11 +25,11 @@ from jax import export as jax_export
 from zoo.arrays import named_leaves
 from zoo.errors import ZooError, first_line
 from zoo.export.folding import Folded, fold
-from zoo.export.programs import Program, portable, programs_of
+from zoo.export.programs import Program, on_any_platform, programs_of
 from zoo.export.storing import Stored, WeightsDtype, store
 from zoo.inputs import ImageInputs, ImageTextInputs, SeriesInputs, TextInputs
 from zoo.inputs.sides import Sides
-from zoo.ops.gelu import written_out
+from zoo.ops.portable import portable
 from zoo.run import Run
 from zoo.weights import write_safetensors
 
@@ -65,7 +65,7 @@ def export(
     folder = pathlib.Path(folder).expanduser()
     check_folder(folder)
     _check(platforms, weights, weights_dtype)
-    run = run._replace(model=portable(run.model, dtype))
+    run = run._replace(model=on_any_platform(run.model, dtype))
     form = _inference_form(run)
     stored = store(form.variables, weights_dtype)
     found = programs_of(run, form.apply, form.variables, preprocess, max_length)
@@ -146,7 +146,7 @@ def _exported(
     function.__name__ = name
     abstract = {key: jax.ShapeDtypeStruct(array.shape, array.dtype) for key, array in stored.arrays.items()}
     try:
-        with written_out(), _without_paths():
+        with portable(), _without_paths():
             lowered = jax_export.export(jax.jit(function), platforms=list(platforms))
             return lowered(*arguments) if weights == "inside" else lowered(abstract, *arguments)
     except ZooError:

@@ -43,7 +43,7 @@ class Programs(NamedTuple):
     longest_source: int | None = None
 
 
-def portable(model: nn.Module, dtype: Any = None) -> nn.Module:
+def on_any_platform(model: nn.Module, dtype: Any = None) -> nn.Module:
     """The model with attention as XLA computes it on every platform, and another compute dtype if one is given."""
     changed: dict[str, Any] = {} if dtype is None else {"dtype": jnp.dtype(dtype)}
     if getattr(model, "attention", "") in KERNELS:

@@ -1,14 +1,13 @@
 """Exact GELU, x times the normal distribution's P(X <= x) (Hendrycks and Gimpel 2016)."""
 
-import contextlib
-import contextvars
 import functools
 import math
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from zoo.ops.portable import is_portable
 
 # erf(x) / x as a quotient of polynomials in x^2, the highest power first: Eigen's and XLA's, to 1e-7 within LIMIT
 ABOVE = (0.00022905065861350646, 0.0034082910107109506, 0.050955695062380861, 0.18520832239976145, 1.128379143519084)
@@ -18,26 +17,13 @@ BELOW = (
 )
 LIMIT = 3.7439211627767994  # where erf is 1 in float32
 
-_written_out = contextvars.ContextVar("written_out", default=False)
-
-
-@contextlib.contextmanager
-def written_out() -> Iterator[None]:
-    """Inside this context GELU is traced without the operation erf, which older versions of JAX do not read in a
-    program that a newer one exported."""
-    token = _written_out.set(True)
-    try:
-        yield
-    finally:
-        _written_out.reset(token)
-
 
 def gelu(x: jax.Array) -> jax.Array:
     """`jax.nn.gelu(x, approximate=False)`; in float32 on CPU by erf, which is cheaper than JAX's erfc.
 
     They differ by rounding, relative to the largest value: erf keeps fewer digits for very negative x.
     """
-    if _written_out.get() and x.dtype != jnp.float64:
+    if is_portable() and x.dtype != jnp.float64:
         wide = x.astype(jnp.float32)
         return (0.5 * wide * (1 + erf(wide * math.sqrt(0.5)))).astype(x.dtype)
     if jax.default_backend() != "cpu" or x.dtype != jnp.float32:

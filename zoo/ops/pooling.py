@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from zoo.errors import ZooError
+from zoo.ops.portable import is_portable
 from zoo.ops.precision import at_least_float32
 
 Padding = int | Literal["SAME"]
@@ -50,6 +51,9 @@ def max_pool(x: jax.Array, window: int, strides: int, padding: Padding = 0, ceil
     the gradient.
     """
     pads = pads_of(x, window, strides, padding, ceil_mode)
+    if is_portable():
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf) if any(map(any, pads)) else x
+        return nn.max_pool(x, window_shape=(window, window), strides=(strides, strides), padding="VALID")
     return lax.platform_dependent(
         x,
         cpu=lambda x: max_pool_on_cpu(x, window, strides, pads),
