@@ -22,6 +22,7 @@ def benchmarks() -> dict[str, Command]:
         compiling,
         decoding,
         loop,
+        onnx,
         quality,
         sampling,
         savings,
@@ -48,5 +49,6 @@ def benchmarks() -> dict[str, Command]:
         "loop": Command(loop.LoopConfig, loop.run),
         "shakespeare": Command(shakespeare.ShakespeareConfig, shakespeare.run),
         "quality": Command(quality.QualityConfig, quality.run),
+        "onnx": Command(onnx.OnnxConfig, onnx.run),
         "tpu": Command(tpu.TpuConfig, tpu.run),
     }

@@ -37,6 +37,7 @@ def add(commands: Any) -> None:
         "--preprocess", action="store_true", help="resize and normalise inside the program: images of any size"
     )
     command.add_argument("--max-length", type=int, help="tokens of a decoder's cache (default: at most 1024)")
+    command.add_argument("--onnx", action="store_true", help="write forward.onnx too, checked with onnxruntime")
     command.set_defaults(run=export)
 
 
@@ -45,7 +46,7 @@ def export(args: argparse.Namespace) -> None:
     from zoo.export import check_folder, export
 
     check_folder(pathlib.Path(args.folder))
-    names = ("platforms", "weights", "weights_dtype", "dtype", "preprocess", "max_length")
+    names = ("platforms", "weights", "weights_dtype", "dtype", "preprocess", "max_length", "onnx")
     files = export(zoo.load(args.run_folder), args.folder, **{name: getattr(args, name) for name in names})
     for path in files:
         print(f"{path}: {path.stat().st_size:,} bytes")

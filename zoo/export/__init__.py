@@ -11,6 +11,7 @@ supports too.
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import os
@@ -25,6 +26,7 @@ from jax import export as jax_export
 from zoo.arrays import named_leaves
 from zoo.errors import ZooError, first_line
 from zoo.export.folding import Folded, fold
+from zoo.export.onnx import OPSET, SIZES, convert
 from zoo.export.programs import Program, on_any_platform, programs_of
 from zoo.export.storing import Stored, WeightsDtype, store
 from zoo.inputs import ImageInputs, ImageTextInputs, SeriesInputs, TextInputs
@@ -50,6 +52,7 @@ def export(
     dtype: str | None = None,
     preprocess: bool = False,
     max_length: int | None = None,
+    onnx: bool = False,
 ) -> list[pathlib.Path]:
     """Writes a run's model, as `zoo.load` gives it, to a new or empty folder, and returns the files.
 
@@ -58,7 +61,8 @@ def export(
     there is one program with at most 64 MB. `weights_dtype`: see `zoo.export.storing`. `dtype` is that of the
     computation, by default the model's. With `preprocess` a program takes images uint8 [b, h, w, c] of any size, or a
     table in its own units. `max_length` is the number of tokens of a cache (default: the model's, at most 1024; of an
-    encoder-decoder, that of a target).
+    encoder-decoder, that of a target). With `onnx` a model of one program has a forward.onnx too, with float32 weights;
+    see `zoo.export.onnx`.
 
     ZooError for a folder that is not empty, and for settings or inputs that have no program.
     """
@@ -73,6 +77,7 @@ def export(
     if weights is None:
         size = sum(array.nbytes for array in stored.arrays.values())
         weights = "inside" if len(programs) == 1 and size <= MOST_INSIDE else "beside"
+    converted = _onnx(run, preprocess, weights_dtype) if onnx else None
     exported = {name: _exported(name, one, stored, weights, platforms) for name, one in programs.items()}
     about: dict[str, Any] = {
         "format": 1,
@@ -88,11 +93,15 @@ def export(
         "jax": jax.__version__,
         "calling_convention": next(iter(exported.values())).calling_convention_version,
     }
+    if converted is not None:
+        about["onnx"] = {"opset": OPSET, "error": converted[1]}
     files = _inputs_files(run)
     about |= _of_inputs(run, files)
     folder.mkdir(parents=True, exist_ok=True)
     for name, program in exported.items():
         (folder / f"{name}.jax").write_bytes(program.serialize())
+    if converted is not None:
+        (folder / "forward.onnx").write_bytes(converted[0])
     if weights == "beside":
         write_safetensors(stored.arrays, folder / "weights.safetensors")
     for name, text in files.items():
@@ -121,6 +130,18 @@ def _check(platforms: Sequence[str], weights: Any, weights_dtype: Any) -> None:
         importlib.metadata.version("flatbuffers")
     except importlib.metadata.PackageNotFoundError:
         raise ZooError("programs are written with flatbuffers: pip install 'flaxzoo[export]'") from None
+
+
+def _onnx(run: Run, preprocess: bool, weights_dtype: WeightsDtype) -> tuple[bytes, float]:
+    """The program `forward` as an ONNX file with the weights, and its error. onnxruntime folds batch norms itself."""
+    programs = programs_of(run, run.model.apply, run.variables, preprocess).by_name
+    if set(programs) != {"forward"}:
+        raise ZooError(f"ONNX is for models of one program; {type(run.model).__name__} has {', '.join(programs)}")
+    if weights_dtype != "float32":
+        raise ZooError(f"an ONNX file has float32 weights, not {weights_dtype}; leave weights_dtype out")
+    program = programs["forward"]
+    largest = {"tokens": getattr(run.model, "vocab_size", 2), "lengths": min(SIZES) + 1, "image": 256}
+    return convert(functools.partial(program.function, run.variables), program.arguments, largest)
 
 
 def _inference_form(run: Run) -> Folded:
