@@ -64,9 +64,10 @@ def run(config: OnnxConfig) -> list[dict[str, Any]]:
     for name in config.models:
         if name not in MODELS:
             raise unknown("model of this benchmark", name, MODELS)
-    rows = [_row(name, config) for name in config.models]
-    for row in rows:
-        append_row(pathlib.Path(config.output), row)
+    rows = []
+    for name in config.models:
+        rows.append(_row(name, config))
+        append_row(pathlib.Path(config.output), rows[-1])
     return rows
 
 
@@ -88,7 +89,8 @@ def _row(name: str, config: OnnxConfig) -> dict[str, Any]:
     else:
         row["converts"] = "; ".join(problems)[:300]
     row |= circumstances()
-    print(f"{name}: {row['converts']}; axes {row['axes']}, error {row['error']}, ours / theirs {row['speedup']}", flush=True)
+    said = f"axes {row['axes']}, error {row['error']:.1g}, {row['speedup']:.2f}" if row["converts"] == "yes" else ""
+    print(f"{name}: {row['converts']} {said}", flush=True)
     return row
 
 

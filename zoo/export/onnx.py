@@ -29,6 +29,7 @@ def convert(function: Callable[..., Any], arguments: dict[str, Any], largest: di
         import onnxruntime
     except ImportError as error:
         raise ZooError(f"{error}; ONNX needs an environment with: pip install 'flaxzoo[onnx]'") from None
+    onnxruntime.set_default_logger_severity(3)  # errors alone, not advice on the graph
     problems = []
     abstract = list(arguments.values())
     for route in (lambda: function, lambda: _traced(function, abstract)):
