@@ -6,7 +6,11 @@ import tomllib
 
 project = tomllib.loads((pathlib.Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 extras = project["optional-dependencies"]
-extra = {requirement for name in ("train", "image", "text", "sweep", "wandb", "export", "test") for requirement in extras[name]}
+extra = {
+    requirement
+    for name in ("train", "image", "text", "sweep", "wandb", "export", "test")
+    for requirement in extras[name]
+}
 for requirement in sorted({*project["dependencies"], *extra}):
     if match := re.fullmatch(r"([\w.-]+)>=([\d.]+)", requirement):
         print(f"{match[1]}=={match[2]}")

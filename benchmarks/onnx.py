@@ -25,7 +25,7 @@ _WORDS: dict[str, Any] = {"hidden_size": 64, "vocab_size": 100, "num_layers": 1}
 _PAIRS: dict[str, Any] = {"hidden_size": 64, "embedding_size": 64, "vocab_size": 100}
 _BLOCKS: dict[str, Any] = {"hidden_size": 64, "num_heads": 4, "num_layers": 2, "vocab_size": 100, "max_length": 64}
 MODELS: dict[str, dict[str, Any]] = {  # one or more of every architecture, with the fields that make it small
-    **dict.fromkeys(("simple_cnn", "lenet5", "resnet20", "resnet18", "mobilenet_v2", "mobilenet_v3_small"), {}),
+    **{name: {} for name in ("simple_cnn", "lenet5", "resnet20", "resnet18", "mobilenet_v2", "mobilenet_v3_small")},
     **{"airbench": {}, "efficientnet_lite0": {}, "alexnet": {"hidden_size": 256}, "vgg11_bn": {"hidden_size": 256}},
     "wide_resnet28_10": {"width": 32, "stage_sizes": (1, 1, 1)},
     "densenet121": {"stage_sizes": (2, 2, 2, 2)},
@@ -33,7 +33,7 @@ MODELS: dict[str, dict[str, Any]] = {  # one or more of every architecture, with
     **dict.fromkeys(("lstm", "gru", "rnn", "lstm_forecaster", "lstm_encoder"), _RECURRENT),
     **dict.fromkeys(("lstm_sentence_encoder", "lstm_classifier", "lstm_lm"), _WORDS),
     "awd_lstm": {**_WORDS, "num_layers": 2, "embedding_size": 32},
-    **dict.fromkeys(("seq2seq_lstm", "seq2seq_lstm_luong"), {**_PAIRS, "num_layers": 1}),
+    **{name: {**_PAIRS, "num_layers": 1} for name in ("seq2seq_lstm", "seq2seq_lstm_luong")},
     "seq2seq_gru_attention": _PAIRS,
     **dict.fromkeys(("nanogpt", "bert_base", "mpnet_base", "transformer_base", "t5_small"), _BLOCKS),
     "llama3_1b": {**_BLOCKS, "num_kv_heads": 2},
@@ -134,7 +134,7 @@ def forward_of(name: str, free: tuple[str, ...], seed: int = 0) -> tuple[Any, di
     sizes = dict(zip(("b", "t"), export.symbolic_shape("b, t", constraints=["t <= 64"]), strict=True))
     abstract = {}
     for key, leaf in zip(names, [*args, *kwargs.values()], strict=True):
-        rows, *rest = leaf.shape
+        rest = [*leaf.shape[1:]]
         if key == "x" and hasattr(model, "image_size"):
             rest = [model.image_size, model.image_size, rest[2]]
         elif len(rest) < 3:  # tokens, or rows of a series

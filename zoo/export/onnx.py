@@ -38,13 +38,13 @@ def convert(function: Callable[..., Any], arguments: dict[str, Any], largest: di
                 model = jax2onnx.to_onnx(route(), abstract, opset=OPSET, input_names=list(arguments))
             content = model.SerializeToString()
             session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-            error = max(_error(session, function, arguments, largest, sizes) for sizes in (SIZES, SIZES[::-1]))
+            wrong = max(_error(session, function, arguments, largest, sizes) for sizes in (SIZES, SIZES[::-1]))
         except Exception as problem:  # whatever an operation without a converter raises
             problems.append(first_line(problem))
             continue
-        if error <= TOLERANCE:
-            return content, error
-        problems.append(f"wrong by {error:.1g}")
+        if wrong <= TOLERANCE:
+            return content, wrong
+        problems.append(f"wrong by {wrong:.1g}")
     raise ZooError(f"jax2onnx does not convert it: {'; '.join(dict.fromkeys(problems))}")
 
 

@@ -158,9 +158,7 @@ def _causal(model: Any, apply: Apply, max_length: int | None) -> Programs:
     return Programs({"prefill": Program(prefill, _tokens(rows, steps)), "decode": step}, limit)
 
 
-def _encoder_decoder(
-    model: Any, inputs: Sides, apply: Apply, variables: Any, max_length: int | None
-) -> Programs:
+def _encoder_decoder(model: Any, inputs: Sides, apply: Apply, variables: Any, max_length: int | None) -> Programs:
     limit = inputs.target.length if max_length is None else max_length
     most = getattr(model, "max_length", limit)
     if limit > most:

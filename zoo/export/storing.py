@@ -1,8 +1,8 @@
 """Weights as a program takes them: arrays by name, in float32, bfloat16 or int8.
 
 int8 is symmetric and per output channel: w = q * scale with q from -127 to 127 and scale = max |w| / 127 over the
-channel, so that a weight is wrong by at most scale / 2. It is for kernels, whose last axis is the output, and for tables
-of embeddings, whose rows are. The program multiplies them out.
+channel, so that a weight is wrong by at most scale / 2. It is for kernels, whose channels are the last axis, and for
+tables of embeddings, whose channels are the rows. The program multiplies them out.
 """
 
 from collections.abc import Callable, Mapping
