@@ -3,8 +3,10 @@
 A row for each model: whether it converts or why not, the opset, the dynamic axes, the largest error.
 """
 
+import csv
 import dataclasses
 import functools
+import importlib.metadata
 import pathlib
 from typing import Any
 
@@ -111,9 +113,35 @@ def _timed(content: bytes, forward: Any, arrays: dict[str, np.ndarray], rounds: 
     return {**found, "speedup": ratio, "speedup_p10": low, "speedup_p90": high, "busy_others": contest.busy_others}
 
 
-def _versions() -> dict[str, str]:
-    import importlib.metadata
+def read(path: pathlib.Path = RESULTS / "onnx.csv") -> dict[str, dict[str, str]]:
+    """The newest row of each model."""
+    with path.open(newline="") as file:
+        return {row["model"]: row for row in csv.DictReader(file)}
 
+
+def table() -> str:
+    """The newest row of each model, in Markdown."""
+    lines = [
+        "| model | converts | dynamic axes | largest error | ours, ms | onnxruntime, ms | ratio |",
+        "|---" * 7 + "|",
+    ]
+    for name, row in read().items():
+        if row["converts"] != "yes":
+            lines.append(f"| `{name}` | no: {_reason(row['converts'])} | | | | | |")
+            continue
+        ours, theirs, ratio = (float(row[key]) for key in ("ours_ms", "onnxruntime_ms", "speedup"))
+        cells = row["axes"].replace(" ", ", "), f"{float(row['error']):.0e}", f"{ours:.2f}", f"{theirs:.2f}"
+        lines.append(f"| `{name}` | yes | {' | '.join(cells)} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def _reason(text: str) -> str:
+    """Why a model does not convert, short and without Markdown's marks."""
+    text = text.rsplit("jax2onnx does not convert it: ", 1)[-1].replace("[ONNXRuntimeError] : ", "")
+    return text.replace("|", "/").replace("<", "&lt;")[:140]
+
+
+def _versions() -> dict[str, str]:
     try:
         return {name: importlib.metadata.version(name) for name in ("jax2onnx", "onnxruntime")}
     except importlib.metadata.PackageNotFoundError as error:

@@ -13,7 +13,7 @@ from typing import Any
 
 import train
 import zoo
-from benchmarks import parity, table
+from benchmarks import onnx, parity, table
 
 ROOT = pathlib.Path(__file__).parents[1]
 FAMILIES = {"cnn": "CNN", "lstm": "LSTM", "seq2seq": "Seq2Seq", "transformer": "Transformer"}
@@ -206,6 +206,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "steps": results(table.steps),
     "figures": results(table.figures),
     "recipes results": results(table.qualities),
+    "onnx": onnx.table,
     "tpus": results(table.tpus),
     "tpu costs": results(table.costs),
     "places": lambda: "\n".join(table.places()),
