@@ -1,4 +1,5 @@
 """flaxzoo train ... | benchmark ... | list | show | predict | generate | chat | serve | translate | forecast | convert
+| export | push
 
 The same as `python -m train`, `python -m benchmarks` and `python -m zoo`, but the current folder is not searched for
 modules: a train.py of your own there does no harm.
