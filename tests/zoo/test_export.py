@@ -195,6 +195,15 @@ def test_programs_of_three_platforms_have_no_dropout_and_no_random_numbers(tmp_p
     assert {*re.findall(r"custom_call @(\w+)", module)} == {"shape_assertion"}  # no kernel of one platform
 
 
+@pytest.mark.parametrize(("dtype", "smaller"), [("int8", 3), ("bfloat16", 1.8)])
+def test_weights_inside_a_program_are_small_too(dtype, smaller, tmp_path):
+    sizes = []
+    for name in ("float32", dtype):
+        export(zoo.load("resnet20"), tmp_path / name, platforms=["cpu"], weights_dtype=name)
+        sizes.append((tmp_path / name / "forward.jax").stat().st_size)
+    assert sizes[0] > smaller * sizes[1]
+
+
 def test_a_cache_of_another_length(tmp_path):
     run = run_of("nanogpt")
     export(run, tmp_path / "out", platforms=["cpu"], max_length=7)

@@ -2,11 +2,10 @@
 
 import argparse
 import pathlib
-from typing import Any
+from typing import Any, get_args
 
 import zoo
-
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+from zoo import export as exporting
 
 
 def add(commands: Any) -> None:
@@ -19,16 +18,20 @@ def add(commands: Any) -> None:
     command.add_argument("run_folder", metavar="RUN", help="a run folder, or a model with public weights")
     command.add_argument("folder", metavar="OUT", help="the folder to write; it must be new or empty")
     command.add_argument(
-        "--platforms", nargs="+", choices=PLATFORMS, default=["cpu", "cuda", "tpu"], help="default: cpu cuda tpu"
+        "--platforms",
+        nargs="+",
+        choices=exporting.PLATFORMS,
+        default=exporting.DEFAULT_PLATFORMS,
+        help=f"default: {' '.join(exporting.DEFAULT_PLATFORMS)}",
     )
     command.add_argument(
         "--weights",
-        choices=("inside", "beside"),
+        choices=get_args(exporting.Place),
         help="weights inside the program, or in weights.safetensors (default: inside one program of up to 64 MB)",
     )
     command.add_argument(
         "--weights-dtype",
-        choices=("float32", "bfloat16", "int8"),
+        choices=get_args(exporting.WeightsDtype),
         default="float32",
         help="how weights are stored: int8 is per output channel (default: %(default)s, which keeps the model's)",
     )
@@ -43,10 +46,8 @@ def add(commands: Any) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Writes the folder and prints its files with their sizes."""
-    from zoo.export import check_folder, export
-
-    check_folder(pathlib.Path(args.folder))
+    exporting.check_folder(pathlib.Path(args.folder))
     names = ("platforms", "weights", "weights_dtype", "dtype", "preprocess", "max_length", "onnx")
-    files = export(zoo.load(args.run_folder), args.folder, **{name: getattr(args, name) for name in names})
+    files = exporting.export(zoo.load(args.run_folder), args.folder, **{name: getattr(args, name) for name in names})
     for path in files:
         print(f"{path}: {path.stat().st_size:,} bytes")

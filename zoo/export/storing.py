@@ -47,10 +47,10 @@ def store(variables: Any, dtype: WeightsDtype = "float32") -> Stored:
     def restore(arrays: Mapping[str, Any]) -> Any:
         found = []
         for name, kind in dtypes.items():
-            value = arrays[name]
+            value = jnp.asarray(arrays[name])  # so that under jit the program multiplies, and its constant stays small
             if name + SCALE in arrays:
                 value = value.astype(jnp.float32) * arrays[name + SCALE]
-            found.append(jnp.asarray(value, kind))
+            found.append(value.astype(kind))
         return jax.tree.unflatten(tree, found)
 
     return Stored(arrays, restore)
