@@ -218,7 +218,9 @@ def test_every_file_of_results_has_cases_and_results():
                 every = {tuple(row[name] for name in distinguishing[path.stem]) for row in csv.DictReader(file)}
             assert len(rows) == len(every), path
         assert compare.labels(rows)
-        assert all(compare.measured(row) for row in rows.values())
+        converted = [row for row in rows.values() if row.get("converts", "yes") == "yes"]  # others have a reason instead
+        assert converted
+        assert all(compare.measured(row) for row in converted)
         assert all("--output" not in row["command"] for row in rows.values())
 
 
