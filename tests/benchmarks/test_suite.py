@@ -218,7 +218,7 @@ def test_every_file_of_results_has_cases_and_results():
                 every = {tuple(row[name] for name in distinguishing[path.stem]) for row in csv.DictReader(file)}
             assert len(rows) == len(every), path
         assert compare.labels(rows)
-        converted = [row for row in rows.values() if row.get("converts", "yes") == "yes"]  # others have a reason instead
+        converted = [row for row in rows.values() if row.get("converts", "yes") == "yes"]  # else a reason
         assert converted
         assert all(compare.measured(row) for row in converted)
         assert all("--output" not in row["command"] for row in rows.values())
