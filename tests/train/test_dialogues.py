@@ -157,6 +157,12 @@ def test_what_cannot_be_told_apart_is_an_error(inputs, template, messages, error
     assert "\n" not in str(caught.value)
 
 
+def test_a_template_that_asks_for_today_gives_the_same_tokens_tomorrow(inputs):
+    found = inputs("{{ strftime_now('%d %b %Y') }}" + CHATML)
+    assert find_answers(found, talk("a", "b")).text.startswith("26 Jul 2024<|im_start|>user")
+    assert not found.decode(found.chat(talk("a"))).startswith("26 Jul 2024")
+
+
 def test_a_model_without_a_template_speaks_chatml_if_it_has_its_tokens(inputs):
     bare = dataclasses.replace(inputs(), chat_template="", end_token="</s>")
     assert with_template(bare) == inputs()
@@ -356,7 +362,7 @@ def test_a_base_model_becomes_one_for_dialogue(folder, tmp_path):
     base.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (base / name).write_bytes((folder / name).read_bytes())
-    train.run(dataclasses.replace(settings(base, tmp_path / "run"), steps=1))
+    train.run(dataclasses.replace(settings(base, tmp_path / "run"), steps=1, batch_size=8, parallel="mesh"))
     inputs = zoo.load(tmp_path / "run").inputs
     assert (inputs.chat_template, inputs.end_token) == (CHATML, "<|im_end|>")
 
@@ -379,6 +385,11 @@ DAMAGED = [
     ('{"messages": "x"}', "at least one message"),
     ('{"messages": [{"role": 1, "content": "x"}]}', 'message 1 must be {"role": "user"'),
     ('{"messages": ["x"]}', "message 1 must be"),
+    (
+        '{"messages": [{"role": "asistant", "content": "x"}]}',
+        "the role of message 1 must be one of system, .*'asistant'",
+    ),
+    (json.dumps({"messages": [{"role": "user", "content": "x"}] * 1025}), "1,025 messages, more than 1,024"),
     ('{"messages": [{"role": "user", "content": null}]}', "the content of message 1 must be text, not None"),
     ('{"messages": [{"role": "assistant", "content": " "}]}', "message 1, of the assistant, is empty"),
     ('{"messages": [{"role": "user", "content": "x"}]}', "no message of the assistant"),

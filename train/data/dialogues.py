@@ -23,6 +23,8 @@ from zoo.inputs.walk import walk
 
 MOST_LINE = 2**24  # bytes of a conversation
 MOST_TOKENS = 2**28  # of all conversations, which stay in memory
+MOST_MESSAGES = 1024  # of a conversation; each answer is found by rendering what precedes it
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 NAMED = 3  # damaged lines of a file that a message names
 
 Messages = list[dict[str, Any]]
@@ -202,6 +204,8 @@ def messages_of(line: bytes) -> Messages:
     messages = data.get("messages") if isinstance(data, dict) else None
     if not isinstance(messages, list) or not messages:
         raise ZooError(f'a conversation must be {{"messages": [...]}} with at least one message, not {data!r:.60}')
+    if len(messages) > MOST_MESSAGES:
+        raise ZooError(f"{len(messages):,} messages, more than {MOST_MESSAGES:,}")
     return [_message(number, message) for number, message in enumerate(messages, start=1)]
 
 
@@ -209,6 +213,8 @@ def _message(number: int, message: Any) -> dict[str, Any]:
     """A message whose content is a string; ZooError where it has no role or no text."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise ZooError(f'message {number} must be {{"role": "user", "content": "..."}}, not {message!r:.60}')
+    if message["role"] not in ROLES:
+        raise ZooError(f"the role of message {number} must be one of {', '.join(ROLES)}, not {message['role']!r:.60}")
     content = message.get("content")
     if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
         content = "".join(part["text"] for part in content)

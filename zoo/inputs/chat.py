@@ -27,22 +27,36 @@ class Marked(NamedTuple):
     spans: list[tuple[int, int]]
 
 
-def render(template: str, messages: Sequence[Mapping[str, Any]], prompt: bool, begin: str = "", end: str = "") -> str:
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    prompt: bool,
+    begin: str = "",
+    end: str = "",
+    day: datetime.date | None = None,
+) -> str:
     """The text of `messages`, each with `role` and `content`; with `prompt` it ends where the answer begins.
 
-    `begin` and `end` are the tokens that the template calls `bos_token` and `eos_token`. ZooError for messages of
-    another form, and for a template that is not valid, refuses the messages, or asks for what it may not have.
+    `begin` and `end` are the tokens that the template calls `bos_token` and `eos_token`, `day` is what it takes for
+    today, by default the date. ZooError for messages of another form, and for a template that is not valid, refuses the
+    messages, or asks for what it may not have.
     """
-    return _rendered(template, messages, prompt, begin, end, {})
+    return _rendered(template, messages, prompt, begin, end, day, {})
 
 
-def render_marked(template: str, messages: Sequence[Mapping[str, Any]], begin: str = "", end: str = "") -> Marked:
+def render_marked(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    begin: str = "",
+    end: str = "",
+    day: datetime.date | None = None,
+) -> Marked:
     """The text of whole `messages`, and the parts of it that the template marks by {% generation %} as answers."""
     for text in (template, *(str(message.get("content")) for message in messages)):
         if OPEN in text or CLOSE in text:
             raise ZooError(f"the messages have U+{ord(OPEN):X} or U+{ord(CLOSE):X}, which are no characters")
     marks = {"generation_opens": OPEN, "generation_closes": CLOSE}
-    text = _rendered(template, messages, False, begin, end, marks)
+    text = _rendered(template, messages, False, begin, end, day, marks)
     pieces, found = _MARKS.split(text), "".join(_MARKS.findall(text))
     if found != (OPEN + CLOSE) * (len(found) // 2):  # a block within another, or one that a break leaves
         raise ZooError("the chat template cannot be used: its {% generation %} blocks are not one after another")
@@ -51,15 +65,22 @@ def render_marked(template: str, messages: Sequence[Mapping[str, Any]], begin: s
 
 
 def _rendered(
-    template: str, messages: Sequence[Mapping[str, Any]], prompt: bool, begin: str, end: str, more: Mapping[str, str]
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    prompt: bool,
+    begin: str,
+    end: str,
+    day: datetime.date | None,
+    marks: Mapping[str, str],
 ) -> str:
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ZooError(f"a message must be {{'role': ..., 'content': ...}}, not {message!r:.80}")
-    names = {"messages": list(messages), "add_generation_prompt": prompt, "bos_token": begin, "eos_token": end, **more}
+    names = {"messages": list(messages), "add_generation_prompt": prompt, "bos_token": begin, "eos_token": end, **marks}
+    today = datetime.datetime.now() if day is None else datetime.datetime(day.year, day.month, day.day)
     try:
         pieces, size = [], 0
-        for piece in _compiled(template).generate(**names, range=_ranges()):
+        for piece in _compiled(template).generate(**names, range=_ranges(), strftime_now=today.strftime):
             pieces.append(piece)
             size += len(piece)
             if size > MOST_LENGTH:
@@ -112,7 +133,7 @@ def _compiled(template: str) -> Any:
 
     sandbox = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
     sandbox.filters["tojson"] = as_json
-    sandbox.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.datetime.now().strftime(form)}
+    sandbox.globals["raise_exception"] = refuse
     return sandbox.from_string(template)
 
 

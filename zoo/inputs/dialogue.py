@@ -6,6 +6,7 @@ else by rendering the messages before the answer and those up to it, each of whi
 """
 
 import dataclasses
+import datetime
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+DAY = datetime.date(2024, 7, 26)  # of templates that ask for today, so that tokens do not change overnight; Llama 3.2's
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -74,7 +77,7 @@ def encode_dialogue(inputs: TextInputs, messages: Messages) -> Dialogue:
 
 def find_answers(inputs: TextInputs, messages: Messages) -> Marked:
     """The rendered messages, and where in the text the answers to learn are."""
-    template, around = inputs.chat_template, (inputs.begin_token, inputs.end_token)
+    template, around = inputs.chat_template, (inputs.begin_token, inputs.end_token, DAY)
     learned = [message.get("weight", 1) != 0 for message in messages if message.get("role") == "assistant"]
     plain = [{name: value for name, value in message.items() if name != "weight"} for message in messages]
     text, spans = render_marked(template, plain, *around)
@@ -91,7 +94,7 @@ def find_answers(inputs: TextInputs, messages: Messages) -> Marked:
     return Marked(text, [(begin, end) for begin, end in spans if end > begin])
 
 
-def _between(text: str, template: str, messages: Messages, place: int, around: tuple[str, str]) -> tuple[int, int]:
+def _between(text: str, template: str, messages: Messages, place: int, around: tuple[Any, ...]) -> tuple[int, int]:
     """Where in the text of all messages the answer `messages[place]` is; ZooError where it cannot be told."""
     before = render(template, messages[:place], True, *around)
     upto = render(template, messages[: place + 1], False, *around)
