@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from train.config import Config, LogConfig, ModelConfig
     from train.data.augment import AugmentConfig
+    from train.data.dialogues import DialogueData
     from train.data.images import ImageData
     from train.data.labelled_text import LabelledTextData
     from train.data.multi_label import MultiLabelData
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from train.loop import run
     from train.optimizer import OptimizerConfig
     from train.tasks.classification import Classification
+    from train.tasks.dialogues import Dialogues
     from train.tasks.distillation import Distillation
     from train.tasks.forecasting import Forecasting
     from train.tasks.language_model import LanguageModel
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "train.config": ("Config", "LogConfig", "ModelConfig"),
     "train.data.augment": ("AugmentConfig",),
+    "train.data.dialogues": ("DialogueData",),
     "train.data.images": ("ImageData",),
     "train.data.labelled_text": ("LabelledTextData",),
     "train.data.multi_label": ("MultiLabelData",),
@@ -38,6 +41,7 @@ _HOMES = {
     "train.loop": ("run",),
     "train.optimizer": ("OptimizerConfig",),
     "train.tasks.classification": ("Classification",),
+    "train.tasks.dialogues": ("Dialogues",),
     "train.tasks.distillation": ("Distillation",),
     "train.tasks.forecasting": ("Forecasting",),
     "train.tasks.language_model": ("LanguageModel",),
@@ -52,6 +56,8 @@ __all__ = [
     "Classification",
     "Config",
     "Dataset",
+    "DialogueData",
+    "Dialogues",
     "Distillation",
     "Extra",
     "Forecasting",

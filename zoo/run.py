@@ -46,7 +46,7 @@ class Origin(NamedTuple):
     """A folder or file of weights, and what the files beside them say of it: the model, its fields, its inputs."""
 
     path: pathlib.Path
-    maker: str  # "run", "Hugging Face", "timm", "file", or "" where no config describes the weights
+    maker: str  # "run", "Hugging Face", "timm", "GGUF", "file", or "" where no config describes the weights
     name: str | None = None
     args: Mapping[str, Any] = {}
     inputs: Inputs | None = None
@@ -57,17 +57,21 @@ class Origin(NamedTuple):
         """The weights as the variables of a model for inputs of `shape`; see `zoo.load_weights`."""
         if self.path.is_dir() and self.maker == "run":
             return fitted(model, load(self.path).variables, shape, repr(str(self.path)), draw, mesh)
+        if self.maker == "GGUF":
+            return fitted(model, gguf.loaded(self.path, {})[1], shape, repr(str(self.path)), draw, mesh)
         path = huggingface.weights_file(self.path) if self.path.is_dir() else self.path
         return load_weights(model, path, shape, draw=draw, mesh=mesh)
 
 
 def origin_of(weights: str | os.PathLike, name: str | None = None) -> Origin:
     """The origin of a model's weights: a folder of a run, an export, Hugging Face's or timm's, a file, which may lie in
-    one of those, a repository of the Hub (`hf:ORG/NAME`), or a registered model with public weights. `name` is the
-    registered model that a file is for. ZooError for anything else."""
+    one of those, a GGUF file, a repository of the Hub (`hf:ORG/NAME`), or a registered model with public weights.
+    `name` is the registered model that a file is for. ZooError for anything else."""
     path = located(weights)
     if path.is_dir():
         return _origin(path)
+    if path.suffix == ".gguf":
+        return Origin(path, "GGUF", *gguf.described(path))
     if path.name.startswith("model") and (path.parent / "config.json").is_file():
         with contextlib.suppress(ZooError):  # of a model that the zoo does not have; the file may be
             return _origin(path.parent)._replace(path=path)

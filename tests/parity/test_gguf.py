@@ -9,6 +9,7 @@ from peers import drawn as drawn_peer
 from peers import torch, transformers
 
 import zoo
+from zoo.run import origin_of
 
 gguf = pytest.importorskip("gguf", reason="parity reads GGUF files")
 import jax  # noqa: E402
@@ -116,6 +117,17 @@ def test_every_quantisation_and_the_logits(file):
     assert np.abs(ours - expected).max() <= 1e-4 * np.abs(expected).max()  # ours in another order
     assert inputs.decode(inputs.chat([{"role": "user", "content": "he<tool>"}])) == "<s>he<tool></s>"
     assert inputs.end == 258
+
+
+def test_training_starts_from_a_file(file):
+    found, run = origin_of(file), zoo.load(file)
+    assert found.inputs == run.inputs
+    model = zoo.create_model(found.name, **{**found.args, "scan_layers": True})
+    stacked = found.variables(model, (8,))
+    assert "layer0" not in stacked["params"]["layers"]
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, (2, 9))
+    ours, theirs = model.apply(stacked, tokens), run.model.apply(run.variables, tokens)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 SMALL = {

@@ -19,7 +19,7 @@ class Batches:
 
     Epochs are the split's `order`, mostly a permutation, drawn from (seed, epoch) and put end to end; batch k is the
     k-th piece of `batch_size`. A process reads its `rows` of it, by default all. Besides the examples a batch has `row`
-    int32 [B], the place in the global batch, and `weight` float32 [B], ones.
+    int32 [B], the place in the global batch, and `weight` float32 [B], ones, or the examples' own.
 
     Texts are batched with others of about their length: `POOL` batches are drawn at a time, sorted, cut and put in
     random order. A batch is as wide as its longest text, rounded up to one of a few widths, so that few programs are
@@ -36,7 +36,7 @@ class Batches:
         """The arrays of batch `k`, fresh ones each time."""
         indices = self._indices(k, self.rows)
         weight = np.ones(len(self.rows), np.float32)
-        batch = {**self.split.read(indices), "row": self.rows.astype(np.int32), "weight": weight}
+        batch = weighted(self.split.read(indices), self.rows, weight)
         return trimmed(batch, self._longest(k)) if self.lengths else batch
 
     def from_step(self, start: int, stop: int) -> Iterator[Arrays]:
@@ -86,6 +86,13 @@ def trimmed(batch: Arrays, longest: dict[str, int]) -> Arrays:
     return batch
 
 
+def weighted(examples: Arrays, rows: np.ndarray, weight: np.ndarray) -> Arrays:
+    """Examples with their numbers `row` int32 [B] and their `weight` float32 [B], times one [B, ...] of their own."""
+    if (own := examples.get("weight")) is not None:
+        weight = own * weight.reshape(-1, *[1] * (own.ndim - 1))
+    return {**examples, "row": rows.astype(np.int32), "weight": weight}
+
+
 def eval_batches(
     read: Callable[[np.ndarray], Arrays], size: int, batch_size: int, rows: np.ndarray | None = None
 ) -> Iterator[Arrays]:
@@ -98,4 +105,4 @@ def eval_batches(
         indices = start + rows
         weight = (indices < size).astype(np.float32)
         examples = read(np.minimum(indices, size - 1))
-        yield {**examples, "row": indices.astype(np.int32), "weight": weight}
+        yield weighted(examples, indices, weight)

@@ -173,11 +173,13 @@ class TextInputs(Inputs):
         `zoo.inputs.chat.render`."""
         if not self.chat_template:
             raise ZooError("these inputs have no chat template: it is not a model for dialogue")
-        text = render(self.chat_template, messages, True, self.begin_token, self.end_token)
+        return self.encode_rendered(render(self.chat_template, messages, True, self.begin_token, self.end_token))
+
+    def encode_rendered(self, text: str) -> np.ndarray:
+        """Token ids int32 [n] of a text that has its special tokens already, as those of chat templates."""
         if self.tokenizer in ("char", "byte"):
             return self.encode(text)
-        found = _asked(self._library.encode, _characters(text), add_special_tokens=False)  # the template has them
-        return np.array(found.ids, np.int32)
+        return np.array(_asked(self._library.encode, _characters(text), add_special_tokens=False).ids, np.int32)
 
     def decode(self, array: Any) -> str:
         """The text of token ids [n]; ZooError for an id outside the vocabulary.

@@ -4,9 +4,10 @@ The metadata become the config.json that Hugging Face's transformers would have,
 dict, so that an architecture is read as from its folder. A tensor is dequantised when it is copied to its place.
 """
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -100,6 +101,28 @@ def loaded(path: str | os.PathLike, overrides: Mapping[str, Any]) -> tuple[nn.Mo
     not fit.
     """
     path = pathlib.Path(path).expanduser()
+    gguf, about, tensors = _opened(path)
+    with _naming(path):
+        name, fields, inputs = _described(about, tensors)
+        model = create_model(name, **{**fields, **overrides})
+        example = example_of(model)
+        kind = about["general.architecture"]
+        found: Any = {
+            _renamed(name, kind): _lazy(gguf, tensor, about) for name, tensor in tensors.items() if name not in UNREAD
+        }
+    return model, fit(model, example, abstract_variables(model, *example), found, repr(str(path)), draw=False), inputs
+
+
+def described(path: str | os.PathLike) -> tuple[str, dict[str, Any], Inputs]:
+    """The registered model of a `.gguf` file, its fields, and its inputs; ZooError as `loaded`."""
+    path = pathlib.Path(path).expanduser()
+    _, about, tensors = _opened(path)
+    with _naming(path):
+        return _described(about, tensors)
+
+
+def _opened(path: pathlib.Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The package, and a file's metadata and tensors by name."""
     try:
         import gguf
     except ImportError:
@@ -107,26 +130,28 @@ def loaded(path: str | os.PathLike, overrides: Mapping[str, Any]) -> tuple[nn.Mo
     try:
         reader = gguf.GGUFReader(path)
         about = {name: field.contents() for name, field in reader.fields.items()}
-        tensors = {tensor.name: tensor for tensor in reader.tensors}
+        return gguf, about, {tensor.name: tensor for tensor in reader.tensors}
     except Exception as error:  # the reader checks nothing and raises whatever a damaged file leads to
         raise ZooError(f"{str(path)!r} is no readable GGUF file: {first_line(error)}") from None
-    where = repr(str(path))
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    """Errors within name the file."""
     try:
-        name, fields = _fields(about, tensors)
-        inputs = inputs_of(about, fields["max_length"])
-        if inputs.vocab_size > fields["vocab_size"]:
-            raise ZooError(f"it has {inputs.vocab_size} tokens, more than the rows of its embedding")
-        model = create_model(name, **{**fields, **overrides})
-        example = example_of(model)
-        kind = about["general.architecture"]
-        found: Any = {
-            _renamed(name, kind): _lazy(gguf, tensor, about) for name, tensor in tensors.items() if name not in UNREAD
-        }
+        yield
     except ZooError as error:
-        raise ZooError(f"{where}: {error}") from None
+        raise ZooError(f"{str(path)!r}: {error}") from None
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:  # values of another type
-        raise ZooError(f"{where} describes no model: {error!r:.120}") from None
-    return model, fit(model, example, abstract_variables(model, *example), found, where, draw=False), inputs
+        raise ZooError(f"{str(path)!r} describes no model: {error!r:.120}") from None
+
+
+def _described(about: Mapping[str, Any], tensors: Mapping[str, Any]) -> tuple[str, dict[str, Any], TextInputs]:
+    name, fields = _fields(about, tensors)
+    inputs = inputs_of(about, fields["max_length"])
+    if inputs.vocab_size > fields["vocab_size"]:
+        raise ZooError(f"it has {inputs.vocab_size} tokens, more than the rows of its embedding")
+    return name, fields, inputs
 
 
 def _fields(about: Mapping[str, Any], tensors: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
