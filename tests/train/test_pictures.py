@@ -12,7 +12,8 @@ from PIL import Image
 import zoo
 from runs import TINY, finish
 from train.__main__ import main
-from train.report.images import check_convolutional, confusion, explain, rollout, worst_mistakes
+from train.report.images import check_convolutional, confusion, worst_mistakes
+from zoo.explain import explain, rollout
 from zoo.inputs.image import ImageInputs
 from zoo.run import Run
 

@@ -15,8 +15,8 @@ import numpy as np
 from train.data.source import Dataset
 from train.quality import edit_distance, quality, spaceless, units
 from train.report.page import CURVES, Options, draw_curves, save, write_page
-from zoo.decode import source_attention
 from zoo.errors import ZooError
+from zoo.explain import attention
 from zoo.inputs.pairs import Pair
 from zoo.run import Run
 
@@ -72,16 +72,6 @@ def draw(run: Run, dataset: Dataset, options: Options, task: Any) -> pathlib.Pat
     return write_page(options, summary, pictures, CAPTIONS, table(rows))
 
 
-def attention(run: Run, source: str, target: str) -> np.ndarray:
-    """The attention of a target's tokens to a source's, float32 [T, S]; ZooError for a model without attention."""
-    inputs: Any = run.inputs
-    tokens, targets = inputs.encode(source), inputs.tokens(inputs.target, target)[: inputs.target.length]
-    batch = {"source": tokens[None], "source_length": np.array([len(tokens)]), "target": targets[None]}
-    args, kwargs = inputs.arguments(batch)
-    _, changed = run.model.apply(run.variables, *args, **kwargs, mutable=["features"])
-    return np.asarray(source_attention(changed["features"])[0])
-
-
 def draw_attention(run: Run, texts: Sequence[Pair], decoded: Sequence[str], path: pathlib.Path) -> pathlib.Path | None:
     """A picture of the first sources and their decoded targets; None for a model without attention."""
     import matplotlib
@@ -92,7 +82,8 @@ def draw_attention(run: Run, texts: Sequence[Pair], decoded: Sequence[str], path
     inputs: Any = run.inputs
     drawn = [(source, target) for (source, _), target in zip(texts, decoded, strict=True) if target.strip()][:PICTURES]
     try:
-        weights = [attention(run, *pair) for pair in drawn]
+        rows = [(inputs.encode(source), inputs.tokens(inputs.target, target)) for source, target in drawn]
+        weights = [attention(run, source, target[: inputs.target.length]) for source, target in rows]
     except ZooError:  # as of Sutskever's
         return None
     if not drawn:

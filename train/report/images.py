@@ -1,19 +1,16 @@
 """The page of an image classifier: confusion matrix, worst mistakes, first kernels, Grad-CAM or attention rollout."""
 
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-import zoo
 from train.data.source import Dataset
 from train.report.page import CURVES, Options, draw_curves, save, write_page
 from zoo.arrays import named_leaves
 from zoo.errors import ZooError
-from zoo.features import adding
+from zoo.explain import explain, explainable
 from zoo.run import Run
 from zoo.transformer import ViT
 
@@ -132,15 +129,9 @@ def first_kernels(run: Run) -> dict[str, np.ndarray]:
     return {name: leaf for name, leaf in leaves.items() if leaf.ndim == 4 and leaf.shape[2] == run.inputs.shape[-1]}
 
 
-def last_stage(run: Run) -> tuple[str, tuple[int, ...]]:
-    """Name and shape [h, w, C] of the last maps that the model sows as a stage."""
-    features = zoo.registry.features_of(run.model, *run.inputs.example())
-    return max(((n, s) for n, s in features.items() if n.startswith("stage") and len(s) == 3), default=("", ()))
-
-
 def check_convolutional(run: Run) -> None:
     """ZooError for a model without kernels to draw, or with neither stages nor attention."""
-    if not first_kernels(run) or not (isinstance(run.model, ViT) or last_stage(run)[0]):
+    if not first_kernels(run) or not explainable(run):
         name = type(run.model).__name__
         raise ZooError(f"report draws ViTs, and convolutions with features stage1, stage2, ...; {name} has none")
 
@@ -188,56 +179,6 @@ def draw_attention(run: Run, images: np.ndarray, path: pathlib.Path) -> pathlib.
         axis.set_xticks([])
         axis.set_yticks([])
     return save(figure, path)
-
-
-def explain(run: Run, images: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """For uint8 images [B, H, W, C]: logits, Grad-CAM of the prediction [B, h, w], and its gradient by the input.
-
-    Grad-CAM is taken at the last stage: the ReLU of its maps, weighted by the mean gradient of the predicted class's
-    logit by each. A ViT has attention instead.
-    """
-    inputs: Any = run.inputs
-    x = inputs.normalize(jnp.asarray(images))
-    if isinstance(run.model, ViT):
-        return explain_by_attention(run.model, run.variables, x)
-    stage, shape = last_stage(run)
-
-    def answer(x: jax.Array, delta: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        with adding(stage, delta):
-            logits, changed = run.model.apply(run.variables, x, mutable=["features"])
-        return jnp.sum(jnp.max(logits, axis=-1).astype(jnp.float32)), (logits, changed["features"][stage])
-
-    zeros = jnp.zeros((len(images), *shape), run.model.dtype)
-    (by_x, by_maps), (logits, maps) = jax.grad(answer, argnums=(0, 1), has_aux=True)(x, zeros)
-    weights = jnp.mean(by_maps, axis=(1, 2), keepdims=True)
-    return logits, jax.nn.relu(jnp.sum(weights * maps, axis=-1)), by_x
-
-
-def explain_by_attention(model: ViT, variables: Any, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """For normalised images: logits, the share of each patch [B, h, w] in what is classified, the gradient by x."""
-
-    def answer(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-        logits, changed = model.apply(variables, x, mutable=["features"])
-        return jnp.sum(jnp.max(logits, axis=-1).astype(jnp.float32)), (logits, changed["features"]["layers"])
-
-    by_x, (logits, layers) = jax.grad(answer, has_aux=True)(x)
-    shares = rollout([layers[f"layer{i}"]["attention"]["weights"] for i in range(model.num_layers)])
-    shares = shares[:, 0, 1:] if model.pooling == "token" else jnp.mean(shares, axis=1)
-    side = model.image_size // model.patch_size
-    return logits, shares.reshape(-1, side, side), by_x
-
-
-def rollout(weights: Sequence[jax.Array]) -> jax.Array:
-    """The share [B, T, T] of each input token in each output token, from attention weights [B, N, T, T] by layer.
-
-    The product over layers of the mean over heads, averaged with the identity for the residual stream (Abnar and
-    Zuidema 2020, section 3).
-    """
-    stream = jnp.eye(weights[0].shape[-1])
-    shares = jnp.broadcast_to(stream, (len(weights[0]), *stream.shape))
-    for layer in weights:
-        shares = (jnp.mean(layer, axis=1) + stream) / 2 @ shares
-    return shares
 
 
 def _show(axis: Any, image: np.ndarray) -> None:

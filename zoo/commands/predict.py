@@ -5,13 +5,14 @@ import itertools
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import zoo
 from zoo.errors import ZooError
 from zoo.inputs.image_file import SUFFIXES, is_image
 from zoo.inputs.walk import walk
+from zoo.predictor import Predictor, fills
 from zoo.zero_shot import TEMPLATE
 
 PIECE = 32  # images or texts at a time, so that memory does not grow with their number
@@ -62,15 +63,16 @@ def predict(
         )
     if labels:
         run = zoo.zero_shot(run, labels, template)
-    if not run.inputs.labels and not _fills(run):
+    if not run.inputs.labels and not fills(run):
         pairs = "an encoder-decoder", "translate"
         others = {"pair": pairs, "text-to-text": pairs, "series": ("a forecaster", "forecast")}
         what, verb = others.get(run.inputs.kind, ("a language model", "generate"))
         raise ZooError(f"{folder!r} has no classes: it is {what} (python -m zoo {verb} {folder})")
-    images, predictor, status = run.inputs.kind == "image", Predictor(run, top_k), 0
+    images, predictor, status = run.inputs.kind == "image", None, 0
     wanted = itertools.chain.from_iterable(map(_files, raws)) if images else iter(raws)
     while piece := list(itertools.islice(wanted, PIECE)):
-        for raw, found in _each(predictor, piece):
+        predictor = predictor or Predictor(run, [len(piece)])  # to which a shorter last piece is filled up
+        for raw, found in _each(predictor, piece, top_k):
             if isinstance(found, ZooError):
                 status = 2
                 print(f"error: {found}", file=sys.stderr, flush=True)
@@ -83,69 +85,18 @@ def predict(
     return status
 
 
-def _fills(run: Any) -> bool:
-    """Whether a model predicts the tokens at [MASK]."""
-    return getattr(run.model, "output", None) == "tokens" and not run.inputs.labels
-
-
-class Predictor:
-    """The labels of some images or texts and their probabilities, the most probable first.
-
-    At most `top_k` of each; by default three, or those above one half of a model with several labels.
-    """
-
-    def __init__(self, run: Any, top_k: int | None):
-        import jax
-
-        self.run, self.top_k, self.apply = run, top_k, jax.jit(run.model.apply)
-        self.rows = 1
-
-    def __call__(self, piece: Sequence[str]) -> list[tuple[str, Any]]:
-        """Pairs of a raw and its labels; of a text with several [MASK] a pair for each."""
-        import jax
-        import numpy as np
-
-        inputs = self.run.inputs
-        batch = inputs.batch(piece)
-        self.rows = max(self.rows, len(piece))  # so that the last piece runs the program of the others
-        args, kwargs = jax.tree.map(lambda array: _filled(array, self.rows), inputs.arguments(batch))
-        logits = np.asarray(self.apply(self.run.variables, *args, **kwargs), np.float32)[: len(piece)]
-        exclusive = getattr(inputs, "exclusive", True)
-        probabilities = np.asarray(jax.nn.softmax(logits) if exclusive else jax.nn.sigmoid(logits))
-        if not _fills(self.run):
-            pairs = zip(piece, probabilities, strict=True)
-            return [(raw, self._best(row, inputs.labels.__getitem__, exclusive)) for raw, row in pairs]
-        found = []
-        for raw, tokens, rows in zip(piece, batch["tokens"], probabilities, strict=True):
-            places = np.flatnonzero(tokens == inputs.mask)
-            if not len(places):
-                raise ZooError(f"{raw!r} has no [MASK] to predict")
-            found += [(raw, self._best(rows[place], lambda token: inputs.decode([token]))) for place in places]
-        return found
-
-    def _best(self, row: Any, name: Callable[[int], str], exclusive: bool = True) -> list[tuple[str, float]]:
-        most = self.top_k or (3 if exclusive else int((row > 0.5).sum()))
-        return [(name(int(i)), float(row[i])) for i in (-row).argsort()[:most]]
-
-
-def _filled(array: Any, rows: int) -> Any:
-    """The array with its last row repeated up to a number of rows."""
-    import numpy as np
-
-    return np.concatenate([array, np.repeat(np.asarray(array[-1:]), rows - len(array), axis=0)])
-
-
-def _each(predictor: Predictor, piece: list[str]) -> Iterator[tuple[str, Any]]:
-    """What the predictor finds of each; a ZooError where one cannot be read."""
+def _each(predictor: Predictor, piece: list[str], top_k: int | None) -> Iterator[tuple[str, Any]]:
+    """The labels of each, of a text with several [MASK] those of each; a ZooError where one cannot be read."""
     try:
-        yield from predictor(piece)
+        for raw, rows in zip(piece, predictor(piece), strict=True):
+            yield from ((raw, predictor.best(row, top_k)) for row in rows)
     except ZooError as error:
         if len(piece) == 1:
             yield piece[0], error
         else:
             middle = len(piece) // 2
             for half in (piece[:middle], piece[middle:]):
-                yield from _each(predictor, half)
+                yield from _each(predictor, half, top_k)
 
 
 def _files(raw: str) -> Iterator[str]:
