@@ -17,11 +17,13 @@ import uvicorn
 
 import zoo
 from zoo.__main__ import main
-from zoo.commands.serve import KEEP_ALIVE, served
+from zoo.commands.serve import KEEP_ALIVE
 from zoo.decode import Conversation, generate_samples
 from zoo.inputs.text import TextInputs
 from zoo.run import Run
-from zoo.serve.app import Limits, make_app
+from zoo.serve.app import make_app
+from zoo.serve.bodies import Limits
+from zoo.serve.models import Bounds, served
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
@@ -41,7 +43,7 @@ def run():
 @contextlib.contextmanager
 def serving(run, *, slots=3, waiting=64, key=None, limits=None):
     """The address of a server in a thread, and the worker of its model."""
-    one = served(run, slots, waiting, 400)
+    one = served(run, Bounds(slots, waiting=waiting, context=400))
     config = uvicorn.Config(
         make_app({"tiny": one}, key, limits), port=0, log_level="error", timeout_keep_alive=KEEP_ALIVE
     )
@@ -180,7 +182,7 @@ def test_bodies_that_are_no_request_are_refused(server, client):
     as_json = {"content-type": "application/json"}
     assert httpx.post(address, content=b"{", headers=as_json).status_code == 400
     assert httpx.post(address, content=b"[" * 100_000, headers=as_json).status_code == 400
-    assert httpx.post(address, content=b"[1]", headers=as_json).status_code == 404  # it names no model
+    assert httpx.post(address, content=b"[1]", headers=as_json).status_code == 400
     assert httpx.post(address, content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
     assert httpx.post(address, content=b"x" * (2**24 + 1), headers=as_json).status_code == 413
     assert httpx.get(address).status_code == 405
@@ -266,5 +268,5 @@ def test_metrics_count_requests_and_tokens(run):
 def test_the_command_refuses_what_it_cannot_serve(capsys):
     assert main(["serve", "lenet5", "--port", "70000"]) == 2
     assert "--port must be from 1 to 65535, not 70000" in capsys.readouterr().err
-    assert main(["serve", "lenet5"]) == 2
-    assert "is not a language model" in capsys.readouterr().err
+    assert main(["serve", "lenet5", "--batch", "0"]) == 2
+    assert "--batch must be at least 1, not 0" in capsys.readouterr().err

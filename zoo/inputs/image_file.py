@@ -45,8 +45,8 @@ class Header:
     deep: bool  # more than 8 bits per channel
 
 
-def header(path: str | os.PathLike) -> Header:
-    """The header of an image file; ZooError where the file is none."""
+def header(path: str | os.PathLike | bytes) -> Header:
+    """The header of an image file, or of its bytes; ZooError where the file is none."""
     with _readable(path), _opened(path) as image:
         _check_size(image)
         deep = image.mode[0] in "IF" or _rawmode(image) in DEEP_COLOUR
