@@ -5,25 +5,20 @@ import contextlib
 import dataclasses
 import json
 import math
-import threading
-import time
 
 import httpx
 import jax
 import numpy as np
 import openai
 import pytest
-import uvicorn
+from serving import serving, until
 
 import zoo
 from zoo.__main__ import main
-from zoo.commands.serve import KEEP_ALIVE
 from zoo.decode import Conversation, generate_samples
 from zoo.inputs.text import TextInputs
 from zoo.run import Run
-from zoo.serve.app import make_app
 from zoo.serve.bodies import Limits
-from zoo.serve.models import Bounds, served
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
@@ -41,43 +36,21 @@ def run():
 
 
 @contextlib.contextmanager
-def serving(run, *, slots=3, waiting=64, key=None, limits=None):
-    """The address of a server in a thread, and the worker of its model."""
-    one = served(run, Bounds(slots, waiting=waiting, context=400))
-    config = uvicorn.Config(
-        make_app({"tiny": one}, key, limits), port=0, log_level="error", timeout_keep_alive=KEEP_ALIVE
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}", one.worker
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
+def serving_one(run, **options):
+    """The address of a server of one language model, and its worker."""
+    with serving({"tiny": run}, **{"slots": 3, "context": 400, **options}) as (address, models):
+        yield address, models["tiny"].worker
 
 
 @pytest.fixture(scope="module")
 def server(run):
-    with serving(run) as found:
+    with serving_one(run) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def client(server):
     return openai.OpenAI(base_url=f"{server[0]}/v1", api_key="none", max_retries=0)
-
-
-def until(condition, seconds=20):
-    for _ in range(int(seconds / 0.02)):
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def test_a_completion_is_the_text_that_the_model_generates(client, run):
@@ -209,7 +182,7 @@ def test_a_client_that_leaves_frees_its_slot(server, client):
 
 
 def test_a_full_queue_answers_429(run):
-    with serving(run, slots=1, waiting=0) as (address, _):
+    with serving_one(run, slots=1, waiting=0) as (address, _):
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
         stream = client.completions.create(model="tiny", prompt="a", max_tokens=390, stream=True)
         next(iter(stream))
@@ -221,7 +194,7 @@ def test_a_full_queue_answers_429(run):
 
 
 def test_a_model_that_fails_answers_503_and_lives_on(run, monkeypatch):
-    with serving(run) as (address, worker):
+    with serving_one(run) as (address, worker):
         body, step = {"model": "tiny", "prompt": "a", "max_tokens": 3, "temperature": 0}, worker.slots.step
 
         def fails():
@@ -237,14 +210,14 @@ def test_a_model_that_fails_answers_503_and_lives_on(run, monkeypatch):
 
 
 def test_an_answer_that_takes_too_long_is_ended(run):
-    with serving(run, limits=Limits(time=0.0)) as (address, worker):
+    with serving_one(run, limits=Limits(time=0.0)) as (address, worker):
         found = httpx.post(f"{address}/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 390})
         assert found.status_code == 504
         assert until(lambda: not worker.pending)
 
 
 def test_a_key_is_needed_where_one_is_set(run):
-    with serving(run, key="secret") as (address, _):
+    with serving_one(run, key="secret") as (address, _):
         for key, error in (("secret", None), ("wrong", openai.AuthenticationError)):
             client = openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0)
             with pytest.raises(error) if error else contextlib.nullcontext():
@@ -254,7 +227,7 @@ def test_a_key_is_needed_where_one_is_set(run):
 
 
 def test_metrics_count_requests_and_tokens(run):
-    with serving(run) as (address, _):
+    with serving_one(run) as (address, _):
         httpx.post(f"{address}/v1/completions", json={"model": "tiny", "prompt": "abc", "max_tokens": 4})
         httpx.post(f"{address}/v1/completions", json={"model": "other"})
         lines = httpx.get(f"{address}/metrics").text.splitlines()
