@@ -8,6 +8,7 @@ import argparse
 import base64
 import collections
 import concurrent.futures
+import contextlib
 import io
 import json
 import pathlib
@@ -128,10 +129,8 @@ def cut(address, path, body, draw):
         client.sendall(sent[: draw.choice([len(sent), len(sent), draw.randrange(len(sent))])])
         if draw.random() < 0.5:
             client.settimeout(0.02)
-            try:
+            with contextlib.suppress(TimeoutError):
                 client.recv(100)
-            except TimeoutError:
-                pass
 
 
 class Soak:

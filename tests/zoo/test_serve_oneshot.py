@@ -237,6 +237,13 @@ def test_a_full_queue_answers_429_and_a_failing_model_503(runs):
             goes.set()
             assert first.result()["predictions"]
 
+        goes.clear()
+        rows.run = lambda pieces: goes.wait(30) and run(pieces)
+        with pytest.raises(httpx.ReadTimeout):  # a client that leaves makes room
+            httpx.post(f"{server[0]}/predict", json={"images": [encoded(stroke())]}, timeout=0.2)
+        assert until(lambda: not rows.pending)
+        goes.set()
+
         def fails(pieces):
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
@@ -290,3 +297,13 @@ def test_sigterm_ends_the_server_after_the_answers_under_way(tmp_path):
         assert process.wait(30) in (0, -signal.SIGTERM)
     finally:
         process.kill()
+
+
+@pytest.mark.slow
+def test_no_request_of_a_soak_is_lost():
+    command = [sys.executable, "-m", "tests.soak", "--requests", "2000", "--seed", "1"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert found.returncode == 0, found.stdout
+    assert "; 0 lost or wrong" in found.stdout
+    memory = [float(one) for one in found.stdout.splitlines()[-1].split("tenth:")[1].split()]
+    assert memory[-1] < 1.1 * memory[len(memory) // 2]

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from zoo.serve import oneshot
-from zoo.serve.bodies import Counters, Limits, chosen, parsed
+from zoo.serve.bodies import Counters, Limits, chosen, parsed, unless_gone
 from zoo.serve.completions import events_of, frame_of, parts_of, whole_of
 from zoo.serve.models import Generates, Served
 from zoo.serve.protocol import Refused, asked
@@ -61,12 +61,12 @@ def make_app(models: Mapping[str, Served], key: str | None = None, limits: Limit
         wanted = await asyncio.to_thread(asked, body, model.inputs, chat)
         frame = frame_of(name, wanted)
         parts = parts_of(model, wanted, counters, bounds)
-        first = await _unless_gone(request, anext(parts))  # errors come before the status is sent
+        first = await unless_gone(request, anext(parts))  # errors come before the status is sent
         if wanted.stream:
             return StreamingResponse(
                 events_of(request, parts, first, frame, model, wanted), media_type="text/event-stream"
             )
-        return JSONResponse(await _unless_gone(request, whole_of(parts, first, frame, model, wanted)))
+        return JSONResponse(await unless_gone(request, whole_of(parts, first, frame, model, wanted)))
 
     async def page(request: Request) -> Response:
         headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
@@ -100,21 +100,3 @@ def _check_key(request: Request, key: str | None) -> None:
     given = request.headers.get("authorization", "").removeprefix("Bearer ")
     if key is not None and not hmac.compare_digest(given.encode(), key.encode()):
         raise Refused(401, "the API key is missing or wrong", None, "invalid_api_key")
-
-
-async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
-    """What the work returns; if the client disconnects before, the work is cancelled. ClientDisconnect then."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientDisconnect
-    finally:
-        watch.cancel()
-        task.cancel()

@@ -3,11 +3,11 @@
 import asyncio
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any, NamedTuple
 
 import prometheus_client as prometheus
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from zoo.errors import first_line
 from zoo.serve.models import Served
@@ -81,3 +81,21 @@ def chosen(models: Mapping[str, Served], body: Any, kind: type) -> tuple[str, An
         what = f"{name} is no {kind.kind}; there are {', '.join(fit) or 'none'}"  # type: ignore[attr-defined]
         raise Refused(400, what, "model", "model_not_found")
     return name, models[name]
+
+
+async def unless_gone(request: Request, work: Awaitable[Any]) -> Any:
+    """What the work returns; if the client disconnects before, the work is cancelled. ClientDisconnect then."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        watch.cancel()
+        task.cancel()

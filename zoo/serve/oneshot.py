@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from zoo.errors import ZooError, first_line
 from zoo.inputs.image_file import header
-from zoo.serve.bodies import Counters, Limits, chosen, content, content_type, parsed
+from zoo.serve.bodies import Counters, Limits, chosen, content, content_type, parsed, unless_gone
 from zoo.serve.models import Classifies, Embeds, Served, Translates
 from zoo.serve.protocol import Refused
 from zoo.serve.worker import Full
@@ -44,8 +44,8 @@ async def predict(request: Request, models: Mapping[str, Served], counters: Coun
         found = [loop.run_in_executor(DECODERS, _image, raw, model.inputs, limits) for raw in raws]
         raws = await asyncio.gather(*found)
     counters.rows.labels("/predict").inc(len(raws))
-    probabilities = await _answer(model.rows(raws), limits)
-    reasons = await _answer(model.explained(raws), limits) if explains else [{}] * len(raws)
+    probabilities = await _answer(request, model.rows(raws), limits)
+    reasons = await _answer(request, model.explained(raws), limits) if explains else [{}] * len(raws)
 
     def labels(row: np.ndarray) -> list[dict[str, Any]]:
         return [{"label": label, "probability": value} for label, value in model.predictor.best(row, top_k)]
@@ -70,12 +70,12 @@ async def translate(request: Request, models: Mapping[str, Served], counters: Co
     sources = [_encoded(model.inputs, text, "texts") for text in texts]
     counters.rows.labels("/translate").inc(len(texts))
     found: list[dict[str, Any]] = [
-        {"text": best.text, "score": best.score} for best in await _answer(model.rows(sources), limits)
+        {"text": best.text, "score": best.score} for best in await _answer(request, model.rows(sources), limits)
     ]
     if attends:
         inputs = model.inputs
         targets = [_target(inputs, one["text"]) for one in found]
-        weights = await _answer(model.attended([*zip(sources, targets, strict=True)]), limits)
+        weights = await _answer(request, model.attended([*zip(sources, targets, strict=True)]), limits)
         for one, source, target, array in zip(found, sources, targets, weights, strict=True):
             names = {"source": _pieces(inputs, "source", source), "target": _pieces(inputs, "target", target)}
             one["attention"] = {**names, "weights": np.round(array, 4).tolist()}
@@ -98,7 +98,7 @@ async def embed(request: Request, models: Mapping[str, Served], counters: Counte
         raise Refused(400, what, "input", "context_length_exceeded")
     counters.rows.labels("/v1/embeddings").inc(len(texts))
     counters.tokens.labels("prompt").inc(sum(sizes))
-    vectors = await _answer(model.rows(texts), limits)
+    vectors = await _answer(request, model.rows(texts), limits)
 
     def written(vector: np.ndarray) -> Any:
         return base64.b64encode(vector.astype("<f4").tobytes()).decode() if form == "base64" else vector.tolist()
@@ -108,9 +108,9 @@ async def embed(request: Request, models: Mapping[str, Served], counters: Counte
     return {"object": "list", "data": data, "model": name, "usage": usage}
 
 
-async def _answer(rows: Awaitable[Any], limits: Limits) -> Any:
+async def _answer(request: Request, rows: Awaitable[Any], limits: Limits) -> Any:
     try:
-        return await asyncio.wait_for(rows, limits.time)
+        return await asyncio.wait_for(unless_gone(request, rows), limits.time)
     except Full as error:
         raise Refused(429, str(error), None, "rate_limit_exceeded") from None
     except ZooError as error:
