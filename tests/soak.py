@@ -73,7 +73,7 @@ def right(draw):
     prompt = "abcdefghijklmnopqrstuvwxyz"[: draw.randrange(1, 27)]
     some = {"max_tokens": draw.randrange(1, 24), "temperature": draw.choice([0, 1]), "seed": draw.randrange(3)}
     texts = draw.sample(TEXTS, draw.randrange(1, 4))
-    explain = draw.random() < 0.2
+    explain, sources = draw.random() < 0.2, ["the cat", "one rose"][: draw.randrange(1, 3)]
     return draw.choice(
         [
             ("/v1/completions", {"model": "tiny", "prompt": prompt, **some}),
@@ -82,9 +82,9 @@ def right(draw):
             ("/predict", {"model": "digits", "images": [image(draw.randrange(25))], "explain": explain}),
             ("/predict", {"model": "mood", "texts": texts}),
             ("/v1/embeddings", {"model": "vectors", "input": texts}),
-            ("/translate", {"model": "pairs", "texts": ["the cat", "one rose"][: draw.randrange(1, 3)], "attention": explain}),
+            ("/translate", {"model": "pairs", "texts": sources, "attention": explain}),
         ]
-    )  # fmt: skip
+    )
 
 
 WRONG = [  # path, body, status
