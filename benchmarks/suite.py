@@ -26,6 +26,7 @@ def benchmarks() -> dict[str, Command]:
         quality,
         sampling,
         savings,
+        serving,
         shakespeare,
         steps,
         tpu,
@@ -49,6 +50,7 @@ def benchmarks() -> dict[str, Command]:
         "loop": Command(loop.LoopConfig, loop.run),
         "shakespeare": Command(shakespeare.ShakespeareConfig, shakespeare.run),
         "quality": Command(quality.QualityConfig, quality.run),
+        "serving": Command(serving.ServingConfig, serving.run),
         "onnx": Command(onnx.OnnxConfig, onnx.run),
         "tpu": Command(tpu.TpuConfig, tpu.run),
     }
