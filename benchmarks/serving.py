@@ -6,6 +6,7 @@ Each server is a process of its own. They are loaded in turn (A B B A), so that 
 import base64
 import concurrent.futures
 import contextlib
+import csv
 import dataclasses
 import io
 import itertools
@@ -107,6 +108,31 @@ def _row(
     said = ", ".join(f"{name} {row[f'{name}_per_s']:.1f} {row['unit']}/s" for name in loads)
     print(f"{row['model']}, {clients} clients: {said}; {ratio:.2f} times ({low:.2f} to {high:.2f})", flush=True)
     return row
+
+
+def table(path: pathlib.Path = RESULTS / "serving.csv") -> str:
+    """The newest row of each model and number of clients, in Markdown."""
+    with path.open(newline="") as file:
+        rows = {(row["model"], int(row["clients"])): row for row in csv.DictReader(file)}
+    lines = [
+        "| model | clients | a second | other, a second | times | first, ms | other | between, ms | other |",
+        "|---" * 9 + "|",
+    ]
+    for (model, clients), row in sorted(rows.items()):
+        rates = (f"{float(row[f'{name}_per_s']):.1f} {row['unit']}" for name in ("ours", "other"))
+        low, ratio, high = (f"{float(row[name]):.2f}" for name in ("ratio_p10", "ratio", "ratio_p90"))
+        kinds = ("first", "between")
+        waits = (_shares(row, f"{name}_{kind}") for kind in kinds for name in ("ours", "other"))
+        lines.append(
+            f"| `{model}` | {clients} | {' | '.join(rates)} | {ratio} ({low} to {high}) | {' | '.join(waits)} |"
+        )
+    return "\n".join(lines)
+
+
+def _shares(row: dict[str, str], name: str) -> str:
+    """Median and 99th percentile."""
+    values = [row[f"{name}_p{share}_ms"] for share in (50, 99)]
+    return " / ".join(f"{float(value):,.0f}" for value in values) if all(values) else ""
 
 
 def load(address: str, clients: int, bodies: Sequence[Any], images: bool) -> Load:

@@ -13,7 +13,7 @@ from typing import Any
 
 import train
 import zoo
-from benchmarks import onnx, parity, table
+from benchmarks import onnx, parity, serving, table
 
 ROOT = pathlib.Path(__file__).parents[1]
 FAMILIES = {"cnn": "CNN", "lstm": "LSTM", "seq2seq": "Seq2Seq", "transformer": "Transformer"}
@@ -207,6 +207,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "figures": results(table.figures),
     "recipes results": results(table.qualities),
     "onnx": onnx.table,
+    "serving": serving.table,
     "tpus": results(table.tpus),
     "tpu costs": results(table.costs),
     "places": lambda: "\n".join(table.places()),
