@@ -3,11 +3,11 @@
 Each server is a process of its own. They are loaded in turn (A B B A), so that one stands still while the other works.
 """
 
-import base64
 import concurrent.futures
 import contextlib
 import csv
 import dataclasses
+import http.client
 import io
 import itertools
 import json
@@ -137,24 +137,19 @@ def _shares(row: dict[str, str], name: str) -> str:
 
 def load(address: str, clients: int, bodies: Sequence[Any], images: bool) -> Load:
     """Shares the requests out to clients, each of which sends its own one after the other."""
-    import httpx
 
     def ask(client: int) -> tuple[int, list[float], list[float]]:
         count = 0
         first: list[float] = []
         between: list[float] = []
-        with httpx.Client(timeout=600) as session:
-            for body in bodies[client::clients]:
-                begun = time.perf_counter()
-                if images:
-                    found = session.post(f"{address}/predict", json=body)
-                    found.raise_for_status()
-                    times, new = [time.perf_counter()], 1
-                else:
-                    times, new = _streamed(session, address, body)
-                count += new
-                first.append(times[0] - begun)
-                between += np.diff(times).tolist()
+        session = http.client.HTTPConnection(address.removeprefix("http://"), timeout=600)
+        for body in bodies[client::clients]:
+            begun = time.perf_counter()
+            times, new = _classified(session, body) if images else _streamed(session, body)
+            count += new
+            first.append(times[0] - begun)
+            between += np.diff(times).tolist()
+        session.close()
         return count, first, between
 
     begun = time.perf_counter()
@@ -165,18 +160,30 @@ def load(address: str, clients: int, bodies: Sequence[Any], images: bool) -> Loa
     return Load(sum(counts), seconds, [*itertools.chain(*first)], [*itertools.chain(*between)])
 
 
-def _streamed(session: Any, address: str, body: Any) -> tuple[list[float], int]:
+def _classified(session: http.client.HTTPConnection, body: bytes) -> tuple[list[float], int]:
+    """The time at which an answer came, and the number of its images."""
+    session.request("POST", "/predict", body, {"content-type": "image/png"})
+    found = session.getresponse()
+    content = found.read()
+    if found.status != 200:
+        raise ZooError(f"a server answered {found.status}: {content[:200]!r}")
+    return [time.perf_counter()], 1
+
+
+def _streamed(session: http.client.HTTPConnection, body: Any) -> tuple[list[float], int]:
     """The times at which pieces of an answer came, and the number of its tokens."""
     times, count = [], 0
-    with session.stream("POST", f"{address}/v1/chat/completions", json=body) as found:
-        found.raise_for_status()
-        for line in found.iter_lines():
-            if not line.startswith("data: {"):
-                continue
-            event = json.loads(line[6:])
-            if event["choices"] and event["choices"][0]["delta"].get("content"):
-                times.append(time.perf_counter())
-            count = (event.get("usage") or {}).get("completion_tokens", count)
+    session.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+    found = session.getresponse()
+    if found.status != 200:
+        raise ZooError(f"a server answered {found.status}: {found.read()[:200]!r}")
+    for line in found:
+        if not line.startswith(b"data: {"):
+            continue
+        event = json.loads(line[6:])
+        if event["choices"] and event["choices"][0]["delta"].get("content"):
+            times.append(time.perf_counter())
+        count = (event.get("usage") or {}).get("completion_tokens", count)
     return times, count
 
 
@@ -192,14 +199,14 @@ def chat_bodies(tokens: int) -> Callable[[int], Any]:
 
 
 def image_bodies(shape: tuple[int, ...]) -> Callable[[int], Any]:
-    """Bodies with an image of noise, each another one."""
+    """PNGs of noise, each another one."""
     from PIL import Image
 
     def body(number: int) -> Any:
         pixels = np.random.default_rng(number).integers(0, 256, shape, np.uint8)
         file = io.BytesIO()
         Image.fromarray(pixels.squeeze()).save(file, "PNG")
-        return {"images": [base64.b64encode(file.getvalue()).decode()]}
+        return file.getvalue()
 
     return body
 
@@ -225,9 +232,11 @@ def serving(command: list[str]) -> Iterator[str]:
 
 
 def _answers(port: int) -> bool:
-    import httpx
-
+    session = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
-    except httpx.HTTPError:
+        session.request("GET", "/health")
+        return session.getresponse().status == 200
+    except OSError:
         return False
+    finally:
+        session.close()

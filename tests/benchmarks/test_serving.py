@@ -26,7 +26,7 @@ def test_two_servers_of_a_model_are_loaded_in_turn(tmp_path, capfd):
 
 
 def test_tokens_and_waits_of_a_stream_are_counted(monkeypatch):
-    def streamed(session, address, body):
+    def streamed(session, body):
         begun = time.perf_counter()
         return [begun + 1, begun + 1.5, begun + 2.5], 7
 
