@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import socket
 
 import httpx
 import jax
@@ -243,3 +244,9 @@ def test_the_command_refuses_what_it_cannot_serve(capsys):
     assert "--port must be from 1 to 65535, not 70000" in capsys.readouterr().err
     assert main(["serve", "lenet5", "--batch", "0"]) == 2
     assert "--batch must be at least 1, not 0" in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["serve", "lenet5", "--port", str(port)]) == 2
+        assert f"cannot listen at 127.0.0.1, port {port}: Address already in use" in capsys.readouterr().err
+    assert main(["serve", "lenet5", "--host", "nowhere.invalid"]) == 2
+    assert "cannot listen at nowhere.invalid" in capsys.readouterr().err

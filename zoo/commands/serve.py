@@ -3,6 +3,7 @@
 import argparse
 import os
 import pathlib
+import socket
 from typing import Any
 
 import zoo
@@ -46,6 +47,7 @@ def serve(args: argparse.Namespace) -> None:
         from zoo.serve.models import Bounds, served
     except ImportError as error:
         raise ZooError(f"{error}; the server needs: pip install 'flaxzoo[serve]'") from None
+    bound = _bound(args.host, args.port)
     models, bounds = {}, Bounds(args.slots, args.batch, args.queue, args.context)
     for folder in args.runs:
         name = pathlib.Path(folder).name
@@ -56,4 +58,16 @@ def serve(args: argparse.Namespace) -> None:
     print(f"serving {', '.join(models)} at http://{args.host}:{args.port}", flush=True)
     many_connections()
     options: Any = {"http": Connection, "timeout_keep_alive": KEEP_ALIVE, "timeout_graceful_shutdown": 600}
-    uvicorn.run(app, host=args.host, port=args.port, log_level="warning", **options)
+    uvicorn.Server(uvicorn.Config(app, log_level="warning", **options)).run(sockets=[bound])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that has its address and does not listen yet. ZooError for an address that cannot be had."""
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        raise ZooError(f"cannot listen at {host}, port {port}: {error.strerror or error}") from None
+    return found
