@@ -2,11 +2,15 @@
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 
+from zoo.errors import ZooError
+
+_taken: contextvars.ContextVar["dict[str, jax.Array | None] | None"] = contextvars.ContextVar("taken", default=None)
 _added: contextvars.ContextVar[tuple[str, jax.Array] | None] = contextvars.ContextVar("added", default=None)
 
 
@@ -17,7 +21,33 @@ def sow(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
         value = value + added[1]
     if not module.is_initializing():
         module.sow("features", name, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+    if (taken := _taken.get()) is not None and name in taken:
+        taken[name] = value
+        if all(found is not None for found in taken.values()):
+            raise _Complete
     return value
+
+
+class _Complete(Exception):
+    """All features that are wanted have been computed."""
+
+
+def take(module: nn.Module, names: Sequence[str], *args: Any, **kwargs: Any) -> list[jax.Array]:
+    """The features `names` of a submodule, such as stage1 of a backbone, of `module(*args, **kwargs)`.
+
+    The submodule is applied no further than to the last of them: the layers behind it get no variables. ZooError where
+    it does not have them.
+    """
+    taken: dict[str, jax.Array | None] = dict.fromkeys(names)
+    token = _taken.set(taken)
+    try:
+        module(*args, **kwargs)
+    except _Complete:
+        return [value for value in taken.values() if value is not None]
+    finally:
+        _taken.reset(token)
+    missing = [name for name, value in taken.items() if value is None]
+    raise ZooError(f"{type(module).__name__} has no features {', '.join(missing)}")
 
 
 @contextlib.contextmanager

@@ -189,8 +189,7 @@ def _checked(where: str, key: str, value: Any, hint: Any) -> Any:
             return jnp.dtype(value)
         except TypeError:
             raise ZooError(f"{where} must be a dtype such as float32 or bfloat16, not {value!r}") from None
-    if isinstance(value, list):
-        value = tuple(value)
+    value = _immutable(value)
     if not fits(value, hint):
         raise ZooError(f"{where} must be {type_name(hint)}, not {value!r}")
     counts = key.startswith("num_") or key.endswith(("width", "widths", "size", "sizes"))
@@ -203,6 +202,13 @@ def _checked(where: str, key: str, value: Any, hint: Any) -> Any:
     if key.endswith("_rate") and not 0 <= value < 1:
         raise ZooError(f"{where} must be in [0, 1), not {value!r}")
     return value
+
+
+def _immutable(value: Any) -> Any:
+    """Lists as tuples, also inside of dicts, since modules are hashed."""
+    if isinstance(value, dict):
+        return {key: _immutable(item) for key, item in value.items()}
+    return tuple(map(_immutable, value)) if isinstance(value, list) else value
 
 
 def fits(value: Any, hint: Any) -> bool:
