@@ -115,7 +115,8 @@ class MobileNetV2(nn.Module):
 class MobileNetV3(nn.Module):
     """Images [B, H, W, C], at least 32 x 32, to logits [B, num_classes].
 
-    Features: stage1, stage2, stage3, stage4 (at strides 4, 8, 16, 32), hidden, pooled (the same). `axis_name`: see
+    Features: stage1, stage2, stage3, stage4 (at strides 4, 8, 16, 32), hidden, pooled (the same); stage4_first (of the
+    first block at stride 32) and last (of the last convolution), which torchvision's detectors read. `axis_name`: see
     `ResNet`. Needs an rng `dropout` to train.
     """
 
@@ -155,10 +156,11 @@ class MobileNetV3(nn.Module):
                 name=f"features_{place}",
             )(x)
             stride *= strides
-            stages[stride] = x
+            stages[stride] = sow(self, "stage4_first", x) if (stride, strides) == (32, 2) else x
         x = sow_stages(self, stages)
         place, last = len(V3[self.variant]) + 1, 6 * x.shape[-1]
         x = nn.hard_swish(norm(name=f"features_{place}_1")(new_conv(last, 1, 1, name=f"features_{place}_0")(x)))
+        x = sow(self, "last", x)
         hidden = nn.Dense(self.hidden_size, **dtypes, name="classifier_0")(global_mean(x))
         x = sow(self, "pooled", sow(self, "hidden", nn.hard_swish(hidden)))
         if self.num_classes is None:

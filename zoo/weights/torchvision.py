@@ -15,7 +15,18 @@ import numpy as np
 from zoo.weights.names import by_name, is_counter, without_prefix
 
 _LEAF = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-_DENSE = ("fc", "classifier", "head")  # top-level modules that are dense layers
+_DENSE = re.compile(r"(fc|classifier|head)\w*|box_head\.fc6")  # modules that are dense layers, also over maps
+# Where torchvision nests the modules of detectors, which are at the top here.
+_NESTED = (
+    (r"^rpn_head\.", "rpn.head."),
+    (r"^(box_head|box_predictor)\.", r"roi_heads.\1."),
+    (r"^(classification_head|regression_head)\.", r"head.\1."),
+    (r"^cls_logits\.", "head.classification_head.cls_logits."),
+    (r"^bbox_reg\.", "head.regression_head.bbox_reg."),
+    (r"^backbone\.fpn_extra_blocks_", "backbone.fpn.extra_blocks."),
+    (r"^backbone\.fpn_", "backbone.fpn."),
+    (r"^backbone\.body\.features\.", "backbone.body."),
+)
 
 
 def ignored(name: str) -> bool:
@@ -64,7 +75,7 @@ def to_file(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     tensors = {}
     for name, (path, leaf) in names(variables).items():
         tensor = np.transpose(np.asarray(leaf), _TO_TORCH[leaf.ndim])
-        if leaf.ndim == 4 and path[1].startswith(_DENSE):
+        if leaf.ndim == 4 and _DENSE.fullmatch(".".join(path[1:-1])):
             tensor = tensor.reshape(len(tensor), -1)
         tensors[name] = tensor
     return tensors
@@ -81,4 +92,7 @@ def file_shape(leaf: Any) -> tuple[int, ...]:
 
 def _name(path: tuple[str, ...]) -> str:
     modules = [re.sub(r"_(\d+)", r".\1", module) for module in path[1:-1]]
-    return ".".join([*modules, _LEAF.get(path[-1], path[-1])])
+    name = ".".join([*modules, _LEAF.get(path[-1], path[-1])])
+    for pattern, place in _NESTED:
+        name = re.sub(pattern, place, name)
+    return name
