@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from train.config import Config, LogConfig, ModelConfig
     from train.data.augment import AugmentConfig
+    from train.data.augment_boxes import BoxAugmentConfig
+    from train.data.detection import DetectionData
     from train.data.dialogues import DialogueData
     from train.data.images import ImageData
     from train.data.labelled_text import LabelledTextData
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from train.loop import run
     from train.optimizer import OptimizerConfig
     from train.tasks.classification import Classification
+    from train.tasks.detection import Detection
     from train.tasks.dialogues import Dialogues
     from train.tasks.distillation import Distillation
     from train.tasks.forecasting import Forecasting
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "train.config": ("Config", "LogConfig", "ModelConfig"),
     "train.data.augment": ("AugmentConfig",),
+    "train.data.augment_boxes": ("BoxAugmentConfig",),
+    "train.data.detection": ("DetectionData",),
     "train.data.dialogues": ("DialogueData",),
     "train.data.images": ("ImageData",),
     "train.data.labelled_text": ("LabelledTextData",),
@@ -41,6 +46,7 @@ _HOMES = {
     "train.loop": ("run",),
     "train.optimizer": ("OptimizerConfig",),
     "train.tasks.classification": ("Classification",),
+    "train.tasks.detection": ("Detection",),
     "train.tasks.dialogues": ("Dialogues",),
     "train.tasks.distillation": ("Distillation",),
     "train.tasks.forecasting": ("Forecasting",),
@@ -53,9 +59,12 @@ _HOMES = {
 __all__ = [
     "ArraySplit",
     "AugmentConfig",
+    "BoxAugmentConfig",
     "Classification",
     "Config",
     "Dataset",
+    "Detection",
+    "DetectionData",
     "DialogueData",
     "Dialogues",
     "Distillation",

@@ -21,9 +21,13 @@ TARGETS = [([[10.0, 20, 70, 90], [50, 30, 120, 100], [5, 5, 40, 30]], [1, 2, 1])
 FASTER = {
     "torch": {
         **{"rpn_batch_size_per_image": 10**6, "box_batch_size_per_image": 4000, "box_positive_fraction": 0.9},
+        **{f"rpn_{order}_nms_top_n_{mode}": n for order, n in (("pre", 200), ("post", 60)) for mode in ("train", "test")},
         **{"box_score_thresh": 0.3},
     },
-    "ours": {"anchor_samples": 10**6, "region_samples": 4000, "region_share": 0.9, "score_threshold": 0.3},
+    "ours": {
+        **{"anchor_samples": 10**6, "region_samples": 4000, "region_share": 0.9, "score_threshold": 0.3},
+        **{"train_proposals": (200, 60), "num_proposals": (200, 60)},
+    },
 }  # so much is sampled that all is, which both do alike
 CASES: dict[str, dict[str, Any]] = {
     "fasterrcnn_resnet50_fpn": {**FASTER, "shift": 1, "parameters": 41_808_406},
@@ -43,10 +47,10 @@ def nms_by_definition(boxes: Any, scores: Any, threshold: float) -> Any:
 
 
 def roi_align_by_definition(
-    x: Any, rois: Any, size: Any, spatial_scale: float = 1.0, sampling_ratio: int = -1, aligned: bool = False
+    x: Any, rois: Any, output_size: Any, spatial_scale: float = 1.0, sampling_ratio: int = -1, aligned: bool = False
 ) -> Any:
     """Bilinear samples, one by one along each axis; 0 beyond one cell outside the map, as the compiled operator."""
-    size = size[0] if isinstance(size, tuple | list) else size
+    size = output_size[0] if isinstance(output_size, tuple | list) else output_size
     found = []
     for roi in rois:
         weights = []
@@ -218,8 +222,8 @@ def test_roi_max_pool() -> None:
         height, width = max(y1 - y0 + 1, 1) / 3, max(x1 - x0 + 1, 1) / 3
         for i in range(3):
             for j in range(3):
-                rows = [int(np.clip(y0 + r, 0, 13)) for r in (np.floor(i * height), np.ceil((i + 1) * height))]
-                columns = [int(np.clip(x0 + r, 0, 17)) for r in (np.floor(j * width), np.ceil((j + 1) * width))]
+                rows = [np.clip(y0 + r, 0, 13) for r in (i * height // 3, -(-(i + 1) * height // 3))]
+                columns = [np.clip(x0 + r, 0, 17) for r in (j * width // 3, -(-(j + 1) * width // 3))]
                 cells = features[slice(*rows), slice(*columns)]
                 expected = cells.max(axis=(0, 1)) if cells.size else np.zeros(2)
                 np.testing.assert_allclose(found[i, j], expected, rtol=1e-6)

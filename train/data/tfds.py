@@ -99,6 +99,24 @@ class Records:
         return dataclasses.replace(self, numbers=numbers)
 
 
+def load_boxes(name: str, data_dir: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The labels of a TFDS detection set, and the examples of each split, whose images are not decoded.
+
+    ZooError for a set without a feature objects of boxes and labels.
+    """
+    builder = _builder(name, data_dir)
+    features = dict(builder.info.features.items()) if hasattr(builder.info.features, "items") else {}
+    objects = getattr(features.get("objects"), "feature", {})
+    if "image" not in features or not {"bbox", "label"} <= {*objects}:
+        has = ", ".join(sorted(features)) or "neither"
+        raise ZooError(f"{name} is no detection set: it needs features image, and objects of bbox and label; it has {has}")
+    import tensorflow_datasets as tfds
+
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    sources = {split: _source(name, builder, split, decoders) for split in SPLITS if split in builder.info.splits}
+    return _labels(name, objects["label"]), {split: source for split, source in sources.items() if len(source)}
+
+
 def load_texts(name: str, data_dir: str) -> dict[str, list[str]]:
     """The texts of each split of a TFDS set: its first feature of text."""
     builder = _builder(name, data_dir)

@@ -1,6 +1,7 @@
 """Raw data (a file, a string) to what a model was trained on, and back: `zoo.inputs.base` has the protocol."""
 
 from zoo.inputs.base import Inputs, inputs_from_json
+from zoo.inputs.detection import DetectionInputs
 from zoo.inputs.image import ImageInputs
 from zoo.inputs.image_text import ImageTextInputs
 from zoo.inputs.pairs import PairInputs
@@ -9,6 +10,7 @@ from zoo.inputs.text import TextInputs
 from zoo.inputs.text_to_text import TextToTextInputs
 
 __all__ = [
+    "DetectionInputs",
     "ImageInputs",
     "ImageTextInputs",
     "Inputs",

@@ -116,14 +116,15 @@ def roi_max_pool(features: jax.Array, boxes: jax.Array, size: int, scale: float)
     """The maximum of each bin of regions rounded to whole cells (Girshick 2015, section 2.1): [H, W, C] and boxes
     [n, 4] to [n, size, size, C]; 0 for a bin that lies outside the map."""
     height, width, _ = features.shape
-    corners = jnp.floor(jax.lax.stop_gradient(boxes) * scale + 0.5)
-    bins = jnp.maximum(corners[:, 2:] - corners[:, :2] + 1, 1) / size
+    corners = jnp.floor(jax.lax.stop_gradient(boxes) * scale + 0.5).astype(jnp.int32)
+    sides = jnp.maximum(corners[:, 2:] - corners[:, :2] + 1, 1)
 
     def mask(axis: int, cells: int) -> jax.Array:
-        """Which cells are in each bin, [n, size, cells]."""
-        steps, places = bins[:, axis, None] * jnp.arange(size + 1), jnp.arange(cells)
-        low = jnp.floor(steps[:, :-1]) + corners[:, axis, None]
-        high = jnp.ceil(steps[:, 1:]) + corners[:, axis, None]
+        """Which cells are in each bin, [n, size, cells]: from i side / size, rounded down, to (i + 1) side / size,
+        rounded up."""
+        steps, places = sides[:, axis, None] * jnp.arange(size + 1), jnp.arange(cells)
+        low = steps[:, :-1] // size + corners[:, axis, None]
+        high = -(-steps[:, 1:] // size) + corners[:, axis, None]
         return (places >= low[..., None]) & (places < high[..., None])
 
     def region(masks: tuple[jax.Array, jax.Array]) -> jax.Array:
