@@ -58,15 +58,11 @@ def roi_align_by_definition(
             start, end = (roi[axis + offset] * spatial_scale - 0.5 * aligned for offset in (0, 2))
             side = end - start if aligned else max(end - start, 1.0)
             count = sampling_ratio if sampling_ratio > 0 else int(np.ceil(float(side) / size))
-            matrix = torch.zeros(size, cells, dtype=x.dtype)
-            for b in range(size):
-                for i in range(count):
-                    point = float(start + side / size * (b + (i + 0.5) / count))
-                    if -1 <= point <= cells:
-                        point = min(max(point, 0.0), cells - 1.0)
-                        low = int(point)
-                        matrix[b, low] += (1 - (point - low)) / count
-                        matrix[b, min(low + 1, cells - 1)] += (point - low) / count
+            points = float(start) + float(side) / size * ((np.arange(size * count) + 0.5) / max(count, 1))
+            near = np.clip(points, 0, cells - 1)
+            shares = np.maximum(1 - np.abs(near[:, None] - np.arange(cells)), 0)
+            shares *= ((points >= -1) & (points <= cells))[:, None]
+            matrix = torch.tensor(shares.reshape(size, count, cells).sum(axis=1) / max(count, 1), dtype=x.dtype)
             weights.append(matrix)
         found.append(torch.einsum("ih,jw,chw->cij", weights[0], weights[1], x[int(roi[0])]))
     return torch.stack(found) if found else x.new_zeros((0, x.shape[1], size, size))
@@ -222,8 +218,8 @@ def test_roi_max_pool() -> None:
         height, width = max(y1 - y0 + 1, 1) / 3, max(x1 - x0 + 1, 1) / 3
         for i in range(3):
             for j in range(3):
-                rows = [np.clip(y0 + r, 0, 13) for r in (i * height // 3, -(-(i + 1) * height // 3))]
-                columns = [np.clip(x0 + r, 0, 17) for r in (j * width // 3, -(-(j + 1) * width // 3))]
+                rows = [min(max(y0 + r, 0), 13) for r in (i * height // 3, -(-(i + 1) * height // 3))]
+                columns = [min(max(x0 + r, 0), 17) for r in (j * width // 3, -(-(j + 1) * width // 3))]
                 cells = features[slice(*rows), slice(*columns)]
                 expected = cells.max(axis=(0, 1)) if cells.size else np.zeros(2)
                 np.testing.assert_allclose(found[i, j], expected, rtol=1e-6)

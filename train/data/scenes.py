@@ -13,7 +13,7 @@ from train.data.pictures import THREADS
 from train.data.source import IN_MEMORY_BYTES, Arrays, ArraySplit, LazySplit
 from train.data.unreadable import Unreadable
 from zoo.errors import ZooError
-from zoo.inputs.detection import DetectionInputs, Framed, stacked
+from zoo.inputs.detection import DetectionInputs, Framed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def split_of_scenes(
 
 def _joined(found: Sequence[tuple[Framed, Arrays]]) -> Arrays:
     frames, arrays = zip(*found, strict=True)
-    return {**stacked(frames), **{name: np.stack([one[name] for one in arrays]) for name in arrays[0]}}
+    return {**DetectionInputs.of_frames(frames), **{name: np.stack([one[name] for one in arrays]) for name in arrays[0]}}
 
 
 def _arrays(scene: Scene, framed: Framed, numbers: Mapping[str, int], most: int, cut: Cut) -> Arrays:
@@ -131,8 +131,8 @@ def labels_of(scenes: Mapping[str, Sequence[Scene]], name: str, known: Sequence[
         for scene in split:
             for box in scene.boxes:
                 if box.label not in labels:
-                    whose = "the model" if known else "the training images"
-                    raise ZooError(f"{box.where}: {whose} have no class {box.label!r}; there are {', '.join(labels)}")
+                    lacks = "the model has" if known else "the training images have"
+                    raise ZooError(f"{box.where}: {lacks} no class {box.label!r}; there are {', '.join(labels)}")
     if not labels:
         raise ZooError(f"{name} has no box in its training images")
     return tuple(labels)

@@ -56,16 +56,16 @@ class DetectionInputs(ImageInputs):
     def batch(self, raws: Sequence[Any]) -> dict[str, np.ndarray]:
         """Several images: `image` uint8 [n, height, width, channels], `size` float32 [n, 2], the part of each frame
         that its image fills, and `scale` float32 [n], pixels of the frame for one of the image."""
-        return stacked([self.framed(raw) for raw in raws])
+        return self.of_frames([self.framed(raw) for raw in raws])
+
+    @staticmethod
+    def of_frames(frames: Sequence[Framed]) -> dict[str, np.ndarray]:
+        """What `batch` gives, of images in their frames."""
+        return {
+            "image": np.stack([frame.pixels for frame in frames]),
+            "size": np.array([frame.size for frame in frames], np.float32),
+            "scale": np.array([frame.scale for frame in frames], np.float32),
+        }
 
     def arguments(self, batch: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (self.normalize(batch["image"]),), {"sizes": batch["size"]}
-
-
-def stacked(frames: Sequence[Framed]) -> dict[str, np.ndarray]:
-    """The arrays of `DetectionInputs.batch`."""
-    return {
-        "image": np.stack([frame.pixels for frame in frames]),
-        "size": np.array([frame.size for frame in frames], np.float32),
-        "scale": np.array([frame.scale for frame in frames], np.float32),
-    }
