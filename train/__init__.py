@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from train.data.labelled_text import LabelledTextData
     from train.data.multi_label import MultiLabelData
     from train.data.pairs import PairData
+    from train.data.segmentation import SegmentationData
     from train.data.series import SeriesData
     from train.data.source import ArraySplit, Dataset, Source
     from train.data.text import TextData
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from train.tasks.language_model import LanguageModel
     from train.tasks.masked_language_model import MaskedLanguageModel
     from train.tasks.multi_label import MultiLabel
+    from train.tasks.segmentation import Segmentation
     from train.tasks.task import Extra, Loss, Task
     from train.tasks.translation import Translation
 
@@ -35,6 +37,7 @@ _HOMES = {
     "train.data.labelled_text": ("LabelledTextData",),
     "train.data.multi_label": ("MultiLabelData",),
     "train.data.pairs": ("PairData",),
+    "train.data.segmentation": ("SegmentationData",),
     "train.data.series": ("SeriesData",),
     "train.data.source": ("ArraySplit", "Dataset", "Source"),
     "train.data.text": ("TextData",),
@@ -47,6 +50,7 @@ _HOMES = {
     "train.tasks.language_model": ("LanguageModel",),
     "train.tasks.masked_language_model": ("MaskedLanguageModel",),
     "train.tasks.multi_label": ("MultiLabel",),
+    "train.tasks.segmentation": ("Segmentation",),
     "train.tasks.task": ("Extra", "Loss", "Task"),
     "train.tasks.translation": ("Translation",),
 }
@@ -72,6 +76,8 @@ __all__ = [
     "MultiLabelData",
     "OptimizerConfig",
     "PairData",
+    "Segmentation",
+    "SegmentationData",
     "SeriesData",
     "Source",
     "Task",

@@ -61,6 +61,7 @@ class UNet(nn.Module):
     axis_name: str | None = None
 
     head = "head"
+    segments = True  # logits for every pixel
 
     @property
     def margin(self) -> int:

@@ -1,0 +1,28 @@
+"""Membranes of cells in electron microscopy: a small U-Net on twenty sections, from random pieces, deformed.
+
+    python -m train membrane
+
+    Data: ISBI 2012 membranes (TFDS set isbi_membrane: 20, 4 and 6 sections)
+    Result: not run
+    Time: not run
+"""
+
+from train import Config, LogConfig, ModelConfig, OptimizerConfig, Segmentation, SegmentationData
+from train.data.deform import DeformConfig
+
+
+def config() -> Config:
+    return Config(
+        workdir="runs/membrane",
+        steps=1500,
+        batch_size=4,
+        eval_every=300,
+        model=ModelConfig("unet_small"),
+        data=SegmentationData("isbi_membrane"),
+        task=Segmentation(
+            rand=True,
+            augment=DeformConfig(flip=True, turn=True, rotate=15, scale=0.1, elastic=6, contrast=0.2, brightness=0.1),
+        ),
+        optimizer=OptimizerConfig("adamw", 2e-3, warmup_steps=100, weight_decay=1e-2, ema=0.99),
+        log=LogConfig(every=50),
+    )
