@@ -14,8 +14,8 @@ from train.data.deform import DeformConfig
 def config() -> Config:
     return Config(
         workdir="runs/membrane",
-        steps=1500,
-        batch_size=4,
+        steps=1200,
+        batch_size=2,
         eval_every=300,
         model=ModelConfig("unet_small"),
         data=SegmentationData("isbi_membrane"),
