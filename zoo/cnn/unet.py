@@ -60,7 +60,7 @@ class UNet(nn.Module):
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
 
-    head = "head"
+    head = "logits"
     segments = True  # logits for every pixel
 
     @property
@@ -108,7 +108,7 @@ class UNet(nn.Module):
             skip = skip[:, top : top + x.shape[1], left : left + x.shape[2]]
             x = convolutions(jnp.concatenate([skip, x], axis=-1), channels, f"join{level}")
             x = sow(self, f"up{len(self.widths) - level}", x)
-        logits = Conv(self.num_classes, (1, 1), **dtypes, name="head")(x)
+        logits = Conv(self.num_classes, (1, 1), **dtypes, name="logits")(x)
         return logits[:, :height, :width] if self.padding == "same" else logits
 
     def _check_sides(self, x: jax.Array) -> None:

@@ -61,10 +61,11 @@ def differs_in_classes(tensor: np.ndarray, leaf: Any) -> bool:
 
 def to_file(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The state dict of variables."""
+    dense = () if "backbone" in variables["params"] else _DENSE  # behind a backbone they are convolutions
     tensors = {}
     for name, (path, leaf) in names(variables).items():
         tensor = np.transpose(np.asarray(leaf), _TO_TORCH[leaf.ndim])
-        if leaf.ndim == 4 and path[1].startswith(_DENSE):
+        if leaf.ndim == 4 and path[1].startswith(dense):
             tensor = tensor.reshape(len(tensor), -1)
         tensors[name] = tensor
     return tensors
