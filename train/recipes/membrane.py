@@ -18,7 +18,7 @@ def config() -> Config:
         batch_size=2,
         eval_every=300,
         model=ModelConfig("unet_small"),
-        data=SegmentationData("isbi_membrane"),
+        data=SegmentationData("isbi_membrane", tile=192),
         task=Segmentation(
             rand=True,
             augment=DeformConfig(flip=True, turn=True, rotate=15, scale=0.1, elastic=6, contrast=0.2, brightness=0.1),

@@ -53,7 +53,7 @@ class DeepLab(nn.Module):
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)  # of the ResNet, which has bottlenecks
     width: int = 64
     auxiliary: bool = False
-    dropout_rate: float | None = None  # default: 0.5 of DeepLab, 0.1 of FCN
+    dropout_rate: float | None = None  # default: 0.5 in the pyramid, 0.1 in fully convolutional heads
     num_classes: int = 21
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -70,27 +70,24 @@ class DeepLab(nn.Module):
         norm = partial(batch_norm, train=train, axis_name=self.axis_name, **dtypes)
         size = x.shape[1:3]
 
-        def dropped(y: jax.Array, rate: float) -> jax.Array:
-            return nn.Dropout(rate, deterministic=not train)(y)
+        plain, pyramid = (self.dropout_rate, self.dropout_rate) if self.dropout_rate is not None else (0.1, 0.5)
 
         def enlarged(y: jax.Array) -> jax.Array:
             return jax.image.resize(y, (y.shape[0], *size, y.shape[-1]), "bilinear")
 
-        def fully_convolutional(y: jax.Array, name: str, rate: float) -> jax.Array:
-            y = new_conv(y.shape[-1] // 4, 3, 1, name=f"{name}_0")(y)
-            y = dropped(nn.relu(norm(name=f"{name}_1")(y)), rate)
+        def fully_convolutional(y: jax.Array, name: str) -> jax.Array:
+            y = nn.relu(norm(name=f"{name}_1")(new_conv(y.shape[-1] // 4, 3, 1, name=f"{name}_0")(y)))
+            y = nn.Dropout(plain, deterministic=not train)(y)
             return new_conv(self.num_classes, 1, 1, name=f"{name}_4", use_bias=True)(y)
 
         args = {"stage_sizes": self.stage_sizes, "width": self.width, "output_stride": 8}
         stages = backbone_stages(self, "resnet50", args, ("stage3", "stage4"), x, train, module="backbone")
         stage3, stage4 = (sow(self, name, y) for name, y in zip(("stage3", "stage4"), stages, strict=True))
         if self.auxiliary:
-            sow(self, "auxiliary", enlarged(fully_convolutional(stage3, "aux_classifier", 0.1)))
+            sow(self, "auxiliary", enlarged(fully_convolutional(stage3, "aux_classifier")))
         if self.classifier == "fcn":
-            rate = 0.1 if self.dropout_rate is None else self.dropout_rate
-            return enlarged(fully_convolutional(stage4, "classifier", rate))
-        rate = 0.5 if self.dropout_rate is None else self.dropout_rate
-        y = PyramidPooling(new_conv, norm, rate, name="classifier_0")(stage4, train)
+            return enlarged(fully_convolutional(stage4, "classifier"))
+        y = PyramidPooling(new_conv, norm, pyramid, name="classifier_0")(stage4, train)
         y = nn.relu(norm(name="classifier_2")(new_conv(WIDTH, 3, 1, name="classifier_1")(y)))
         return enlarged(new_conv(self.num_classes, 1, 1, name="classifier_4", use_bias=True)(y))
 
