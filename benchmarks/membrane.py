@@ -97,8 +97,8 @@ def forest(config: MembraneConfig, dataset: Any) -> tuple[np.ndarray, np.ndarray
 
 
 def responses(image: np.ndarray) -> np.ndarray:
-    """Filter responses float32 [H, W, features] of a grey image [H, W]: at each scale the Gaussian, the magnitude of its
-    Sobel gradient, both eigenvalues of its Hessian; and the differences of Gaussians."""
+    """Filter responses float32 [H, W, features] of a grey image [H, W]: at each scale the Gaussian, the magnitude of
+    its Sobel gradient, both eigenvalues of its Hessian; and the differences of Gaussians."""
     from scipy.ndimage import gaussian_filter, sobel
 
     image = image.astype(np.float32)

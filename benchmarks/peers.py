@@ -378,8 +378,9 @@ def deeplab(
     """torchvision's, whose result is the logits alone."""
     models = torchvision_models()
     segmentation = models.segmentation
+    base: Any = segmentation._utils._SimpleSegmentationModel
 
-    class Peer(segmentation._utils._SimpleSegmentationModel):
+    class Peer(base):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x)["out"]
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from train.config import Config, LogConfig, ModelConfig
     from train.data.augment import AugmentConfig
+    from train.data.deform import DeformConfig
     from train.data.dialogues import DialogueData
     from train.data.images import ImageData
     from train.data.labelled_text import LabelledTextData
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "train.config": ("Config", "LogConfig", "ModelConfig"),
     "train.data.augment": ("AugmentConfig",),
+    "train.data.deform": ("DeformConfig",),
     "train.data.dialogues": ("DialogueData",),
     "train.data.images": ("ImageData",),
     "train.data.labelled_text": ("LabelledTextData",),
@@ -60,6 +62,7 @@ __all__ = [
     "Classification",
     "Config",
     "Dataset",
+    "DeformConfig",
     "DialogueData",
     "Dialogues",
     "Distillation",

@@ -24,7 +24,7 @@ class Segmenter:
         self.inputs, model = inputs, run.model
 
         def probabilities(variables: Any, images: jax.Array) -> jax.Array:
-            def apply(tile: jax.Array) -> jax.Array:
+            def apply(tile: jax.Array) -> Any:
                 return model.apply(variables, inputs.normalize(tile))
 
             return jax.nn.softmax(tiled(apply, images, inputs.shape[:2], getattr(model, "margin", 0)))

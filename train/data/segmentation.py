@@ -20,14 +20,14 @@ from zoo.inputs.image_file import header
 IGNORED = 255  # in a mask: pixels that are not counted
 MOST_FOUND = 32  # values of masks whose classes nobody has named
 
-# Raw images, as `SegmentationInputs.pixels` takes them, with their masks, which have a name and give their values [h, w]
-Pairs = Sequence[tuple[Any, Any]]
+# A sequence of raw images, as `SegmentationInputs.pixels` takes them, with their masks: a `name`, and `values()` [h, w].
+Pairs = Any
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationData(TfdsSource):
-    """Examples have `image` uint8 [H, W, C] and `mask` uint8 [H, W], the number of each pixel's class, or 255 for pixels
-    that are not counted: those of value 255 or -1, and those that fill smaller images up to the size of the largest."""
+    """Examples have `image` uint8 [H, W, C] and `mask` uint8 [H, W]: each pixel's class, or 255 where it is not counted,
+    which are pixels of value 255 or -1, and those that fill smaller images up to the size of the largest."""
 
     name: str = ""  # a segmentation set of TFDS: features image and segmentation_mask
     # instead of a name, a folder with images/ and masks/, or with such folders in train/, validation/, test/. The mask
@@ -68,7 +68,7 @@ class SegmentationData(TfdsSource):
         else:
             numbered = {value: value for value in range(len(names))}
         if len(names) < 2 or len(names) > IGNORED:
-            raise ZooError(f"{name} needs 2 to {IGNORED} classes of pixels; it has {len(names)}: {', '.join(names[:5])}")
+            raise ZooError(f"{name} needs 2 to {IGNORED} classes of pixels; it has {len(names)}")
         if known is None or not known.labels:
             tile, channels = parse_size(self.tile) or model_shape[:2], self.channels or channels
             limits = None if self.range is None else checked_range("data.range", self.range)
@@ -103,18 +103,22 @@ def _values(name: str, pairs: Pairs) -> dict[int, int]:
 
 def _read(pairs: Pairs, inputs: SegmentationInputs, numbered: dict[int, int]) -> Any:
     """A split in memory, or, where it is large, one that reads its images when asked. All masks are checked."""
-    kept, size, largest = [], 0, list(inputs.shape[:2])
+    kept: list[Any] = []
+    in_memory, largest = True, [*inputs.shape[:2]]
     for pair in pairs:
         image, mask = _example(pair, inputs, numbered)
         largest = [max(sides) for sides in zip(largest, mask.shape, strict=True)]
-        size = len(pairs) * math.prod(largest) * (inputs.shape[-1] + 1)
-        kept = [*kept, (image, mask)] if size < IN_MEMORY_BYTES else []
+        in_memory = len(pairs) * math.prod(largest) * (inputs.shape[-1] + 1) < IN_MEMORY_BYTES
+        if in_memory:
+            kept.append((image, mask))
+        else:
+            kept.clear()
 
     def stacked(examples: Sequence[tuple[np.ndarray, np.ndarray]]) -> Arrays:
         images, found = zip(*(_filled(*example, largest) for example in examples), strict=True)
         return {"image": np.stack(images), "mask": np.stack(found)}
 
-    if len(kept) == len(pairs):
+    if in_memory:
         return ArraySplit(stacked(kept))
     return LazySplit(len(pairs), lambda rows: stacked([_example(pairs[row], inputs, numbered) for row in rows]))
 
@@ -124,7 +128,7 @@ def _example(pair: tuple[Any, Any], inputs: SegmentationInputs, numbered: dict[i
     image, values = inputs.pixels(pair[0]), pair[1].values()
     if values.shape != image.shape[:2]:
         raise ZooError(
-            f"{pair[1].name} has {masks.sides(values)} pixels; its image has {masks.sides(image)}: both must be the same"
+            f"{pair[1].name} has {masks.sides(values)} pixels; its image has {masks.sides(image)}, which must be the same"
         )
     mask = np.full(values.shape, IGNORED, np.uint8)
     for value in np.unique(values):

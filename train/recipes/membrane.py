@@ -1,14 +1,13 @@
 """Membranes of cells in electron microscopy: a small U-Net on twenty sections, from random pieces, deformed.
 
-    python -m train membrane
+python -m train membrane
 
-    Data: ISBI 2012 membranes (TFDS set isbi_membrane: 20, 4 and 6 sections)
-    Result: not run
-    Time: not run
+Data: ISBI 2012 membranes (TFDS set isbi_membrane: 20, 4 and 6 sections)
+Result: not run
+Time: not run
 """
 
-from train import Config, LogConfig, ModelConfig, OptimizerConfig, Segmentation, SegmentationData
-from train.data.deform import DeformConfig
+from train import Config, DeformConfig, LogConfig, ModelConfig, OptimizerConfig, Segmentation, SegmentationData
 
 
 def config() -> Config:

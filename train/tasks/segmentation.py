@@ -78,8 +78,9 @@ class Segmentation(Task):
         return {"class_weights": np.array(weights, np.float32)} if self.class_weights else {}
 
     def prepare(self, forward: Forward, state: Any, batch: Batch, key: jax.Array) -> tuple[Batch, Extra]:
-        tile, margin = forward.inputs.shape[:2], getattr(forward.model, "margin", 0)
-        return pieces(self.augment, key, batch, tile, margin), state.extra
+        height, width = forward.inputs.shape[:2]
+        margin = getattr(forward.model, "margin", 0)
+        return pieces(self.augment, key, batch, (height, width), margin), state.extra
 
     def logits(self, forward: Forward, batch: Batch, train: bool) -> jax.Array:
         """Float32 [B, H, W, classes]: of pieces in training, of whole images in evaluation."""
@@ -160,7 +161,7 @@ def _sum(array: jax.Array) -> jax.Array:
 
 
 def dice_loss(probabilities: jax.Array, target: jax.Array) -> jax.Array:
-    """One minus the Dice coefficient, with 1 added above and below: the mean over classes [B], of [B, H, W, classes]."""
+    """One minus the Dice coefficient, 1 added above and below: the mean over classes [B], of [B, H, W, classes]."""
     both = _sum(probabilities * target)
     return 1 - jnp.mean((2 * both + 1) / (_sum(probabilities) + _sum(target) + 1), axis=-1)
 
@@ -175,9 +176,9 @@ def overlaps(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def rand_error(objects: np.ndarray, masks: np.ndarray) -> float:
     """ISBI 2012's Rand error: one minus the greatest of the thresholds' mean foreground-restricted Rand F-scores.
 
-    `objects` [n, H, W] are probabilities to be inside an object, `masks` [n, H, W] labels, of which 0 is the background.
-    One threshold holds for all images. Arganda-Carreras et al. 2015, "Crowdsourcing the creation of image segmentation
-    algorithms for connectomics".
+    `objects` [n, H, W] are probabilities to be inside an object, `masks` [n, H, W] labels, of which 0 is the
+    background. One threshold holds for all images. Arganda-Carreras et al. 2015, "Crowdsourcing the creation of image
+    segmentation algorithms for connectomics".
     """
     from scipy import ndimage
 

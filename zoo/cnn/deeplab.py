@@ -1,8 +1,8 @@
 """DeepLabv3 and FCN on a dilated residual network, as torchvision builds them.
 
-Chen, Papandreou, Schroff and Adam 2017, "Rethinking atrous convolution for semantic image segmentation"; Long, Shelhamer
-and Darrell 2015, "Fully convolutional networks for semantic segmentation". The ResNet's last two stages dilate instead
-of striding. Unlike in the paper of FCN, there are no skips, and its head has a 3x3 convolution.
+Chen, Papandreou, Schroff and Adam 2017, "Rethinking atrous convolution for semantic image segmentation"; Long,
+Shelhamer and Darrell 2015, "Fully convolutional networks for semantic segmentation". The ResNet's last two stages
+dilate instead of striding. Unlike in the paper of FCN, there are no skips, and its head has a 3x3 convolution.
 """
 
 from functools import partial
@@ -94,10 +94,13 @@ class DeepLab(nn.Module):
 
 DEEPLAB = "Chen et al. 2017, Rethinking atrous convolution for semantic image segmentation, arXiv:1706.05587"
 FCN = "Long et al. 2015, Fully convolutional networks for semantic segmentation, arXiv:1411.4038"
-DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "deeplabv3_resnet50": {"stage_sizes": (3, 4, 6, 3)},
+    "deeplabv3_resnet101": {"stage_sizes": (3, 4, 23, 3)},
+    "fcn_resnet50": {"stage_sizes": (3, 4, 6, 3), "classifier": "fcn"},
+    "fcn_resnet101": {"stage_sizes": (3, 4, 23, 3), "classifier": "fcn"},
+}
 
-for _name, _sizes in DEPTHS.items():
-    for _kind, _classifier, _paper in (("deeplabv3", "deeplab", DEEPLAB), ("fcn", "fcn", FCN)):
-        register(f"{_kind}_{_name}", family="cnn", input_shape=(520, 520, 3), paper=_paper)(
-            partial(DeepLab, classifier=_classifier, stage_sizes=_sizes)
-        )
+for _name, _row in VARIANTS.items():
+    _paper = FCN if "classifier" in _row else DEEPLAB
+    register(_name, family="cnn", input_shape=(520, 520, 3), paper=_paper)(partial(DeepLab, **_row))

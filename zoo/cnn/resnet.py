@@ -78,7 +78,7 @@ class ResNet(nn.Module):
     width: int = 64
     groups: int = 1  # of a bottleneck's 3x3 convolution
     group_width: int = 64  # its channels in each group, for every 64 of `width`
-    output_stride: int | None = None  # beyond which stages dilate instead of striding (Chen et al. 2017); None: all stride
+    output_stride: int | None = None  # beyond which stages dilate instead of striding (Chen et al. 2017)
     num_classes: int | None = 1000  # None: no head, the result is `pooled`
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32

@@ -93,7 +93,7 @@ class UNet(nn.Module):
                 x = nn.relu(x)
             return x
 
-        levels = []  # those of the way down, which the way up joins
+        levels: list[jax.Array] = []  # those of the way down, which the way up joins
         for level, channels in enumerate(self.widths, start=1):
             if levels:
                 x = max_pool(levels[-1], 2, 2)

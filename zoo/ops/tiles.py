@@ -39,14 +39,15 @@ def tiled(
     images = jnp.pad(images, ((0, 0), *pads, (0, 0)), mode="symmetric")
     weights = jnp.asarray(window(rows, columns))
     places = np.stack(np.meshgrid(starts(height, rows), starts(width, columns), indexing="ij"), -1).reshape(-1, 2)
-    classes = jax.eval_shape(apply, jax.ShapeDtypeStruct((len(images), *tile, images.shape[-1]), images.dtype)).shape[-1]
+    piece = jax.ShapeDtypeStruct((len(images), *tile, images.shape[-1]), images.dtype)
+    classes = jax.eval_shape(apply, piece).shape[-1]
     canvas = max(height, rows), max(width, columns)
 
     def add(totals: tuple[jax.Array, jax.Array], place: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
         corner = (0, place[0], place[1], 0)
-        piece = jax.lax.dynamic_slice(images, corner, (len(images), *tile, images.shape[-1]))
+        shown = jax.lax.dynamic_slice(images, corner, piece.shape)
         total, weight = totals
-        found = weights * apply(piece).astype(jnp.float32)
+        found = weights * apply(shown).astype(jnp.float32)
         found += jax.lax.dynamic_slice(total, corner, found.shape)
         near = weights + jax.lax.dynamic_slice(weight, corner[1:], weights.shape)
         return (
@@ -55,5 +56,5 @@ def tiled(
         ), None
 
     zeros = jnp.zeros((len(images), *canvas, classes)), jnp.zeros((*canvas, 1))
-    (total, weight), _ = jax.lax.scan(add, zeros, places)
+    (total, weight), _ = jax.lax.scan(add, zeros, jnp.asarray(places))
     return (total / weight)[:, :height, :width]
