@@ -20,14 +20,14 @@ from zoo.inputs.image_file import header
 IGNORED = 255  # in a mask: pixels that are not counted
 MOST_FOUND = 32  # values of masks whose classes nobody has named
 
-# A sequence of raw images, as `SegmentationInputs.pixels` takes them, with their masks: a `name`, and `values()` [h, w].
+# A sequence of raw images, as `SegmentationInputs.pixels` takes them, and masks, with a `name` and `values()` [h, w].
 Pairs = Any
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationData(TfdsSource):
-    """Examples have `image` uint8 [H, W, C] and `mask` uint8 [H, W]: each pixel's class, or 255 where it is not counted,
-    which are pixels of value 255 or -1, and those that fill smaller images up to the size of the largest."""
+    """Examples have `image` uint8 [H, W, C] and `mask` uint8 [H, W]: each pixel's class, or 255 where it is not
+    counted, which are pixels of value 255 or -1, and those that fill smaller images up to the size of the largest."""
 
     name: str = ""  # a segmentation set of TFDS: features image and segmentation_mask
     # instead of a name, a folder with images/ and masks/, or with such folders in train/, validation/, test/. The mask
@@ -128,7 +128,7 @@ def _example(pair: tuple[Any, Any], inputs: SegmentationInputs, numbered: dict[i
     image, values = inputs.pixels(pair[0]), pair[1].values()
     if values.shape != image.shape[:2]:
         raise ZooError(
-            f"{pair[1].name} has {masks.sides(values)} pixels; its image has {masks.sides(image)}, which must be the same"
+            f"{pair[1].name} has {masks.sides(values)} pixels; its image {masks.sides(image)}; they must be the same"
         )
     mask = np.full(values.shape, IGNORED, np.uint8)
     for value in np.unique(values):

@@ -41,6 +41,7 @@ class Segmentation(Task):
     # sigma^2)) of a pixel at d1 and d2 pixels from the two nearest objects; the paper's: 10 and 5
     border_weight: float = 0.0
     border_sigma: float = 5.0
+    auxiliary: float = 0.5  # the weight of the cross-entropy of a second head, where the model has one
     # evaluate the Rand error at the end; objects are the connected regions of classes other than the first
     rand: bool = False
     augment: DeformConfig = dataclasses.field(default_factory=DeformConfig)  # of image and mask together
@@ -49,7 +50,7 @@ class Segmentation(Task):
     needs: ClassVar[tuple[str, ...]] = ("image", "mask")
 
     def check(self) -> None:
-        for name in ("cross_entropy", "dice", "border_weight"):
+        for name in ("cross_entropy", "dice", "border_weight", "auxiliary"):
             at_least(f"task.{name.replace('_', '-')}", getattr(self, name), 0)
         if not self.cross_entropy + self.dice > 0:
             raise ZooError("task.cross-entropy and task.dice are both 0: one must be above 0")
@@ -82,16 +83,14 @@ class Segmentation(Task):
         margin = getattr(forward.model, "margin", 0)
         return pieces(self.augment, key, batch, (height, width), margin), state.extra
 
-    def logits(self, forward: Forward, batch: Batch, train: bool) -> jax.Array:
-        """Float32 [B, H, W, classes]: of pieces in training, of whole images in evaluation."""
+    def whole(self, forward: Forward, batch: Batch) -> jax.Array:
+        """Logits float32 [B, H, W, classes] of whole images, in evaluation."""
         inputs: Any = forward.inputs
 
         def apply(images: jax.Array) -> jax.Array:
             args, kwargs = inputs.arguments({"image": images})
-            return forward(*args, train=train, **kwargs).astype(jnp.float32)
+            return forward(*args, **kwargs).astype(jnp.float32)
 
-        if train:
-            return apply(batch["image"])
         return tiled(apply, batch["image"], inputs.shape[:2], getattr(forward.model, "margin", 0))
 
     def loss(self, forward: Forward, batch: Batch, extra: Extra, key: jax.Array, train: bool) -> Loss:
@@ -99,7 +98,17 @@ class Segmentation(Task):
 
         In evaluation pixels weigh the same.
         """
-        logits = self.logits(forward, batch, train)
+        second = None
+        if not train:
+            logits = self.whole(forward, batch)
+        else:
+            args, kwargs = forward.inputs.arguments(batch)
+            if self.auxiliary and getattr(forward.model, "auxiliary", False):
+                logits, found = forward(*args, train=True, mutable=["features"], **kwargs)
+                second = found["features"]["auxiliary"]
+            else:
+                logits = forward(*args, train=True, **kwargs)
+        logits = jnp.asarray(logits, jnp.float32)
         classes = logits.shape[-1]
         counted, labels = batch["mask"] < classes, jnp.minimum(batch["mask"], classes - 1).astype(jnp.int32)
         weights = counted.astype(jnp.float32)
@@ -111,8 +120,14 @@ class Segmentation(Task):
             weights *= 1 + self.border_weight * jnp.exp(-jnp.square(distance) / (2 * self.border_sigma**2))
         target = jax.nn.one_hot(labels, classes) * counted[..., None]
         log_probabilities = jax.nn.log_softmax(logits)
-        entropy = -jnp.sum(target * log_probabilities, axis=-1)
-        losses = self.cross_entropy * _sum(entropy * weights) / jnp.maximum(_sum(weights), 1)
+
+        def cross_entropy(log_probabilities: jax.Array) -> jax.Array:
+            entropy = -jnp.sum(target * log_probabilities, axis=-1)
+            return _sum(entropy * weights) / jnp.maximum(_sum(weights), 1)
+
+        losses = self.cross_entropy * cross_entropy(log_probabilities)
+        if second is not None:
+            losses += self.auxiliary * cross_entropy(jax.nn.log_softmax(second.astype(jnp.float32)))
         losses += self.dice * dice_loss(jnp.exp(log_probabilities) * counted[..., None], target)
         predicted = jax.nn.one_hot(jnp.argmax(logits, axis=-1), classes)
         confusion = jnp.einsum("bhwi,bhwj,b->ij", target, predicted, batch["weight"])
@@ -142,7 +157,7 @@ class Segmentation(Task):
 
     def _objects(self, forward: Forward, batch: Batch) -> dict[str, jax.Array]:
         """The probability of each pixel to be no background, float32 [B, H, W]."""
-        background = jax.nn.softmax(self.logits(forward, batch, train=False))[..., 0]
+        background = jax.nn.softmax(self.whole(forward, batch))[..., 0]
         return {"objects": 1 - background, "mask": batch["mask"]}
 
     def score(self, metrics: Mapping[str, float]) -> float:

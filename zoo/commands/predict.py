@@ -68,6 +68,8 @@ def predict(
             f"{folder!r} compares images with descriptions: name the classes with --labels, as --labels cat dog"
         )
     if run.inputs.kind == "segmentation":
+        if top_k is not None or labels:
+            raise ZooError("--top-k and --labels are for classes of whole images; this run segments")
         return segment(run, itertools.chain.from_iterable(map(_files, raws)), as_json, overwrite)
     if labels:
         run = zoo.zero_shot(run, labels, template)
