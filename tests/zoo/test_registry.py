@@ -94,8 +94,8 @@ TINY = {  # one small model an architecture, run for real
     "mobilenet_v3_small": ({"hidden_size": 8}, (64, 64, 3)),
     "efficientnet_lite0": ({}, (64, 64, 3)),
     "convnext_tiny": ({"stage_sizes": (1, 1, 1, 1), "width": 8}, (37, 40, 3)),
-    "unet": ({"widths": (4, 6, 8), "padding": "valid"}, (48, 52, 3)),
-    "unet_small": ({"widths": (4, 6, 8)}, (17, 22, 3)),
+    "unet": ({"widths": (2, 2, 3, 3, 4)}, (188, 204, 3)),
+    "unet_small": ({"widths": (2, 2, 3, 3, 4)}, (17, 22, 3)),
     "deeplabv3_resnet50": ({"stage_sizes": (1, 1, 1, 1), "width": 8}, (33, 40, 3)),
 }
 

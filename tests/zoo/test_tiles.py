@@ -1,4 +1,4 @@
-"""Tiles: they cover an image of any size, put back together they are the image, and what they predict is the whole's."""
+"""Tiles: they cover an image of any size, put together they are the image, and what they predict is the whole's."""
 
 import jax
 import jax.numpy as jnp

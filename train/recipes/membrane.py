@@ -13,14 +13,15 @@ from train import Config, DeformConfig, LogConfig, ModelConfig, OptimizerConfig,
 def config() -> Config:
     return Config(
         workdir="runs/membrane",
-        steps=1200,
+        steps=900,
         batch_size=2,
-        eval_every=300,
+        eval_every=450,
         model=ModelConfig("unet_small"),
         data=SegmentationData("isbi_membrane", tile=192),
         task=Segmentation(
+            class_weights={"membrane": 2.0},
             rand=True,
-            augment=DeformConfig(flip=True, turn=True, rotate=15, scale=0.1, elastic=6, contrast=0.2, brightness=0.1),
+            augment=DeformConfig(flip=True, turn=True, contrast=0.1, brightness=0.1),
         ),
         optimizer=OptimizerConfig("adamw", 2e-3, warmup_steps=100, weight_decay=1e-2, ema=0.99),
         log=LogConfig(every=50),

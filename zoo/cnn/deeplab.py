@@ -18,6 +18,7 @@ from zoo.features import sow
 from zoo.registry import register
 
 WIDTH = 256  # of the branches of atrous spatial pyramid pooling
+STAGES = ("stage1", "stage2", "stage3", "stage4")
 RATES = (12, 24, 36)  # their dilations at stride 8
 
 
@@ -45,8 +46,8 @@ class PyramidPooling(nn.Module):
 class DeepLab(nn.Module):
     """Images [B, H, W, C] to logits [B, H, W, num_classes], enlarged eight times bilinearly.
 
-    Features: stage3, stage4 (at stride 8); with `auxiliary`, auxiliary: the logits [B, H, W, num_classes] of a second
-    head on stage3, whose loss is added in training.
+    Features: stage1, stage2, stage3, stage4 (at strides 4, 8, 8, 8). With the field `auxiliary` there is one more of this
+    name: the logits [B, H, W, num_classes] of a second head on stage3, whose loss is added in training.
     """
 
     classifier: Literal["deeplab", "fcn"] = "deeplab"
@@ -81,8 +82,8 @@ class DeepLab(nn.Module):
             return new_conv(self.num_classes, 1, 1, name=f"{name}_4", use_bias=True)(y)
 
         args = {"stage_sizes": self.stage_sizes, "width": self.width, "output_stride": 8}
-        stages = backbone_stages(self, "resnet50", args, ("stage3", "stage4"), x, train, module="backbone")
-        stage3, stage4 = (sow(self, name, y) for name, y in zip(("stage3", "stage4"), stages, strict=True))
+        stages = backbone_stages(self, "resnet50", args, STAGES, x, train, module="backbone")
+        _, _, stage3, stage4 = (sow(self, name, y) for name, y in zip(STAGES, stages, strict=True))
         if self.auxiliary:
             sow(self, "auxiliary", enlarged(fully_convolutional(stage3, "aux_classifier")))
         if self.classifier == "fcn":
