@@ -1,6 +1,7 @@
 """Segmentation: folders and sets of masks, deformation of both together, losses, metrics, a run to its end."""
 
 import dataclasses
+import io
 import json
 
 import jax
@@ -179,6 +180,57 @@ def test_classes_are_matched_by_name_to_those_of_a_run(tmp_path):
     np.testing.assert_array_equal(found.train.arrays["mask"], np.array([2, 0])[own.train.arrays["mask"]])
     with pytest.raises(zoo.ZooError, match="has 1 labels that the model does not have"):
         data.load((8, 8, 1), dataclasses.replace(own.inputs, labels=("disc", "sky")))
+
+
+def made(folder, mask_feature, masks, names=None):
+    """Writes the TFDS set `sections`: grey images of a mask's size and the masks, all in the split train."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    root, prefix = folder / "sections" / "1.0.0", "tensorflow_datasets.core.features."
+    root.mkdir(parents=True)
+    image = {"dtype": "uint8", "shape": {"dimensions": ["6", "8", "1"]}}
+    features = {
+        "image": {"image": image, "pythonClassName": f"{prefix}image_feature.Image"},
+        "segmentation_mask": {"image": {**image, **mask_feature}, "pythonClassName": f"{prefix}{CLASSES[bool(names)]}"},
+    }
+    about = {"featuresDict": {"features": features}, "pythonClassName": f"{prefix}features_dict.FeaturesDict"}
+    (root / "features.json").write_text(json.dumps(about))
+    if names:
+        (root / "segmentation_mask.labels.txt").write_text("\n".join(names) + "\n")
+    writer = ArrayRecordWriter(str(root / "sections-train.array_record-00000-of-00001"), "group_size:1")
+    for mask in masks:
+        example = tf_example_pb2.Example()
+        for feature, pixels in (("image", 255 - mask), ("segmentation_mask", mask)):
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            example.features.feature[feature].bytes_list.value.append(file.getvalue())
+        writer.write(example.SerializeToString())
+    writer.close()
+    template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    split = {"filepathTemplate": template, "name": "train", "numBytes": "9", "shardLengths": [str(len(masks))]}
+    described = {"fileFormat": "array_record", "moduleName": "own", "name": "sections", "version": "1.0.0"}
+    (root / "dataset_info.json").write_text(json.dumps({**described, "splits": [split]}))
+    return train.SegmentationData("sections", dir=str(folder), validation_fraction=0.25)
+
+
+CLASSES = ("image_feature.Image", "labeled_image.LabeledImage")
+
+
+def test_sets_of_tfds_with_and_without_names(tmp_path):
+    masks = np.random.default_rng(0).integers(0, 2, (4, 6, 8), np.uint8)
+    data = made(tmp_path / "a", {"label": {"numClasses": "2"}, "useColormap": True}, masks, ["wall", "cell"])
+    dataset = data.load((6, 8, 1))
+    assert (dataset.inputs.labels, dataset.notes) == (("wall", "cell"), ())
+    np.testing.assert_array_equal(dataset.train.arrays["mask"], masks[:3])
+    np.testing.assert_array_equal(dataset.validation.arrays["image"][..., 0], 255 - masks[3:])
+    unnamed = made(tmp_path / "b", {}, masks + np.uint8(1)).load((6, 8, 1))  # as of Oxford's pets: from 1
+    assert unnamed.inputs.labels == ("1", "2")
+    np.testing.assert_array_equal(unnamed.train.arrays["mask"], masks[:3])
+    masks[2, 0, 0] = 7
+    wrong = made(tmp_path / "c", {"label": {"numClasses": "2"}, "useColormap": True}, masks, ["wall", "cell"])
+    with pytest.raises(zoo.ZooError, match="sections, split train, example 2 has the value 7, which is no class"):
+        wrong.load((6, 8, 1))
 
 
 def test_distances_to_the_two_nearest_objects():

@@ -127,7 +127,6 @@ def test_the_zoos_own_weights_without_a_head():
     np.testing.assert_allclose(pooled, changed["features"]["pooled"], rtol=1e-5, atol=1e-5)
 
 
-
 @pytest.mark.parametrize(
     "name",
     [name if name in (*TINY, "vit_tiny32") else pytest.param(name, marks=pytest.mark.slow) for name in IMAGE_MODELS],

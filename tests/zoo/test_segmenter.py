@@ -12,6 +12,7 @@ from zoo.__main__ import main
 from zoo.inputs import SegmentationInputs, inputs_from_json
 from zoo.run import Run
 from zoo.segmenter import Segmenter, palette
+from zoo.serve.models import Bounds, served
 
 INPUTS = SegmentationInputs((16, 16, 1), (0.5,), (0.25,), ("cell", "wall", "other"))
 IMAGE = np.random.default_rng(0).integers(0, 256, (21, 34), np.uint8)
@@ -100,3 +101,8 @@ def test_predict_overwrites_nothing_unasked(folder, capsys):
 def test_predict_of_a_segmenter_has_no_top_k(folder, capsys):
     assert main(["predict", ".", "photo.png", "--top-k", "2"]) == 2
     assert capsys.readouterr().err == "error: --top-k and --labels are for classes of whole images; this run segments\n"
+
+
+def test_a_segmenter_is_not_served(run):
+    with pytest.raises(zoo.ZooError, match="UNet with inputs of kind 'segmentation' is not served"):
+        served(run, Bounds())

@@ -46,8 +46,8 @@ class PyramidPooling(nn.Module):
 class DeepLab(nn.Module):
     """Images [B, H, W, C] to logits [B, H, W, num_classes], enlarged eight times bilinearly.
 
-    Features: stage1, stage2, stage3, stage4 (at strides 4, 8, 8, 8). With the field `auxiliary` there is one more of this
-    name: the logits [B, H, W, num_classes] of a second head on stage3, whose loss is added in training.
+    Features: stage1, stage2, stage3, stage4 (at strides 4, 8, 8, 8). With the field `auxiliary` there is one more of
+    this name: the logits [B, H, W, num_classes] of a second head on stage3, whose loss is added in training.
     """
 
     classifier: Literal["deeplab", "fcn"] = "deeplab"

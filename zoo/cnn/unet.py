@@ -48,8 +48,8 @@ class UNet(nn.Module):
     """Images [B, H, W, C] to logits [B, H - 2 margin, W - 2 margin, num_classes].
 
     `margin` is 0 with padding "same", with "valid" 92 for four steps down. ZooError for a size that "valid" does not
-    halve evenly. Features: stage1, stage2, stage3, stage4, stage5 (on the way down, at strides 1, 2, 4, 8, 16), up1, up2,
-    up3, up4 (on the way up). With more or fewer `widths` there are more or fewer.
+    halve evenly. Features: stage1, stage2, stage3, stage4, stage5 (on the way down, at strides 1, 2, 4, 8, 16), up1,
+    up2, up3, up4 (on the way up). With more or fewer `widths` there are more or fewer.
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)  # of the levels, the bottom last
