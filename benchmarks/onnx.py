@@ -32,6 +32,8 @@ MODELS: dict[str, dict[str, Any]] = {  # one or more of every architecture, with
     "wide_resnet28_10": {"width": 32, "stage_sizes": (1, 1, 1)},
     "densenet121": {"stage_sizes": (2, 2, 2, 2)},
     "convnext_tiny": {"stage_sizes": (1, 1, 1, 1)},
+    "unet_small": {"widths": (8, 16, 32)},
+    "deeplabv3_resnet50": {"stage_sizes": (1, 1, 1, 1)},
     **dict.fromkeys(("lstm", "gru", "rnn", "lstm_forecaster", "lstm_encoder"), _RECURRENT),
     **dict.fromkeys(("lstm_sentence_encoder", "lstm_classifier", "lstm_lm"), _WORDS),
     "awd_lstm": {**_WORDS, "num_layers": 2, "embedding_size": 32},

@@ -299,6 +299,104 @@ def convnext(
     return module.ConvNeXt(setting, drop_path_rate, num_classes=num_classes)
 
 
+class UpConvolution(nn.Module):
+    """A 2x2 transposed convolution whose weight lies like a convolution's, [out, in, 2, 2]."""
+
+    def __init__(self, before: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width, before, 2, 2) * before**-0.5)
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv_transpose2d(x, self.weight.transpose(0, 1), self.bias, stride=2)
+
+
+class UNet(nn.Module):
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        widths: tuple[int, ...],
+        padding: str,
+        norm: bool,
+        dropout_rate: float,
+        num_classes: int,
+    ):
+        super().__init__()
+        self.levels, self.padding, self.norm = len(widths), padding, norm
+        self.dropout = nn.Dropout(dropout_rate)
+        before = input_shape[-1]
+        for level, width in enumerate(widths, start=1):
+            self.add_convolutions(f"down{level}", before, width)
+            before = width
+        for level in range(self.levels - 1, 0, -1):
+            width = widths[level - 1]
+            self.add_module(f"upsample{level}", UpConvolution(before, width))
+            self.add_convolutions(f"join{level}", 2 * width, width)
+            before = width
+        self.logits = nn.Conv2d(before, num_classes, 1)
+
+    def add_convolutions(self, name: str, before: int, width: int) -> None:
+        for i, channels in ((1, before), (2, width)):
+            conv = nn.Conv2d(channels, width, 3, padding=self.padding, bias=not self.norm)
+            self.add_module(f"{name}_conv{i}", conv)
+            if self.norm:
+                self.add_module(f"{name}_bn{i}", nn.BatchNorm2d(width))
+
+    def convolutions(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        for i in (1, 2):
+            x = self.get_submodule(f"{name}_conv{i}")(x)
+            x = F.relu(self.get_submodule(f"{name}_bn{i}")(x) if self.norm else x)
+        return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[2:]
+        if self.padding == "same":
+            step = 2 ** (self.levels - 1)
+            x = F.pad(x, (0, -width % step, 0, -height % step), mode="replicate")
+        skips: list[torch.Tensor] = []
+        for level in range(1, self.levels + 1):
+            x = self.convolutions(F.max_pool2d(skips[-1], 2) if skips else x, f"down{level}")
+            skips.append(self.dropout(x) if level >= self.levels - 1 else x)
+        x = skips.pop()
+        for level in range(self.levels - 1, 0, -1):
+            x, skip = self.get_submodule(f"upsample{level}")(x), skips.pop()
+            top, left = ((a - b) // 2 for a, b in zip(skip.shape[2:], x.shape[2:], strict=True))
+            x = torch.cat([skip[:, :, top : top + x.shape[2], left : left + x.shape[3]], x], dim=1)
+            x = self.convolutions(x, f"join{level}")
+        x = self.logits(x)
+        return x[:, :, :height, :width] if self.padding == "same" else x
+
+
+def deeplab(
+    input_shape: tuple[int, ...],
+    classifier: str,
+    stage_sizes: tuple[int, ...],
+    auxiliary: bool,
+    dropout_rate: float | None,
+    num_classes: int,
+) -> nn.Module:
+    """torchvision's, whose result is the logits alone."""
+    models = torchvision_models()
+    segmentation = models.segmentation
+    base: Any = segmentation._utils._SimpleSegmentationModel
+
+    class Peer(base):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)["out"]
+
+    body = models.ResNet(models.resnet.Bottleneck, stage_sizes, replace_stride_with_dilation=[False, True, True])
+    layers = {"layer4": "out", **({"layer3": "aux"} if auxiliary else {})}
+    backbone = models._utils.IntermediateLayerGetter(body, return_layers=layers)
+    channels = 2048
+    head = segmentation.deeplabv3.DeepLabHead if classifier == "deeplab" else segmentation.fcn.FCNHead
+    second = segmentation.fcn.FCNHead(channels // 2, num_classes) if auxiliary else None
+    peer = Peer(backbone, head(channels, num_classes), second)
+    for module in peer.modules():
+        if isinstance(module, nn.Dropout) and dropout_rate is not None:
+            module.p = dropout_rate
+    return peer
+
+
 PEERS: dict[str, Callable[..., nn.Module]] = {
     "SimpleCNN": SimpleCNN,
     "LeNet5": LeNet5,
@@ -312,6 +410,8 @@ PEERS: dict[str, Callable[..., nn.Module]] = {
     "MobileNetV3": mobilenet_v3,
     "EfficientNet": efficientnet,
     "ConvNeXt": convnext,
+    "UNet": UNet,
+    "DeepLab": deeplab,
 }
 
 

@@ -26,7 +26,8 @@ from train.timing import Phases
 from zoo.errors import ZooError
 from zoo.weights import torchvision
 
-KINDS = ("loss", "accuracy", "bits_per_character", "f1", "mean_average_precision", "nrmse")  # metrics with columns
+# metrics with columns
+KINDS = ("loss", "accuracy", "bits_per_character", "f1", "mean_average_precision", "nrmse", "mean_iou")
 DECODED = ("exact_match", "error_rate", "bleu", "chrf")  # metrics of the decoded texts
 
 

@@ -8,11 +8,13 @@ if TYPE_CHECKING:
     from train.data.augment import AugmentConfig
     from train.data.augment_boxes import BoxAugmentConfig
     from train.data.detection import DetectionData
+    from train.data.deform import DeformConfig
     from train.data.dialogues import DialogueData
     from train.data.images import ImageData
     from train.data.labelled_text import LabelledTextData
     from train.data.multi_label import MultiLabelData
     from train.data.pairs import PairData
+    from train.data.segmentation import SegmentationData
     from train.data.series import SeriesData
     from train.data.source import ArraySplit, Dataset, Source
     from train.data.text import TextData
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from train.tasks.language_model import LanguageModel
     from train.tasks.masked_language_model import MaskedLanguageModel
     from train.tasks.multi_label import MultiLabel
+    from train.tasks.segmentation import Segmentation
     from train.tasks.task import Extra, Loss, Task
     from train.tasks.translation import Translation
 
@@ -35,11 +38,13 @@ _HOMES = {
     "train.data.augment": ("AugmentConfig",),
     "train.data.augment_boxes": ("BoxAugmentConfig",),
     "train.data.detection": ("DetectionData",),
+    "train.data.deform": ("DeformConfig",),
     "train.data.dialogues": ("DialogueData",),
     "train.data.images": ("ImageData",),
     "train.data.labelled_text": ("LabelledTextData",),
     "train.data.multi_label": ("MultiLabelData",),
     "train.data.pairs": ("PairData",),
+    "train.data.segmentation": ("SegmentationData",),
     "train.data.series": ("SeriesData",),
     "train.data.source": ("ArraySplit", "Dataset", "Source"),
     "train.data.text": ("TextData",),
@@ -53,6 +58,7 @@ _HOMES = {
     "train.tasks.language_model": ("LanguageModel",),
     "train.tasks.masked_language_model": ("MaskedLanguageModel",),
     "train.tasks.multi_label": ("MultiLabel",),
+    "train.tasks.segmentation": ("Segmentation",),
     "train.tasks.task": ("Extra", "Loss", "Task"),
     "train.tasks.translation": ("Translation",),
 }
@@ -65,6 +71,7 @@ __all__ = [
     "Dataset",
     "Detection",
     "DetectionData",
+    "DeformConfig",
     "DialogueData",
     "Dialogues",
     "Distillation",
@@ -81,6 +88,8 @@ __all__ = [
     "MultiLabelData",
     "OptimizerConfig",
     "PairData",
+    "Segmentation",
+    "SegmentationData",
     "SeriesData",
     "Source",
     "Task",

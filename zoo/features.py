@@ -15,13 +15,15 @@ _added: contextvars.ContextVar[tuple[str, jax.Array] | None] = contextvars.Conte
 
 
 def sow(module: nn.Module, name: str, value: jax.Array) -> jax.Array:
-    """Stores `value` as `name` in the collection `features` (not during init) and returns it."""
+    """Stores `value` as `name` in the collection `features` (not during init) and returns it. Inside `take` it stores
+    nothing: the caller may, under a name of its own."""
     added = _added.get()
     if added is not None and added[0] == name:
         value = value + added[1]
-    if not module.is_initializing():
+    taken = _taken.get()
+    if taken is None and not module.is_initializing():
         module.sow("features", name, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
-    if (taken := _taken.get()) is not None and name in taken:
+    if taken is not None and name in taken:
         taken[name] = value
         if all(found is not None for found in taken.values()):
             raise _Complete

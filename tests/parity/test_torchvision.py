@@ -51,6 +51,14 @@ CASES = {  # name: (fields, input shape, features by the torch module that makes
         (64, 64, 3),
         stages("features.{}", (1, 3, 5, 7)),
     ),
+    "unet": ({"widths": (4, 8, 12), "dropout_rate": 0.0}, (52, 60, 1), {}),
+    "unet_small": ({"widths": (4, 8, 12), "num_classes": 3}, (37, 42, 3), {}),
+    "deeplabv3_resnet50": (
+        {"stage_sizes": (1, 1, 2, 2), "dropout_rate": 0.0, "num_classes": 5, "auxiliary": True},
+        (65, 80, 3),
+        {f"stage{i}": f"backbone.layer{i}" for i in (3, 4)},
+    ),
+    "fcn_resnet50": ({"stage_sizes": (1, 1, 2, 2), "dropout_rate": 0.0}, (65, 80, 3), {}),
 }
 
 

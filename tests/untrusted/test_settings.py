@@ -25,6 +25,8 @@ from train import (
     MultiLabelData,
     OptimizerConfig,
     PairData,
+    Segmentation,
+    SegmentationData,
     SeriesData,
     TextData,
     Translation,
@@ -45,6 +47,7 @@ PAIRS = [
     (PairData(path="x"), Translation()),
     (MultiLabelData(), MultiLabel()),
     (SeriesData(), Forecasting()),
+    (SegmentationData("x", tile="8x16", range=[0.0, 4095.0]), Segmentation(class_weights={"cell": 2.0})),
 ]
 SETTINGS = {
     f"{type(task).__name__} of {type(data).__name__}": to_json(dataclasses.replace(IMAGES, data=data, task=task))

@@ -24,6 +24,8 @@ ONE_OF_EACH: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {  # fields, an
     "mobilenet_v3_small": ({"hidden_size": 8, "num_classes": 3}, (32, 32, 3)),
     "efficientnet_lite0": ({"num_classes": 3}, (32, 32, 3)),
     "convnext_tiny": ({"stage_sizes": (1, 1, 1, 1), "width": 8, "num_classes": 3}, (33, 33, 3)),
+    "unet_small": ({"widths": (4, 6, 8), "num_classes": 3}, (9, 10, 3)),
+    "deeplabv3_resnet50": ({"stage_sizes": (1, 1, 1, 1), "width": 8, "num_classes": 3}, (17, 18, 3)),
     "lstm": ({"hidden_size": 5, "num_layers": 2, "bidirectional": True}, (4, 3)),
     "gru": ({"hidden_size": 5, "bidirectional": True}, (4, 3)),
     "rnn": ({"hidden_size": 5}, (4, 3)),

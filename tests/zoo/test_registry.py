@@ -68,6 +68,7 @@ PUBLISHED = {  # torchvision's documentation
     "efficientnet_lite4": 13_006_568,
     "resnet101d": 44_568_392,
     "resnet50d": 25_576_264,
+    "unet": 31_030_658,  # of the authors' layers: 64 to 1024 channels, biases, one input channel, two classes
     "lenet5": 61_706,  # LeCun et al. 1998 in today's form
 }
 ROUNDED = {  # He et al. 2016, table 6; Zagoruyko and Komodakis 2016, table 4: in millions
@@ -93,6 +94,9 @@ TINY = {  # one small model an architecture, run for real
     "mobilenet_v3_small": ({"hidden_size": 8}, (64, 64, 3)),
     "efficientnet_lite0": ({}, (64, 64, 3)),
     "convnext_tiny": ({"stage_sizes": (1, 1, 1, 1), "width": 8}, (37, 40, 3)),
+    "unet": ({"widths": (2, 2, 3, 3, 4)}, (188, 204, 3)),
+    "unet_small": ({"widths": (2, 2, 3, 3, 4)}, (17, 22, 3)),
+    "deeplabv3_resnet50": ({"stage_sizes": (1, 1, 1, 1), "width": 8}, (33, 40, 3)),
 }
 
 
@@ -126,7 +130,8 @@ def test_shapes_dtypes_and_gradients(name, dtype):
     params, rest = variables["params"], {key: value for key, value in variables.items() if key != "params"}
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     logits = jax.eval_shape(model.apply, variables, example)
-    assert (logits.shape, logits.dtype) == ((2, model.num_classes), jnp.dtype(dtype))
+    assert (logits.shape[0], logits.shape[-1], logits.dtype) == (2, model.num_classes, jnp.dtype(dtype))
+    assert logits.ndim == (4 if getattr(model, "segments", False) else 2)
 
     def loss(params, rest, x):
         rngs = {"dropout": jax.random.key(0)}
@@ -163,7 +168,8 @@ def test_a_tiny_model_runs(name):
     assert np.isfinite(norms).all()
     assert np.mean(np.array(norms) > 0) > 0.9  # some biases before a batch norm have none
     logits = jax.jit(model.apply)(variables, images)
-    assert logits.shape == (2, 3)
+    pixels = shape[:2] if getattr(model, "segments", False) else ()
+    assert logits.shape == (2, *(side - 2 * getattr(model, "margin", 0) for side in pixels), 3)
     assert np.isfinite(logits).all()
 
 

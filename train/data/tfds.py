@@ -239,3 +239,54 @@ def _builder(name: str, data_dir: str) -> Any:
         else:
             why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise ZooError(f"{name} is not prepared in {data_dir!r} and could not be: {why}") from None
+
+
+def load_masks(name: str, data_dir: str) -> tuple[str, dict[str, "Masked"], list[str] | None, int]:
+    """The name of a TFDS set of images and segmentation masks, its splits, the names of the masks' values 0, 1, ...,
+    or None where it does not name them, and the channels of its images.
+
+    ZooError for a set without the features image and segmentation_mask, and for one without a split train.
+    """
+    builder = _builder(name, data_dir)
+    features = dict(builder.info.features.items()) if hasattr(builder.info.features, "items") else {}
+    if "image" not in features or "segmentation_mask" not in features:
+        has = ", ".join(sorted(features)) or "neither"
+        raise ZooError(f"{name} is no segmentation set: it needs features image and segmentation_mask, it has {has}")
+    splits: dict[str, Masked] = {split: Masked(f"{name}, split {split}", s) for split, s in _sources(name, builder)}
+    if "train" not in splits:
+        raise ZooError(f"{name} has no examples in a split train; it has {', '.join(builder.info.splits)}")
+    mask = features["segmentation_mask"]
+    names = [str(label) for label in mask.names] if getattr(mask, "num_classes", None) else None
+    return name, splits, names, features["image"].shape[-1] or 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked:
+    """Images and masks of a split of a TFDS set, read as they are asked for."""
+
+    title: str
+    source: Any
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, "MaskArray"]:
+        if row >= len(self):
+            raise IndexError(row)
+        try:
+            example = self.source[row]
+        except Exception as error:  # TFDS and the libraries under it have no errors of their own
+            raise ZooError(f"{self.title} cannot be read: {first_line(error)}") from None
+        return example["image"], MaskArray(f"{self.title}, example {row}", example["segmentation_mask"])
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskArray:
+    """A mask in memory, [h, w, 1]."""
+
+    name: str
+    array: np.ndarray
+
+    def values(self) -> np.ndarray:
+        """Whole numbers int32 [h, w]."""
+        return self.array[..., 0].astype(np.int32)

@@ -66,10 +66,14 @@ def predictions(run: Run, split: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def draw_confusion(logits: np.ndarray, labels: np.ndarray, names: tuple[str, ...], path: pathlib.Path) -> pathlib.Path:
     """A matrix of shares by row; numbers in it up to twenty classes."""
+    return draw_counts(confusion(logits, labels, len(names)), names, path)
+
+
+def draw_counts(counts: np.ndarray, names: tuple[str, ...], path: pathlib.Path) -> pathlib.Path:
+    """A confusion matrix [classes, classes] as shares by row; its counts in it up to twenty classes."""
     import matplotlib.pyplot as plt
 
     classes = len(names)
-    counts = confusion(logits, labels, classes)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = min(3 + 0.45 * classes, 16)
     figure, axis = plt.subplots(figsize=(size + 1, size), layout="constrained")

@@ -59,8 +59,8 @@ class Classification(Task):
         self.augment.check()
 
     def check_model(self, model: type[nn.Module]) -> None:
-        if not hasattr(model, "num_classes"):
-            raise ZooError(f"{model.__name__} is no classifier: it has no field num_classes")
+        if not hasattr(model, "num_classes") or getattr(model, "segments", False):
+            raise ZooError(f"{model.__name__} is no classifier of whole examples")
 
     def check_data(self, dataset: Dataset) -> None:
         super().check_data(dataset)

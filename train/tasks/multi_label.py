@@ -39,8 +39,8 @@ class MultiLabel(Task):
         self.augment.check()
 
     def check_model(self, model: type[nn.Module]) -> None:
-        if not hasattr(model, "num_classes"):
-            raise ZooError(f"{model.__name__} is no classifier: it has no field num_classes")
+        if not hasattr(model, "num_classes") or getattr(model, "segments", False):
+            raise ZooError(f"{model.__name__} is no classifier of whole examples")
 
     def prepare(self, forward: Forward, state: Any, batch: Batch, key: jax.Array) -> tuple[Batch, Extra]:
         return augmented(self.augment, key, batch, "labels"), state.extra

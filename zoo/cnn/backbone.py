@@ -12,9 +12,15 @@ from zoo.registry import create_model
 
 
 def backbone_stages(
-    parent: nn.Module, name: str, args: Mapping[str, Any], stages: Sequence[str], x: jax.Array, train: bool
+    parent: nn.Module,
+    name: str,
+    args: Mapping[str, Any],
+    stages: Sequence[str],
+    x: jax.Array,
+    train: bool,
+    module: str = "body",
 ) -> list[jax.Array]:
-    """The features `stages` of the registered model `name` with fields `args`, a submodule `body` of `parent`, whose
+    """The features `stages` of the registered model `name` with fields `args`, a submodule `module` of `parent`, whose
     dtypes and mapped axis it gets.
 
     Images [B, H, W, C] to a map [B, H / stride, W / stride, channels] each. ZooError for a model without these
@@ -23,8 +29,8 @@ def backbone_stages(
     shared = {field: getattr(parent, field) for field in ("dtype", "param_dtype", "axis_name")}
     model = create_model(name, **{**args, "num_classes": None})
     given = {field: value for field, value in shared.items() if hasattr(model, field)}
-    body = model.clone(name="body", parent=parent, **given)
-    maps = take(body, stages, x, train=train)
+    backbone = model.clone(name=module, parent=parent, **given)
+    maps = take(backbone, stages, x, train=train)
     if any(found.ndim != 4 for found in maps):
         raise ZooError(f"{name}: the features {', '.join(stages)} must be maps [batch, height, width, channels]")
     return maps

@@ -39,16 +39,18 @@ def conv(
     groups: int = 1,
     use_bias: bool = False,
     padding: Padding = "both",
+    dilation: int = 1,
 ) -> nn.Conv:
     """A square convolution, padded by (k - 1) / 2 on `both` sides as in torch, or as TensorFlow's "SAME", which differs
     where it strides: more at the `end`."""
-    pad = (kernel_size - 1) // 2
+    pad = dilation * (kernel_size - 1) // 2
     return Conv(
         width,
         (kernel_size, kernel_size),
         strides=strides,
         padding=((pad, pad), (pad, pad)) if padding == "both" else "SAME",
         feature_group_count=groups,
+        kernel_dilation=dilation,
         use_bias=use_bias,
         kernel_init=he_normal_fan_out,
         dtype=dtype,

@@ -34,18 +34,20 @@ class ResidualBlock(nn.Module):
     group_width: int
     conv: Layer
     norm: Layer
+    dilation: int = 1  # of 3x3 convolutions
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.block == "basic":
             out = self.width
-            y = nn.relu(self.norm(name="bn1")(self.conv(self.width, 3, self.strides, name="conv1")(x)))
-            y = self.norm(name="bn2")(self.conv(out, 3, 1, name="conv2")(y))
+            y = self.conv(self.width, 3, self.strides, name="conv1", dilation=self.dilation)(x)
+            y = nn.relu(self.norm(name="bn1")(y))
+            y = self.norm(name="bn2")(self.conv(out, 3, 1, name="conv2", dilation=self.dilation)(y))
         else:
             out = 4 * self.width
             inner = self.width * self.group_width // 64 * self.groups
             y = nn.relu(self.norm(name="bn1")(self.conv(inner, 1, 1, name="conv1")(x)))
-            y = self.conv(inner, 3, self.strides, name="conv2", groups=self.groups)(y)
+            y = self.conv(inner, 3, self.strides, name="conv2", groups=self.groups, dilation=self.dilation)(y)
             y = nn.relu(self.norm(name="bn2")(y))
             y = self.norm(name="bn3")(self.conv(out, 1, 1, name="conv3")(y))
         if x.shape[-1] != out or self.strides != 1:
@@ -76,6 +78,7 @@ class ResNet(nn.Module):
     width: int = 64
     groups: int = 1  # of a bottleneck's 3x3 convolution
     group_width: int = 64  # its channels in each group, for every 64 of `width`
+    output_stride: int | None = None  # beyond which stages dilate instead of striding (Chen et al. 2017)
     num_classes: int | None = 1000  # None: no head, the result is `pooled`
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -102,9 +105,13 @@ class ResNet(nn.Module):
         x = sow(self, "stem", x)
         if self.stem != "cifar":
             x = max_pool(x, 3, 2, padding=1)  # [B, H / 4, W / 4, width]
+        stride, dilation = 1 if self.stem == "cifar" else 4, 1
         for stage, blocks in enumerate(self.stage_sizes):
+            halves = stage > 0 and (self.output_stride is None or 2 * stride <= self.output_stride)
+            before, dilation = dilation, dilation * (1 if stage == 0 or halves else 2)
+            stride *= 2 if halves else 1
             for i in range(blocks):
-                strides = 2 if stage > 0 and i == 0 else 1
+                strides = 2 if halves and i == 0 else 1
                 x = ResidualBlock(
                     self.width * 2**stage,
                     strides,
@@ -114,6 +121,7 @@ class ResNet(nn.Module):
                     self.group_width,
                     new_conv,
                     norm,
+                    before if i == 0 else dilation,
                     name=f"layer{stage + 1}_{i}",
                 )(x)
             x = sow(self, f"stage{stage + 1}", x)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import zoo
+from zoo.commands.segment import segment
 from zoo.errors import ZooError
 from zoo.inputs.image_file import SUFFIXES, is_image
 from zoo.inputs.walk import walk
@@ -39,8 +40,11 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--template", default=TEMPLATE, help=f"the description of a class, {{}} being its label (default: {TEMPLATE!r})"
     )
+    command.add_argument("--overwrite", action="store_true", help="replace masks that are there already")
     command.set_defaults(
-        run=lambda args: predict(args.run_folder, args.raws, args.top_k, args.json, args.labels, args.template)
+        run=lambda args: predict(
+            args.run_folder, args.raws, args.top_k, args.json, args.labels, args.template, args.overwrite
+        )
     )
 
 
@@ -51,9 +55,11 @@ def predict(
     as_json: bool = False,
     labels: Sequence[str] = (),
     template: str = TEMPLATE,
+    overwrite: bool = False,
 ) -> int:
     """Prints the most probable classes of each image file or text; the exit status, 2 where one cannot be read. A CLIP
-    predicts `labels`, which each stand for the {} of the template."""
+    predicts `labels`, which each stand for the {} of the template. A segmenter writes masks, `overwrite` those that
+    exist."""
     if top_k is not None and top_k < 1:
         raise ZooError(f"--top-k must be at least 1, not {top_k}")
     run = zoo.load(folder)
@@ -61,6 +67,10 @@ def predict(
         raise ZooError(
             f"{folder!r} compares images with descriptions: name the classes with --labels, as --labels cat dog"
         )
+    if run.inputs.kind == "segmentation":
+        if top_k is not None or labels:
+            raise ZooError("--top-k and --labels are for classes of whole images; this run segments")
+        return segment(run, itertools.chain.from_iterable(map(_files, raws)), as_json, overwrite)
     if labels:
         run = zoo.zero_shot(run, labels, template)
     if not run.inputs.labels and not fills(run):

@@ -5,6 +5,7 @@ from zoo.inputs.detection import DetectionInputs
 from zoo.inputs.image import ImageInputs
 from zoo.inputs.image_text import ImageTextInputs
 from zoo.inputs.pairs import PairInputs
+from zoo.inputs.segmentation import SegmentationInputs
 from zoo.inputs.series import SeriesInputs
 from zoo.inputs.text import TextInputs
 from zoo.inputs.text_to_text import TextToTextInputs
@@ -15,6 +16,7 @@ __all__ = [
     "ImageTextInputs",
     "Inputs",
     "PairInputs",
+    "SegmentationInputs",
     "SeriesInputs",
     "TextInputs",
     "TextToTextInputs",

@@ -15,7 +15,8 @@ import numpy as np
 from zoo.weights.names import by_name, is_counter, without_prefix
 
 _LEAF = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-_DENSE = re.compile(r"(fc|classifier|head)\w*|box_head\.fc6")  # modules that are dense layers, also over maps
+_DENSE = ("fc", "classifier", "head")  # top-level modules that are dense layers
+_DENSE_BEHIND = ("box_head",)  # those behind a backbone, where the others are convolutions
 # Where torchvision nests the modules of detectors, which are at the top here.
 _NESTED = (
     (r"^rpn_head\.", "rpn.head."),
@@ -72,10 +73,11 @@ def differs_in_classes(tensor: np.ndarray, leaf: Any) -> bool:
 
 def to_file(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The state dict of variables."""
+    dense = _DENSE_BEHIND if "backbone" in variables["params"] else _DENSE
     tensors = {}
     for name, (path, leaf) in names(variables).items():
         tensor = np.transpose(np.asarray(leaf), _TO_TORCH[leaf.ndim])
-        if leaf.ndim == 4 and _DENSE.fullmatch(".".join(path[1:-1])):
+        if leaf.ndim == 4 and path[1].startswith(dense):
             tensor = tensor.reshape(len(tensor), -1)
         tensors[name] = tensor
     return tensors
