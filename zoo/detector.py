@@ -30,6 +30,8 @@ class Detector:
     def __init__(self, run: Run, threshold: float = 0.5):
         if run.inputs.kind != "detection":
             raise ZooError(f"{type(run.model).__name__} is no detector: its inputs are {run.inputs.kind}s")
+        if not 0 <= threshold <= 1:
+            raise ZooError(f"the threshold must be between 0 and 1, not {threshold}")
         self.run, self.threshold, self.apply = run, threshold, jax.jit(run.model.apply)
 
     def __call__(self, raws: Sequence[Any]) -> list[list[Found]]:

@@ -26,6 +26,21 @@ ONE_OF_EACH: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {  # fields, an
     "convnext_tiny": ({"stage_sizes": (1, 1, 1, 1), "width": 8, "num_classes": 3}, (33, 33, 3)),
     "unet_small": ({"widths": (4, 6, 8), "num_classes": 3}, (9, 10, 3)),
     "deeplabv3_resnet50": ({"stage_sizes": (1, 1, 1, 1), "width": 8, "num_classes": 3}, (17, 18, 3)),
+    "fasterrcnn_resnet50_fpn": (
+        {
+            **{"backbone_name": "resnet8", "backbone_args": {"width": 4}, "stages": ("stage1", "stage2", "stage3")},
+            **{"width": 4, "hidden_size": 8, "num_classes": 2, "anchors": ((8,), (12,), (16,), (24,))},
+            **{"num_proposals": (20, 10), "train_proposals": (20, 10), "num_detections": 5},
+        },
+        (32, 36, 3),
+    ),
+    "retinanet_resnet50_fpn": (
+        {
+            **{"backbone_name": "resnet8", "backbone_args": {"width": 4}, "stages": ("stage2", "stage3")},
+            **{"width": 4, "num_classes": 2, "anchors": ((8,), (12,), (16,), (24,)), "num_detections": 5},
+        },
+        (32, 36, 3),
+    ),
     "lstm": ({"hidden_size": 5, "num_layers": 2, "bidirectional": True}, (4, 3)),
     "gru": ({"hidden_size": 5, "bidirectional": True}, (4, 3)),
     "rnn": ({"hidden_size": 5}, (4, 3)),

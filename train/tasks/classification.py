@@ -59,7 +59,8 @@ class Classification(Task):
         self.augment.check()
 
     def check_model(self, model: type[nn.Module]) -> None:
-        if not hasattr(model, "num_classes") or getattr(model, "segments", False):
+        parts = getattr(model, "segments", False) or hasattr(model, "losses")  # of images have classes
+        if not hasattr(model, "num_classes") or parts:
             raise ZooError(f"{model.__name__} is no classifier of whole examples")
 
     def check_data(self, dataset: Dataset) -> None:

@@ -39,7 +39,8 @@ class MultiLabel(Task):
         self.augment.check()
 
     def check_model(self, model: type[nn.Module]) -> None:
-        if not hasattr(model, "num_classes") or getattr(model, "segments", False):
+        parts = getattr(model, "segments", False) or hasattr(model, "losses")  # of images have classes
+        if not hasattr(model, "num_classes") or parts:
             raise ZooError(f"{model.__name__} is no classifier of whole examples")
 
     def prepare(self, forward: Forward, state: Any, batch: Batch, key: jax.Array) -> tuple[Batch, Extra]:

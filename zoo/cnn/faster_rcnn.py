@@ -55,7 +55,7 @@ class ProposalHead(nn.Module):
         offsets = conv(4 * self.anchors, (1, 1), name="bbox_pred")(y)
         count = x.shape[1] * x.shape[2] * self.anchors
         wide = at_least_float32(x)
-        return scores.reshape(-1, count).astype(wide), offsets.reshape(-1, count, 4).astype(wide)
+        return scores.reshape(x.shape[0], count).astype(wide), offsets.reshape(x.shape[0], count, 4).astype(wide)
 
 
 class BoxHead(nn.Module):
@@ -85,7 +85,7 @@ class BoxPredictor(nn.Module):
         logits = dense(self.num_classes + 1, name="cls_score")(x)
         offsets = dense(4 * (self.num_classes + 1), name="bbox_pred")(x)
         wide = at_least_float32(x)
-        return logits.astype(wide), offsets.reshape(len(x), -1, 4).astype(wide)
+        return logits.astype(wide), offsets.reshape(x.shape[0], self.num_classes + 1, 4).astype(wide)
 
 
 class FasterRCNN(nn.Module):
@@ -150,7 +150,7 @@ class FasterRCNN(nn.Module):
             labels = jnp.broadcast_to(jnp.arange(scores.shape[-1]), scores.shape).ravel()
             return detect(boxes.reshape(-1, 4), scores.ravel(), labels, size)
 
-        return jax.lax.map(lambda one: of_image(*one), (boxes, scores, sizes))
+        return jax.vmap(of_image)(boxes, scores, sizes)
 
     def losses(
         self,
@@ -217,7 +217,7 @@ class FasterRCNN(nn.Module):
             chosen, valid = box_ops.best(score, kept, numbers[1])
             return found[chosen], valid
 
-        return jax.lax.map(lambda one: of_image(*one), (scores, offsets, sizes))
+        return jax.vmap(of_image)(scores, offsets, sizes)
 
     def _proposal_losses(
         self,
@@ -269,8 +269,8 @@ class FasterRCNN(nn.Module):
         level = jnp.clip(level, strides[0], strides[-1]).astype(jnp.int32) - strides[0]
         pool = partial(pyramid_align, size=POOLED, scales=[0.5**stride for stride in strides], ratio=2)
         pooled = jax.vmap(lambda maps, regions, level: pool(maps, regions, level))(maps, regions, level)
-        logits, offsets = self.box_predictor(self.box_head(pooled.reshape(-1, *pooled.shape[2:])))
         shape = regions.shape[:2]
+        logits, offsets = self.box_predictor(self.box_head(pooled.reshape(shape[0] * shape[1], *pooled.shape[2:])))
         return logits.reshape(*shape, *logits.shape[1:]), offsets.reshape(*shape, *offsets.shape[1:])
 
 

@@ -100,7 +100,7 @@ class RetinaNet(nn.Module):
             found = map(jnp.concatenate, (boxes, scores, labels))
             return detections(*found, size, self.score_threshold, self.overlap, self.num_detections, least_side=0.0)
 
-        return jax.lax.map(lambda one: of_image(*one), (logits, offsets, sizes))
+        return jax.vmap(of_image)(logits, offsets, sizes)
 
     def losses(
         self,
@@ -124,10 +124,11 @@ class RetinaNet(nn.Module):
         wide = at_least_float32(images)
         logits = [self.cls_logits(self.classification_head(x)) for x in maps]
         offsets = [self.bbox_reg(self.regression_head(x)) for x in maps]
-        batch = images.shape[0]
+        batch, count = images.shape[0], len(self.anchors[0]) * len(self.ratios)
+        cells = [x.shape[1] * x.shape[2] * count for x in maps]
         return (
-            [x.reshape(batch, -1, self.num_classes).astype(wide) for x in logits],
-            [x.reshape(batch, -1, 4).astype(wide) for x in offsets],
+            [x.reshape(batch, n, self.num_classes).astype(wide) for x, n in zip(logits, cells, strict=True)],
+            [x.reshape(batch, n, 4).astype(wide) for x, n in zip(offsets, cells, strict=True)],
             map_anchors(self.anchors, self.ratios, maps, images),
         )
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import zoo
+from zoo.commands.detect import detect
 from zoo.commands.segment import segment
 from zoo.errors import ZooError
 from zoo.inputs.image_file import SUFFIXES, is_image
@@ -40,10 +41,20 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--template", default=TEMPLATE, help=f"the description of a class, {{}} being its label (default: {TEMPLATE!r})"
     )
-    command.add_argument("--overwrite", action="store_true", help="replace masks that are there already")
+    command.add_argument(
+        "--overwrite", action="store_true", help="replace pictures of masks and boxes that are there already"
+    )
+    command.add_argument("--threshold", type=float, help="the least score of an object, 0 to 1 (default: 0.5)")
     command.set_defaults(
         run=lambda args: predict(
-            args.run_folder, args.raws, args.top_k, args.json, args.labels, args.template, args.overwrite
+            args.run_folder,
+            args.raws,
+            args.top_k,
+            args.json,
+            args.labels,
+            args.template,
+            args.overwrite,
+            args.threshold,
         )
     )
 
@@ -56,10 +67,11 @@ def predict(
     labels: Sequence[str] = (),
     template: str = TEMPLATE,
     overwrite: bool = False,
+    threshold: float | None = None,
 ) -> int:
     """Prints the most probable classes of each image file or text; the exit status, 2 where one cannot be read. A CLIP
-    predicts `labels`, which each stand for the {} of the template. A segmenter writes masks, `overwrite` those that
-    exist."""
+    predicts `labels`, which each stand for the {} of the template. A segmenter writes masks, a detector
+    pictures with the objects whose score is at least the `threshold`; `overwrite` replaces those that exist."""
     if top_k is not None and top_k < 1:
         raise ZooError(f"--top-k must be at least 1, not {top_k}")
     run = zoo.load(folder)
@@ -67,10 +79,15 @@ def predict(
         raise ZooError(
             f"{folder!r} compares images with descriptions: name the classes with --labels, as --labels cat dog"
         )
-    if run.inputs.kind == "segmentation":
+    if threshold is not None and run.inputs.kind != "detection":
+        raise ZooError(f"--threshold is for detectors; {folder!r} is none")
+    if run.inputs.kind in ("segmentation", "detection"):
         if top_k is not None or labels:
-            raise ZooError("--top-k and --labels are for classes of whole images; this run segments")
-        return segment(run, itertools.chain.from_iterable(map(_files, raws)), as_json, overwrite)
+            raise ZooError("--top-k and --labels are for classes of whole images; this run has classes of their parts")
+        files = itertools.chain.from_iterable(map(_files, raws))
+        if run.inputs.kind == "segmentation":
+            return segment(run, files, as_json, overwrite)
+        return detect(run, files, 0.5 if threshold is None else threshold, as_json, overwrite)
     if labels:
         run = zoo.zero_shot(run, labels, template)
     if not run.inputs.labels and not fills(run):
