@@ -5,7 +5,17 @@ import pytest
 from PIL import Image
 
 import train
+import zoo
 from benchmarks import membrane
+
+
+def test_a_network_needs_its_run():
+    for config in (membrane.MembraneConfig(("network",)), membrane.MembraneConfig(run="x")):
+        with pytest.raises(
+            zoo.ZooError, match="the method network and --run, a run of the recipe membrane, go together"
+        ):
+            membrane.run(config)
+
 
 CONFIG = membrane.MembraneConfig(pixels=2000, trees=5)
 
