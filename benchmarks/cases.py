@@ -225,6 +225,7 @@ QUALITY: dict[str, str] = {
     "digits-finetune": "{accuracy:.1f} %",
     "digits-distill": "{accuracy:.1f} %",
     "digit-scenes": "mean average precision {mean_average_precision:.3f}",
+    "membrane": "mean IoU {mean_iou:.3f}",
     "mackey-glass": "NRMSE {nrmse:.4f}",
     "mnist": "{accuracy:.2f} %",
     "mnist-lenet": "{accuracy:.2f} %",

@@ -8,27 +8,31 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from tyro.conf import Positional
 
 import zoo
 from benchmarks.timer import RESULTS, append_row, circumstances
 from train.data.segmentation import SegmentationData
 from train.settings import at_least
 from train.tasks.segmentation import overlaps, rand_error
+from zoo.errors import ZooError
 from zoo.segmenter import Segmenter
 
 SCALES = (1.0, 2.0, 4.0, 8.0)  # standard deviations of Gaussians, in pixels
 LEVELS = np.linspace(0.02, 0.98, 49)  # that are tried, as quantiles of a method's scores
 MEMBRANE = 0  # the class of the ISBI 2012 labels
+Method = Literal["threshold", "forest", "network"]
 
 
 @dataclasses.dataclass(frozen=True)
 class MembraneConfig:
     """Segments membranes by a threshold and by a random forest, on the sections of the recipe membrane."""
 
-    run: str | None = None  # a finished run of that recipe, to be measured beside them
+    methods: Positional[tuple[Method, ...]] = ("threshold", "forest")  # threshold, forest, network
+    run: str | None = None  # of network: a finished run of the recipe
     pixels: int = 200_000  # of the training sections, of which the forest learns
     trees: int = 100  # of the forest
     seed: int = 0  # of the forest and its pixels
@@ -40,13 +44,13 @@ def run(config: MembraneConfig) -> list[dict[str, Any]]:
     for name in ("pixels", "trees"):
         at_least(name, getattr(config, name), 1)
     at_least("seed", config.seed, 0)
+    if ("network" in config.methods) != (config.run is not None):
+        raise ZooError("the method network and --run, a run of the recipe membrane, go together")
     dataset, rows = SegmentationData("isbi_membrane").load((256, 256, 1)), []
-    methods: dict[str, Any] = {"threshold": threshold, "forest": forest}
-    if config.run is not None:
-        methods["unet"] = network
-    for method, scored in methods.items():
+    methods: dict[str, Any] = {"threshold": threshold, "forest": forest, "network": network}
+    for method in config.methods:
         start = time.perf_counter()
-        validation, test = scored(config, dataset)
+        validation, test = methods[method](config, dataset)
         level = best_level(validation, dataset.validation.arrays["mask"])
         row = {"method": method, "seed": config.seed, "pixels": config.pixels, "trees": config.trees, "level": level}
         row |= measured(test, dataset.test.arrays["mask"], level)

@@ -5,7 +5,17 @@ import pytest
 from PIL import Image
 
 import train
+import zoo
 from benchmarks import membrane
+
+
+def test_a_network_needs_its_run():
+    for config in (membrane.MembraneConfig(("network",)), membrane.MembraneConfig(run="x")):
+        with pytest.raises(
+            zoo.ZooError, match="the method network and --run, a run of the recipe membrane, go together"
+        ):
+            membrane.run(config)
+
 
 CONFIG = membrane.MembraneConfig(pixels=2000, trees=5)
 
@@ -33,7 +43,7 @@ def test_responses_know_a_ridge_from_an_edge():
     assert smooth.argmax() == 16
     assert gradient[16] < 1e-3 < gradient[14]
     assert small[16] == small.min() < 0
-    assert abs(large[16]) < 1e-3  # along the ridge nothing changes
+    assert abs(large[16]) < 0.1 < large[14]  # along the ridge nothing changes
 
 
 def test_the_best_level_has_the_greatest_iou():
