@@ -15,6 +15,7 @@ ROWS = onnx.read()
 
 def test_every_architecture_has_a_row():
     classes = {zoo.model_info(name).module_class for name in zoo.list_models()}
+    classes = {cls for cls in classes if not getattr(cls, "detects", False)}  # whose result is no array
     ours = {cls for cls in classes if cls.__module__.startswith("zoo.")}
     assert {zoo.model_info(name).module_class for name in onnx.MODELS} == ours
     assert ROWS.keys() == onnx.MODELS.keys()

@@ -108,7 +108,8 @@ def to_torch(images):
 
 def test_every_architecture_has_a_case():
     classes = {zoo.model_info(name).module_class for name in CASES}
-    assert classes == {zoo.model_info(name).module_class for name in zoo.list_models(family="cnn")}
+    every = {zoo.model_info(name).module_class for name in zoo.list_models(family="cnn")}
+    assert classes == {cls for cls in every if not getattr(cls, "detects", False)}  # of which test_detection is
 
 
 def test_logits_and_layers_agree(case):

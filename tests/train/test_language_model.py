@@ -264,7 +264,7 @@ def test_a_transformers_run_resumes_bit_exactly_and_generates(of_windows, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": Classification()}, "RecurrentLM is no classifier: it has no field num_classes"),
+        ({"task": Classification()}, "RecurrentLM is no classifier of whole examples"),
         (
             {"task": Classification(), "model": ModelConfig("lstm_classifier")},
             r"task Classification needs label of every example; bottles\.txt has characters, targets, tokens, weight",

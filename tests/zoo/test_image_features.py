@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_registry import TINY, shapes
+from test_registry import DETECTORS, TINY, shapes
 
 import zoo
 from zoo.features import adding
@@ -129,7 +129,11 @@ def test_the_zoos_own_weights_without_a_head():
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in (*TINY, "vit_tiny32") else pytest.param(name, marks=pytest.mark.slow) for name in IMAGE_MODELS],
+    [
+        name if name in (*TINY, "vit_tiny32") else pytest.param(name, marks=pytest.mark.slow)
+        for name in IMAGE_MODELS
+        if name not in DETECTORS
+    ],
 )
 def test_every_image_model_but_segmenters_has_pooled_and_only_cnns_have_stages(name):
     info = zoo.model_info(name)

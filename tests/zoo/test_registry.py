@@ -100,6 +100,10 @@ TINY = {  # one small model an architecture, run for real
 }
 
 
+CNNS = zoo.list_models(family="cnn")
+DETECTORS = [name for name in CNNS if getattr(zoo.model_info(name).module_class, "detects", False)]  # test_detectors
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_parameter_counts(name):
     assert zoo.model_info(name).parameters == PUBLISHED[name]
@@ -120,7 +124,7 @@ def test_parameter_counts_by_arithmetic():
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in TINY else pytest.param(name, marks=pytest.mark.slow) for name in zoo.list_models(family="cnn")],
+    [name if name in TINY else pytest.param(name, marks=pytest.mark.slow) for name in CNNS if name not in DETECTORS],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_shapes_dtypes_and_gradients(name, dtype):
@@ -174,7 +178,7 @@ def test_a_tiny_model_runs(name):
 
 
 def test_every_architecture_has_a_tiny_model():
-    classes = {zoo.model_info(name).module_class for name in zoo.list_models(family="cnn")}
+    classes = {zoo.model_info(name).module_class for name in CNNS if name not in DETECTORS}
     ours = {cls for cls in classes if cls.__module__.startswith("zoo.")}  # other tests register models of their own
     assert ours == {zoo.model_info(name).module_class for name in TINY}
 

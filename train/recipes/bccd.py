@@ -3,8 +3,11 @@
     python -m train bccd
 
     Data: BCCD
-    Result: not measured
-    Time: not measured
+    Result: test mAP@0.5 0.909: red 0.821, white 0.986, platelets 0.919 (seed 0)
+    Time: 2,585 s
+
+COCO's mAP is 0.597. The number of red cells in a photo, of 12 on average, is off by 3.4, that of white ones by 0.06 and
+that of platelets by 0.36; not all red cells are labelled.
 """
 
 from train import BoxAugmentConfig, Config, Detection, DetectionData, LogConfig, ModelConfig, OptimizerConfig
@@ -13,7 +16,7 @@ from train import BoxAugmentConfig, Config, Detection, DetectionData, LogConfig,
 def config() -> Config:
     return Config(
         workdir="runs/bccd",
-        steps=2560,
+        steps=1280,
         batch_size=8,
         eval_every=256,
         model=ModelConfig(

@@ -45,8 +45,8 @@ class Detection(Task):
             raise ZooError(f"task.count-threshold must be between 0 and 1, not {self.count_threshold}")
 
     def check_model(self, model: type[nn.Module]) -> None:
-        if not hasattr(model, "losses"):
-            raise ZooError(f"{model.__name__} is no detector: it has no method losses")
+        if not getattr(model, "detects", False):
+            raise ZooError(f"{model.__name__} is no detector, such as fasterrcnn_resnet50_fpn")
 
     def prepare(self, forward: Forward, state: Any, batch: Batch, key: jax.Array) -> tuple[Batch, Extra]:
         return augmented(self.augment, key, batch), state.extra

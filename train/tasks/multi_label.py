@@ -39,7 +39,7 @@ class MultiLabel(Task):
         self.augment.check()
 
     def check_model(self, model: type[nn.Module]) -> None:
-        parts = getattr(model, "segments", False) or hasattr(model, "losses")  # of images have classes
+        parts = getattr(model, "segments", False) or getattr(model, "detects", False)  # of images have classes
         if not hasattr(model, "num_classes") or parts:
             raise ZooError(f"{model.__name__} is no classifier of whole examples")
 

@@ -21,6 +21,7 @@ from flax.core import FrozenDict
 from zoo.cnn.layers import Conv, DenseOverMap, check_images
 from zoo.cnn.pyramid import Pyramid, Top
 from zoo.errors import ZooError
+from zoo.features import sow
 from zoo.ops import boxes as box_ops
 from zoo.ops.precision import at_least_float32
 from zoo.ops.roi_align import pyramid_align
@@ -93,7 +94,7 @@ class FasterRCNN(nn.Module):
     and `labels` int32 [B, D] of 0 to num_classes - 1; -1, with a score of 0, where there are fewer.
 
     `sizes` [B, 2], height and width, are those of images that are padded at the right and the bottom; boxes end there.
-    Features: those of `Pyramid`, within `backbone`. `axis_name`: see `ResNet`.
+    Features: pyramid1, pyramid2, ... (the pyramid's maps, finest first). `axis_name`: see `ResNet`.
     """
 
     backbone_name: str = "resnet50"
@@ -124,6 +125,7 @@ class FasterRCNN(nn.Module):
     axis_name: str | None = None
 
     head = "box_predictor"
+    detects = True  # objects, and has `losses`
 
     def setup(self) -> None:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -181,7 +183,7 @@ class FasterRCNN(nn.Module):
         self, images: jax.Array, train: bool
     ) -> tuple[list[jax.Array], jax.Array, jax.Array, list[jax.Array]]:
         """The maps; scores [B, A] and offsets [B, A, 4] of all anchors; the anchors of each map, [a, 4]."""
-        maps = self.backbone(images, train)
+        maps = sown(self, self.backbone(images, train))
         scores, offsets = zip(*map(self.rpn_head, maps), strict=True)
         anchors = map_anchors(self.anchors, self.ratios, maps, images)
         return maps, jnp.concatenate(scores, 1), jnp.concatenate(offsets, 1), anchors
@@ -274,6 +276,11 @@ class FasterRCNN(nn.Module):
         return logits.reshape(*shape, *logits.shape[1:]), offsets.reshape(*shape, *offsets.shape[1:])
 
 
+def sown(module: nn.Module, maps: Sequence[jax.Array]) -> list[jax.Array]:
+    """The maps of a pyramid, after storing them as features."""
+    return [sow(module, f"pyramid{level}", x) for level, x in enumerate(maps, start=1)]
+
+
 def map_anchors(
     sides: Sequence[Sequence[float]], ratios: Sequence[float], maps: Sequence[jax.Array], images: jax.Array
 ) -> list[jax.Array]:
@@ -281,14 +288,14 @@ def map_anchors(
     if len(maps) != len(sides):
         raise ZooError(f"anchors must have sides for each of the pyramid's {len(maps)} maps, not {sides}")
     return [
-        jnp.asarray(box_ops.anchors(own, ratios, x.shape[1:3], images.shape[1:3]))
+        jnp.asarray(box_ops.anchors(own, ratios, x.shape[1:3], images.shape[1:3]), at_least_float32(x))
         for own, x in zip(sides, maps, strict=True)
     ]
 
 
 def whole(images: jax.Array) -> jax.Array:
     """The sizes [B, 2] of images without padding."""
-    return jnp.full((images.shape[0], 2), jnp.array(images.shape[1:3]), jnp.float32)
+    return jnp.full((images.shape[0], 2), jnp.array(images.shape[1:3]), at_least_float32(images))
 
 
 def smooth_l1(errors: jax.Array) -> jax.Array:

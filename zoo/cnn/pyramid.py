@@ -15,17 +15,13 @@ import jax.numpy as jnp
 
 from zoo.cnn.backbone import backbone_stages
 from zoo.cnn.layers import Conv
-from zoo.features import sow
 
 Top = Literal["pool", "convolutions"]
 uniform = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
 class Pyramid(nn.Module):
-    """Images [B, H, W, C] to maps [B, H / stride, W / stride, width], finest first.
-
-    Features: pyramid1, pyramid2, ... (the maps), and the backbone's.
-    """
+    """Images [B, H, W, C] to maps [B, H / stride, W / stride, width], finest first."""
 
     backbone_name: str
     backbone_args: Mapping[str, Any]
@@ -53,7 +49,7 @@ class Pyramid(nn.Module):
         else:
             found.append(conv((3, 3), strides=2, padding=1, name="fpn_extra_blocks_p6")(found[-1]))
             found.append(conv((3, 3), strides=2, padding=1, name="fpn_extra_blocks_p7")(nn.relu(found[-1])))
-        return [sow(self, f"pyramid{level}", x) for level, x in enumerate(found, start=1)]
+        return found
 
 
 def nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from zoo.cnn.faster_rcnn import Detections, Losses, detections, map_anchors, whole
+from zoo.cnn.faster_rcnn import Detections, Losses, detections, map_anchors, sown, whole
 from zoo.cnn.layers import Conv, check_images
 from zoo.cnn.pyramid import Pyramid, Top
 from zoo.ops import boxes as box_ops
@@ -43,7 +43,7 @@ class RetinaNet(nn.Module):
     """Images [B, H, W, C] to detections; inputs, outputs and `losses` as of `FasterRCNN`.
 
     The losses are classifier and box, each the mean over images of a sum over anchors, divided by the number of those
-    that are matched. Features: those of `Pyramid`, within `backbone`.
+    that are matched. Features: pyramid1, pyramid2, ... (the pyramid's maps, finest first).
     """
 
     backbone_name: str = "resnet50"
@@ -68,6 +68,7 @@ class RetinaNet(nn.Module):
     axis_name: str | None = None
 
     head = "cls_logits"
+    detects = True
 
     def setup(self) -> None:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -120,7 +121,7 @@ class RetinaNet(nn.Module):
         self, images: jax.Array, train: bool
     ) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array]]:
         """Of each map logits [B, A, classes], offsets [B, A, 4] and anchors [A, 4]."""
-        maps = self.backbone(images, train)
+        maps = sown(self, self.backbone(images, train))
         wide = at_least_float32(images)
         logits = [self.cls_logits(self.classification_head(x)) for x in maps]
         offsets = [self.bbox_reg(self.regression_head(x)) for x in maps]
