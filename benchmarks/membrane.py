@@ -52,7 +52,13 @@ def run(config: MembraneConfig) -> list[dict[str, Any]]:
         start = time.perf_counter()
         validation, test = methods[method](config, dataset)
         level = best_level(validation, dataset.validation.arrays["mask"])
-        row = {"method": method, "seed": config.seed, "pixels": config.pixels, "trees": config.trees, "level": level}
+        row: dict[str, Any] = {
+            "method": method,
+            "seed": config.seed,
+            "pixels": config.pixels,
+            "trees": config.trees,
+            "level": level,
+        }
         row |= measured(test, dataset.test.arrays["mask"], level)
         row |= {"seconds": round(time.perf_counter() - start, 1), **circumstances()}
         append_row(pathlib.Path(config.output), row)

@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     from train.config import Config, LogConfig, ModelConfig
     from train.data.augment import AugmentConfig
     from train.data.augment_boxes import BoxAugmentConfig
-    from train.data.detection import DetectionData
     from train.data.deform import DeformConfig
+    from train.data.detection import DetectionData
     from train.data.dialogues import DialogueData
     from train.data.images import ImageData
     from train.data.labelled_text import LabelledTextData
@@ -69,9 +69,9 @@ __all__ = [
     "Classification",
     "Config",
     "Dataset",
+    "DeformConfig",
     "Detection",
     "DetectionData",
-    "DeformConfig",
     "DialogueData",
     "Dialogues",
     "Distillation",

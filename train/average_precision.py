@@ -5,6 +5,7 @@ Boxes are (x0, y0, x1, y1), float [n, 4]; everything runs on the host, in NumPy.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,7 @@ def errors(image: Image, threshold: float) -> dict[str, np.ndarray]:
     kinds: dict[str, list[int]] = {kind: [] for kind in (*ERRORS, "right")}
     overlap = overlaps(image.boxes, image.real)
     taken = np.zeros(len(image.real), bool)
-    for i in np.flatnonzero(image.scores >= threshold):
+    for i in np.flatnonzero(image.scores >= threshold).tolist():
         same = image.real_labels == image.labels[i]
         free = np.where(same & ~taken, overlap[i], 0)
         if free.max(initial=0) >= 0.5:
@@ -118,14 +119,15 @@ def coco(images: Sequence[Image], labels: Sequence[str]) -> dict[str, float]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    truth, found = [], []
+    truth: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for number, image in enumerate(images, start=1):
         for box, label, crowd in zip(image.real, image.real_labels, image.ignored, strict=True):
             about = {"id": len(truth) + 1, "image_id": number, "category_id": int(label) + 1, "iscrowd": int(crowd)}
             truth.append({**about, "bbox": _sides(box), "area": float(np.prod(box[2:] - box[:2]))})
         for box, score, label in zip(image.boxes, image.scores, image.labels, strict=True):
-            about = {"image_id": number, "category_id": int(label) + 1, "score": float(score)}
-            found.append({**about, "bbox": _sides(box)})
+            where = {"image_id": number, "category_id": int(label) + 1, "bbox": _sides(box)}
+            found.append({**where, "score": float(score)})
     if not found:
         return dict.fromkeys(COCO_FIGURES, 0.0)
     with contextlib.redirect_stdout(io.StringIO()):

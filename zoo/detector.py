@@ -48,11 +48,16 @@ class Detector:
             boxes = np.clip(found["boxes"][i][kept] / frame.scale, 0, limits)
             images.append(
                 [
-                    Found(inputs.labels[found["labels"][i][k]], float(found["scores"][i][k]), tuple(map(float, box)))
+                    Found(inputs.labels[found["labels"][i][k]], float(found["scores"][i][k]), _corners(box))
                     for k, box in zip(kept, boxes, strict=True)
                 ]
             )
         return images
+
+
+def _corners(box: np.ndarray) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = map(float, box)
+    return x0, y0, x1, y1
 
 
 def draw(raw: Any, found: Sequence[Found], labels: Sequence[str], path: pathlib.Path) -> None:
@@ -61,12 +66,13 @@ def draw(raw: Any, found: Sequence[Found], labels: Sequence[str], path: pathlib.
 
     image = open_image(raw, 3)
     line = max(1, round(min(image.size) / 200))
-    font = ImageFont.load_default(size=max(10, min(image.size) / 40))
+    height = max(10, min(image.size) / 40)
+    font = ImageFont.load_default(size=height)
     pen = ImageDraw.Draw(image)
     for one in reversed(found):
         colour = COLOURS[labels.index(one.label) % len(COLOURS)]
         pen.rectangle(one.box, outline=colour, width=line)
-        text, place = f"{one.label} {one.score:.2f}", (one.box[0] + line, max(one.box[1] - font.size - 2 * line, 0))
+        text, place = f"{one.label} {one.score:.2f}", (one.box[0] + line, max(one.box[1] - height - 2 * line, 0))
         pen.rectangle(pen.textbbox(place, text, font=font), fill=colour)
         pen.text(place, text, fill="white", font=font)
     image.save(path)

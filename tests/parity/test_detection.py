@@ -21,7 +21,11 @@ TARGETS = [([[10.0, 20, 70, 90], [50, 30, 120, 100], [5, 5, 40, 30]], [1, 2, 1])
 FASTER = {
     "torch": {
         **{"rpn_batch_size_per_image": 10**6, "box_batch_size_per_image": 4000, "box_positive_fraction": 0.9},
-        **{f"rpn_{order}_nms_top_n_{mode}": n for order, n in (("pre", 200), ("post", 60)) for mode in ("train", "test")},
+        **{
+            f"rpn_{order}_nms_top_n_{mode}": n
+            for order, n in (("pre", 200), ("post", 60))
+            for mode in ("train", "test")
+        },
         **{"box_score_thresh": 0.3},
     },
     "ours": {
@@ -109,7 +113,7 @@ def test_layout_and_count_are_torchvisions(models: Any, name: str) -> None:
     peer = getattr(models.detection, name)(weights=None, weights_backbone=None)
     model = zoo.create_model(name)
     abstract = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *SIZE, 3)))
-    ours = {tensor for tensor in layout.names(abstract)}
+    ours = {*layout.names(abstract)}
     assert ours == {tensor for tensor in peer.state_dict() if "num_batches_tracked" not in tensor}
     count = sum(parameter.numel() for parameter in peer.parameters())
     assert zoo.model_info(name).parameters == count == CASES[name]["parameters"]
@@ -191,7 +195,9 @@ def test_roi_align_and_its_gradient(aligned: bool, ratio: int) -> None:
         ours, gradient = jax.vjp(lambda x: align(x, jnp.asarray(ROIS), 5, 1 / 8, ratio, aligned), features)  # noqa: B023
         np.testing.assert_allclose(ours, expected.detach().numpy().transpose(0, 2, 3, 1), atol=2e-5)
         np.testing.assert_allclose(
-            gradient(jnp.asarray(weights.transpose(0, 2, 3, 1)))[0], theirs.grad[0].numpy().transpose(1, 2, 0), atol=2e-5
+            gradient(jnp.asarray(weights.transpose(0, 2, 3, 1)))[0],
+            theirs.grad[0].numpy().transpose(1, 2, 0),
+            atol=2e-5,
         )
 
 

@@ -63,7 +63,9 @@ def test_average_precision_by_hand() -> None:
 def test_each_box_is_found_once_and_ignored_ones_never() -> None:
     twice = [image([[0, 0, 10, 10, 0], [0, 0, 10, 10, 0]], [[0, 0, 10, 10, 0]])]
     assert curve(twice, 0)[1].tolist() == [1, 0.5]
-    crowd = [image([[0, 0, 10, 10, 0], [40, 40, 50, 50, 0]], [[0, 0, 10, 10, 0], [40, 40, 90, 90, 0]], None, [False, True])]
+    crowd = [
+        image([[0, 0, 10, 10, 0], [40, 40, 50, 50, 0]], [[0, 0, 10, 10, 0], [40, 40, 90, 90, 0]], None, [False, True])
+    ]
     assert curve(crowd, 0)[1].tolist() == [1]
     assert average_precision(crowd, 0) == 1
 
@@ -79,7 +81,14 @@ def test_errors_by_kind() -> None:
         [0, 50, 10, 60, 1],
     ]
     kinds = errors(image(found, real, [0.9, 0.8, 0.7, 0.6, 0.5, 0.1]), 0.3)
-    expected = {"right": [0], "duplicate": [1], "class": [2], "localisation": [3], "background": [4], "missed": [1, 2, 3]}
+    expected = {
+        "right": [0],
+        "duplicate": [1],
+        "class": [2],
+        "localisation": [3],
+        "background": [4],
+        "missed": [1, 2, 3],
+    }
     assert {kind: which.tolist() for kind, which in kinds.items()} == expected
     assert {*kinds} == {*ERRORS, "right"}
 

@@ -1,4 +1,4 @@
-"""Detection data in COCO's, Pascal VOC's and CSV files, and what bad ones get: an error with file and line, or a note."""
+"""Detection data in COCO's, Pascal VOC's and CSV files; bad ones get an error with file and line, or a note."""
 
 import json
 import pathlib
@@ -235,7 +235,10 @@ def test_a_bad_coco_file_is_an_error(case: str, tmp_path: pathlib.Path) -> None:
         ("<annotation><object>", "no XML"),
         (xml("a.png", [("cell", ("1", "2", "", "9"))]), "object 0.*four numbers"),
         (xml("a.png", [("cell", (9, 2, 1, 9))]), "object 0.*swapped"),
-        (xml("a.png", []) .replace("</annotation>", "<object><name>x</name></object></annotation>"), "needs name and bndbox"),
+        (
+            xml("a.png", []).replace("</annotation>", "<object><name>x</name></object></annotation>"),
+            "needs name and bndbox",
+        ),
         ('<!DOCTYPE a [<!ENTITY b "c">]>' + xml("a.png"), "defines entities"),
     ],
 )
@@ -249,7 +252,7 @@ def test_a_bad_voc_file_is_an_error(content: str, message: str, tmp_path: pathli
 
 def test_a_folder_without_annotations_is_an_error(tmp_path: pathlib.Path) -> None:
     pictures(tmp_path)
-    with pytest.raises(ZooError, match="no COCO JSON .*, no Pascal VOC XML"):
+    with pytest.raises(ZooError, match=r"no COCO JSON .*, no Pascal VOC XML"):
         load(tmp_path)
     with pytest.raises(ZooError, match="is no folder"):
         load(tmp_path / "nowhere")

@@ -186,8 +186,12 @@ def test_boxes_move_with_the_image(config: BoxAugmentConfig) -> None:
             box, image = found["boxes"][i, 0], found["image"][i, ..., 0]
             moved += int(np.abs(box - np.asarray(batch["boxes"][i, 0])).max() > 1)
             rows, columns = (np.arange(n) + 0.5 for n in image.shape)
-            inside = ((rows > box[1] + 1) & (rows < box[3] - 1))[:, None] & (columns > box[0] + 1) & (columns < box[2] - 1)
-            near = ((rows > box[1] - 1) & (rows < box[3] + 1))[:, None] & (columns > box[0] - 1) & (columns < box[2] + 1)
+            inside = (
+                ((rows > box[1] + 1) & (rows < box[3] - 1))[:, None] & (columns > box[0] + 1) & (columns < box[2] - 1)
+            )
+            near = (
+                ((rows > box[1] - 1) & (rows < box[3] + 1))[:, None] & (columns > box[0] - 1) & (columns < box[2] + 1)
+            )
             assert image[inside].min() > 240
             assert image[~near].max() < 140
     assert seen > 15
@@ -222,7 +226,12 @@ def test_colour_changes_pixels_and_not_boxes() -> None:
 def test_counts_are_of_detections_above_the_threshold() -> None:
     box = [0.0, 0, 10, 10]
     image = Found(
-        np.array([box] * 3), np.array([0.9, 0.6, 0.4]), np.array([0, 0, 1]), np.array([box]), np.array([0]), np.zeros(1, bool)
+        np.array([box] * 3),
+        np.array([0.9, 0.6, 0.4]),
+        np.array([0, 0, 1]),
+        np.array([box]),
+        np.array([0]),
+        np.zeros(1, bool),
     )
     found = figures([image], ("a", "b"), 0.5, final=False)
     assert (found["count_error/a"], found["count_error/b"]) == (1, 0)

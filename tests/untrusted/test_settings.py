@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train import (
+    BoxAugmentConfig,
     Classification,
     Config,
+    Detection,
+    DetectionData,
     Distillation,
     Forecasting,
     ImageData,
@@ -47,6 +50,7 @@ PAIRS = [
     (PairData(path="x"), Translation()),
     (MultiLabelData(), MultiLabel()),
     (SeriesData(), Forecasting()),
+    (DetectionData(image_size="24x32"), Detection(augment=BoxAugmentConfig(flip=True, zoom=0.5))),
     (SegmentationData("x", tile="8x16", range=[0.0, 4095.0]), Segmentation(class_weights={"cell": 2.0})),
 ]
 SETTINGS = {

@@ -104,7 +104,9 @@ def test_detections_are_ordered_inside_and_apart(name: str) -> None:
     found = {key: np.asarray(x) for key, x in detecting(name)(variables, IMAGES, sizes).items()}
     assert found["boxes"].shape == (3, 5, 4)
     assert (found["labels"] >= 0).sum() > 5
-    for boxes, scores, labels, (height, width) in zip(*(found[k] for k in ("boxes", "scores", "labels")), sizes, strict=True):
+    for boxes, scores, labels, (height, width) in zip(
+        *(found[k] for k in ("boxes", "scores", "labels")), sizes, strict=True
+    ):
         kept = labels >= 0
         assert (np.diff(scores) <= 0).all()
         assert (scores[kept] > model.score_threshold).all()
@@ -145,7 +147,7 @@ def test_the_keys_choose_what_is_compared(name: str) -> None:
 
 @pytest.mark.parametrize("name", BOTH)
 def test_any_number_of_images_is_exported_and_none_is_detected(name: str) -> None:
-    model, variables = tiny(name)
+    _, variables = tiny(name)
     rows = export.symbolic_shape("b")[0]
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
     program = export.export(detecting(name))(abstract, jax.ShapeDtypeStruct((rows, 40, 36, 3), jnp.float32))
@@ -178,7 +180,9 @@ def test_features_come_on_request(name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_large", "efficientnet_lite0", "convnext_tiny", "densenet121"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v3_large", "efficientnet_lite0", "convnext_tiny", "densenet121"]
+)
 def test_any_backbone_with_stages(name: str) -> None:
     """Its classifier's layers get no parameters."""
     model = zoo.create_model("retinanet_resnet50_fpn", backbone_name=name)
@@ -217,5 +221,5 @@ def test_giou_loss_learns_boxes_too() -> None:
 
 def test_small_images_are_refused() -> None:
     model, variables = tiny("fasterrcnn_resnet50_fpn")
-    with pytest.raises(zoo.ZooError, match="takes images .* of 32 pixels or more"):
+    with pytest.raises(zoo.ZooError, match=r"takes images .* of 32 pixels or more"):
         model.apply(variables, np.zeros((1, 20, 36, 3), np.float32))

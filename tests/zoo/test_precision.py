@@ -38,7 +38,9 @@ def x64():
 
 
 def test_every_architecture_is_here():
-    assert {zoo.model_info(name).module_class for name in (*architectures.ONE_OF_EACH, *architectures.DETECTORS)} == CLASSES
+    assert {
+        zoo.model_info(name).module_class for name in (*architectures.ONE_OF_EACH, *architectures.DETECTORS)
+    } == CLASSES
 
 
 @pytest.mark.parametrize(

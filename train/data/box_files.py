@@ -111,7 +111,11 @@ def _coco(file: pathlib.Path, images: _Images) -> list[Scene]:
         has = ", ".join(content)[:80] if isinstance(content, dict) else type(content).__name__
         raise ZooError(f"{name!r} is not in COCO's format: it needs images, annotations and categories; it has {has}")
     parts = {}
-    for part, fields in {"images": ("id", "file_name"), "categories": ("id", "name"), "annotations": ("image_id", "category_id", "bbox")}.items():
+    for part, fields in {
+        "images": ("id", "file_name"),
+        "categories": ("id", "name"),
+        "annotations": ("image_id", "category_id", "bbox"),
+    }.items():
         entries = content[part]
         for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
             if not isinstance(entry, dict) or not {*fields} <= entry.keys():
@@ -148,8 +152,8 @@ def _scene(path: pathlib.Path, boxes: Iterable[Box]) -> Scene:
 def _voc(
     root: pathlib.Path, xml: Iterable[pathlib.PurePath], files: Iterable[pathlib.PurePath], images: _Images
 ) -> Scenes:
-    """The scenes of Pascal VOC's annotations, one XML file an image. ImageSets/Main/train.txt, val.txt and test.txt name
-    those of each split; else folders train, valid and test do, or all are train."""
+    """The scenes of Pascal VOC's annotations, one XML file an image. ImageSets/Main/train.txt, val.txt and test.txt
+    name those of each split; else folders train, valid and test do, or all are train."""
     lists: dict[str, str] = {}
     for file in files:
         split = split_of(file.stem) if file.suffix == ".txt" and file.parent.name == "Main" else None
@@ -200,7 +204,9 @@ def _table(file: pathlib.Path, images: _Images) -> Scenes:
     }
     corners = next((names for names in CORNERS if {*names} <= {*header}), None)
     if None in columns.values() or corners is None:
-        raise ZooError(f"{name!r} must have the columns file, label, x0, y0, x1 and y1; it has {', '.join(header)!r:.80}")
+        raise ZooError(
+            f"{name!r} must have the columns file, label, x0, y0, x1 and y1; it has {', '.join(header)!r:.80}"
+        )
     found: dict[str, tuple[str, list[Box]]] = {}
     shares = True
     for number, values in enumerate(rows[1:], start=2):
@@ -232,4 +238,3 @@ def _table(file: pathlib.Path, images: _Images) -> Scenes:
     for image, (split, boxes) in found.items():
         scenes.setdefault(split, []).append(_scene(images.find(image, file.parent, f"{name!r}"), boxes))
     return {split: scenes[split] for split in SPLITS if split in scenes}
-

@@ -38,6 +38,7 @@ class DetectionData(TfdsSource):
 
     def load(self, model_shape: tuple[int, ...], inputs: Inputs | None = None) -> Dataset:
         """See `Source.load`. A held-out split is the end of train where the data have none."""
+        given: Any = inputs
         known = self.inputs_of_kind(inputs, "detection") if getattr(inputs, "labels", ()) else None
         if self.path is not None:
             name, scenes = box_files.load(self.path)
@@ -48,7 +49,7 @@ class DetectionData(TfdsSource):
         labels = labels_of(scenes, name, () if known is None else known.labels)
         if known is None:
             size = parse_size(self.image_size) or (model_shape[0], model_shape[1])
-            mean, std = (inputs.mean, inputs.std) if inputs is not None else ((0.0,) * 3, (1.0,) * 3)
+            mean, std = (given.mean, given.std) if given is not None else ((0.0,) * 3, (1.0,) * 3)
             form = DetectionInputs((*size, 3), mean, std, labels)
         else:
             form = known
@@ -71,7 +72,10 @@ class DetectionData(TfdsSource):
 def tfds_scenes(name: str, data_dir: str) -> Mapping[str, list[Scene]]:
     """The scenes of each split of a TFDS set; ZooError where it has no boxes with labels."""
     labels, splits = tfds.load_boxes(name, data_dir)
-    return {split: [_tfds_scene(name, split, row, source, labels) for row in range(len(source))] for split, source in splits.items()}
+    return {
+        split: [_tfds_scene(name, split, row, source, labels) for row in range(len(source))]
+        for split, source in splits.items()
+    }
 
 
 def _tfds_scene(name: str, split: str, row: int, source: Any, labels: tuple[str, ...]) -> Scene:

@@ -55,8 +55,8 @@ class Cut:
 def split_of_scenes(
     scenes: Sequence[Scene], inputs: DetectionInputs, most: int, unreadable: Unreadable, cut: Cut
 ) -> Any:
-    """The scenes as a split whose examples have, beside what `DetectionInputs.batch` gives: `boxes` float32 [most, 4] in
-    pixels of the frame, `box_label` int32 [most], -1 for padding, and `box_ignored` bool [most]."""
+    """The scenes as a split whose examples have, beside what `DetectionInputs.batch` gives: `boxes` float32 [most, 4]
+    in pixels of the frame, `box_label` int32 [most], -1 for padding, and `box_ignored` bool [most]."""
     numbers = {label: number for number, label in enumerate(inputs.labels)}
 
     def example(scene: Scene) -> Any:
@@ -88,7 +88,10 @@ def split_of_scenes(
 
 def _joined(found: Sequence[tuple[Framed, Arrays]]) -> Arrays:
     frames, arrays = zip(*found, strict=True)
-    return {**DetectionInputs.of_frames(frames), **{name: np.stack([one[name] for one in arrays]) for name in arrays[0]}}
+    return {
+        **DetectionInputs.of_frames(frames),
+        **{name: np.stack([one[name] for one in arrays]) for name in arrays[0]},
+    }
 
 
 def _arrays(scene: Scene, framed: Framed, numbers: Mapping[str, int], most: int, cut: Cut) -> Arrays:

@@ -109,7 +109,9 @@ def load_boxes(name: str, data_dir: str) -> tuple[tuple[str, ...], dict[str, Any
     objects = getattr(features.get("objects"), "feature", {})
     if "image" not in features or not {"bbox", "label"} <= {*objects}:
         has = ", ".join(sorted(features)) or "neither"
-        raise ZooError(f"{name} is no detection set: it needs features image, and objects of bbox and label; it has {has}")
+        raise ZooError(
+            f"{name} is no detection set: it needs features image, and objects of bbox and label; it has {has}"
+        )
     import tensorflow_datasets as tfds
 
     decoders = {"image": tfds.decode.SkipDecoding()}

@@ -108,7 +108,11 @@ def draw_worst(
     rows = -(-len(worst) // columns)
     height, width = run.inputs.shape[:2]
     figure, axes = plt.subplots(
-        rows, columns, figsize=(6 * columns, 6 * rows * height / width + 0.3 * rows), layout="constrained", squeeze=False
+        rows,
+        columns,
+        figsize=(6 * columns, 6 * rows * height / width + 0.3 * rows),
+        layout="constrained",
+        squeeze=False,
     )
     for axis in axes.ravel():
         axis.axis("off")
@@ -132,4 +136,4 @@ def _box(axis: Any, box: np.ndarray, colour: str, dashed: bool) -> None:
 
     style = "dashed" if dashed else "solid"
     sides = box[2:] - box[:2]
-    axis.add_patch(plt.Rectangle(box[:2], *sides, fill=False, color=colour, linewidth=1.2, linestyle=style))
+    axis.add_patch(plt.Rectangle((box[0], box[1]), *sides, fill=False, color=colour, linewidth=1.2, linestyle=style))

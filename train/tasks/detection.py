@@ -62,7 +62,7 @@ class Detection(Task):
         sums = {}
         for name, (total, counted) in losses.items():
             sums[name] = count * jnp.sum(total * weight) / jnp.maximum(jnp.sum(counted * weight), 1.0)
-        loss = sum(sums.values())
+        loss = jnp.sum(jnp.stack([*sums.values()]))
         return Loss(loss, count, {"loss": loss, **sums})
 
     def metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:

@@ -130,7 +130,13 @@ class FasterRCNN(nn.Module):
     def setup(self) -> None:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.backbone = Pyramid(
-            self.backbone_name, self.backbone_args, self.stages, self.width, self.top, axis_name=self.axis_name, **dtypes
+            self.backbone_name,
+            self.backbone_args,
+            self.stages,
+            self.width,
+            self.top,
+            axis_name=self.axis_name,
+            **dtypes,
         )
         self.rpn_head = ProposalHead(self.width, len(self.anchors[0]) * len(self.ratios), **dtypes)
         self.box_head = BoxHead(self.hidden_size, **dtypes)
@@ -144,9 +150,7 @@ class FasterRCNN(nn.Module):
         logits, offsets = self._classified(maps, regions, images.shape[1:3])
         scores = jnp.where(valid[..., None], jax.nn.softmax(logits)[..., 1:], -jnp.inf)
         boxes = box_ops.decode(offsets[:, :, 1:], regions[:, :, None], BOX_WEIGHTS)
-        detect = partial(
-            detections, threshold=self.score_threshold, overlap=self.overlap, number=self.num_detections
-        )
+        detect = partial(detections, threshold=self.score_threshold, overlap=self.overlap, number=self.num_detections)
 
         def of_image(boxes: jax.Array, scores: jax.Array, size: jax.Array) -> Detections:
             labels = jnp.broadcast_to(jnp.arange(scores.shape[-1]), scores.shape).ravel()
@@ -211,11 +215,11 @@ class FasterRCNN(nn.Module):
                 boxes.append(box_ops.decode(offsets[here][chosen], part[chosen]))
                 best.append(top)
                 levels.append(jnp.full(len(top), level))
-            found, score, level = map(jnp.concatenate, (boxes, best, levels))
+            found, score, groups = map(jnp.concatenate, (boxes, best, levels))
             found = box_ops.clip(found, size)
             large = jnp.all(found[:, 2:] - found[:, :2] >= LEAST_SIDE, axis=-1)
             score = jnp.where(large & (jax.nn.sigmoid(score) >= threshold), score, -jnp.inf)
-            kept = box_ops.nms(found, score, self.proposal_overlap, level)
+            kept = box_ops.nms(found, score, self.proposal_overlap, groups)
             chosen, valid = box_ops.best(score, kept, numbers[1])
             return found[chosen], valid
 

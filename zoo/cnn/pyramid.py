@@ -1,4 +1,4 @@
-"""Feature pyramids (Lin et al. 2017, "Feature pyramid networks for object detection") on any backbone, as torchvision's.
+"""Feature pyramids (Lin et al. 2017, "Feature pyramid networks for object detection") on any backbone.
 
 A 1x1 convolution brings each stage to one width, coarser maps are added to finer ones (nearest neighbour), and a 3x3
 convolution smooths each. Beyond the last stage there are further maps at half the size each: its maxima ("pool"), or
@@ -52,7 +52,7 @@ class Pyramid(nn.Module):
         return found
 
 
-def nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+def nearest(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
     """[B, h, w, C] to [B, *size, C]: row i of n is row floor(i h / n)."""
     for axis, cells in enumerate(size, start=1):
         side = x.shape[axis]

@@ -73,7 +73,13 @@ class RetinaNet(nn.Module):
     def setup(self) -> None:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.backbone = Pyramid(
-            self.backbone_name, self.backbone_args, self.stages, self.width, self.top, axis_name=self.axis_name, **dtypes
+            self.backbone_name,
+            self.backbone_args,
+            self.stages,
+            self.width,
+            self.top,
+            axis_name=self.axis_name,
+            **dtypes,
         )
         count = len(self.anchors[0]) * len(self.ratios)
         conv = partial(Conv, kernel_size=(3, 3), padding=1, kernel_init=normal, **dtypes)
@@ -98,8 +104,16 @@ class RetinaNet(nn.Module):
                 boxes.append(box_ops.decode(offsets[level][anchor], part[anchor]))
                 scores.append(score)
                 labels.append(chosen % self.num_classes)
-            found = map(jnp.concatenate, (boxes, scores, labels))
-            return detections(*found, size, self.score_threshold, self.overlap, self.num_detections, least_side=0.0)
+            return detections(
+                jnp.concatenate(boxes),
+                jnp.concatenate(scores),
+                jnp.concatenate(labels),
+                size,
+                self.score_threshold,
+                self.overlap,
+                self.num_detections,
+                least_side=0.0,
+            )
 
         return jax.vmap(of_image)(logits, offsets, sizes)
 
@@ -117,9 +131,7 @@ class RetinaNet(nn.Module):
         of_image = partial(self._image_losses, anchors=jnp.concatenate(anchors))
         return jax.vmap(of_image)(jnp.concatenate(logits, 1), jnp.concatenate(offsets, 1), boxes, labels)
 
-    def _outputs(
-        self, images: jax.Array, train: bool
-    ) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array]]:
+    def _outputs(self, images: jax.Array, train: bool) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array]]:
         """Of each map logits [B, A, classes], offsets [B, A, 4] and anchors [A, 4]."""
         maps = sown(self, self.backbone(images, train))
         wide = at_least_float32(images)

@@ -51,7 +51,9 @@ def clip(boxes: jax.Array, size: jax.Array) -> jax.Array:
     return jnp.clip(boxes, 0, jnp.stack([size[1], size[0], size[1], size[0]]).astype(boxes.dtype))
 
 
-def anchors(sizes: Sequence[float], ratios: Sequence[float], shape: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+def anchors(
+    sizes: Sequence[float], ratios: Sequence[float], shape: tuple[int, ...], size: tuple[int, ...]
+) -> np.ndarray:
     """Anchors float32 [H W ratios sizes, 4] of a map of `shape` (H, W), in this order of axes,
     for images of a `size` (height, width).
 

@@ -2,8 +2,8 @@
 
 A region is a box (x0, y0, x1, y1) in pixels of the image. ROI Align (He et al. 2017, section 3) averages bilinear
 samples. A bin's samples form a grid, so that its average is a product of one row of weights down and one across: two
-small matrices a region, and a product; this holds for any number of samples, also one that depends on the region. Where the
-number is fixed, the samples are taken one by one, which is less work: on a CPU 20 to 40 times faster forward.
+small matrices a region, and a product; this holds for any number of samples, also one that depends on the region. Where
+the number is fixed, the samples are taken one by one, which is less work: on a CPU 20 to 40 times faster forward.
 """
 
 from collections.abc import Sequence
@@ -103,7 +103,10 @@ def pyramid_align(
             sides.append((low, jnp.minimum(low + 1, cells - 1), (near - low).astype(flat.dtype), inside))
         (top, bottom, down, rows), (left, right, across, columns) = sides
         down, across = down[:, None, None], across[:, None]
-        upper, lower = jnp.array(starts)[level] + top[:, None] * width, jnp.array(starts)[level] + bottom[:, None] * width
+        upper, lower = (
+            jnp.array(starts)[level] + top[:, None] * width,
+            jnp.array(starts)[level] + bottom[:, None] * width,
+        )
         above = flat[upper + left] * (1 - across) + flat[upper + right] * across
         below = flat[lower + left] * (1 - across) + flat[lower + right] * across
         samples = jnp.where((rows[:, None] & columns)[..., None], above * (1 - down) + below * down, 0)
