@@ -72,7 +72,7 @@ def test_a_run_reports_losses_precision_counts_and_cocos_figures(run: pathlib.Pa
     result = json.loads((run / "result.json").read_text())
     test = result["test"]
     four = {"objectness", "proposal_box", "classifier", "box"}
-    assert test["loss"] == pytest.approx(sum(test[name] for name in four), rel=1e-5)
+    assert test["loss"] == pytest.approx(sum(test[f"loss/{name}"] for name in four), rel=1e-5)
     figures = {"map_50", "map", "map_75", "recall_100", "map_50/disc", "map_50/square", "count_error/disc"}
     assert figures <= test.keys()
     assert test["map_50"] == pytest.approx((test["map_50/disc"] + test["map_50/square"]) / 2)

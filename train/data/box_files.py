@@ -31,7 +31,7 @@ def load(path: str) -> tuple[str, Scenes]:
     if root.is_file():
         images = _Images(root.parent)
         if root.suffix.lower() == ".json":
-            return root.stem, _by_split([(root, _coco(root, images))])
+            return root.stem, _by_split([(root, _coco(root, _json(root), images))])
         if root.suffix.lower() in (".csv", ".tsv", ".txt"):
             return root.stem, _table(root, images)
     if not root.is_dir():
@@ -39,8 +39,9 @@ def load(path: str) -> tuple[str, Scenes]:
     images, files = _Images(root), walk(path).files
     if xml := [file for file in files if file.suffix.lower() == ".xml"]:
         return root.name, _voc(root, xml, files, images)
-    if found := [root / file for file in files if file.suffix.lower() == ".json" and _is_coco(root / file)]:
-        return root.name, _by_split([(file, _coco(file, images)) for file in found])
+    parsed = {root / file: _json(root / file) for file in files if file.suffix.lower() == ".json"}
+    if found := {file: content for file, content in parsed.items() if _is_coco(content)}:
+        return root.name, _by_split([(file, _coco(file, content, images)) for file, content in found.items()])
     tables = [root / file for file in files if file.suffix.lower() == ".csv"]
     if len(tables) == 1:
         return root.name, _table(tables[0], images)
@@ -99,15 +100,14 @@ def _json(file: pathlib.Path) -> Any:
         raise ZooError(f"{str(file)!r} is no JSON: {first_line(error)}") from None
 
 
-def _is_coco(file: pathlib.Path) -> bool:
-    content = _json(file)
+def _is_coco(content: Any) -> bool:
     return isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys()
 
 
-def _coco(file: pathlib.Path, images: _Images) -> list[Scene]:
+def _coco(file: pathlib.Path, content: Any, images: _Images) -> list[Scene]:
     """The scenes of a file in the format of COCO's object detection: boxes are (x, y, width, height)."""
-    content, name = _json(file), str(file)
-    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
+    name = str(file)
+    if not _is_coco(content):
         has = ", ".join(content)[:80] if isinstance(content, dict) else type(content).__name__
         raise ZooError(f"{name!r} is not in COCO's format: it needs images, annotations and categories; it has {has}")
     parts = {}

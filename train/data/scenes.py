@@ -40,16 +40,13 @@ class Scene:
 class Cut:
     """What was done to boxes that do not fit their images."""
 
-    cut: int = 0
-    empty: list[str] = dataclasses.field(default_factory=list)
+    cut: dict[str, None] = dataclasses.field(default_factory=dict)  # where they are; each once, also if read again
+    empty: dict[str, None] = dataclasses.field(default_factory=dict)
 
     def notes(self) -> list[str]:
-        found = []
-        if self.cut:
-            found.append(f"{self.cut} boxes that reach beyond their images are cut at the border")
-        if self.empty:
-            found.append(f"{len(self.empty)} boxes without area in their images are left out, such as {self.empty[0]}")
-        return found
+        kinds = {"that reach beyond their images are cut at the border": self.cut}
+        kinds |= {"without area in their images are left out": self.empty}
+        return [f"{len(places)} boxes {what}, such as {next(iter(places))}" for what, places in kinds.items() if places]
 
 
 def split_of_scenes(
@@ -104,9 +101,10 @@ def _arrays(scene: Scene, framed: Framed, numbers: Mapping[str, int], most: int,
         corners = np.array(box.corners, np.float64) * (limits if scene.shares else 1)
         inside = np.clip(corners, 0, limits)
         if np.any(inside[2:] - inside[:2] <= 0):
-            cut.empty.append(box.where)
+            cut.empty[box.where] = None
             continue
-        cut.cut += int(np.abs(inside - corners).max() > 1)
+        if np.abs(inside - corners).max() > 1:
+            cut.cut[box.where] = None
         boxes[count], labels[count], ignored[count] = inside * framed.scale, numbers[box.label], box.ignored
         count += 1
     return {"boxes": boxes, "box_label": labels, "box_ignored": ignored}

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 class Detection(Task):
     """The sum of a detector's losses, as its method `losses` gives them.
 
-    Metrics, 0 to 1: map_50, the mean over classes of the average precision where boxes overlap by one half, and
+    Metrics: loss, and loss/NAME of each. 0 to 1: map_50, the mean over classes of the average precision where boxes overlap by one half, and
     map_50/CLASS; count_error/CLASS, the mean absolute error of the number of objects of a class in an image. A run's
-    last evaluation adds COCO's twelve figures.
+    last evaluation adds COCO's other figures.
     """
 
     augment: BoxAugmentConfig = dataclasses.field(default_factory=BoxAugmentConfig)
@@ -61,13 +61,12 @@ class Detection(Task):
         count = jnp.sum(weight)
         sums = {}
         for name, (total, counted) in losses.items():
-            sums[name] = count * jnp.sum(total * weight) / jnp.maximum(jnp.sum(counted * weight), 1.0)
+            sums[f"loss/{name}"] = count * jnp.sum(total * weight) / jnp.maximum(jnp.sum(counted * weight), 1.0)
         loss = jnp.sum(jnp.stack([*sums.values()]))
         return Loss(loss, count, {"loss": loss, **sums})
 
     def metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
-        count = sums["count"]
-        return {name: value / count for name, value in sums.items() if name not in ("count", "grad_norm")}
+        return {name: value / sums["count"] for name, value in sums.items() if name.split("/")[0] == "loss"}
 
     def evaluate(self, evaluation: "Evaluation", split: Split) -> dict[str, float]:
         """The losses, and the figures of what is detected."""
