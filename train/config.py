@@ -24,7 +24,8 @@ class ModelConfig:
     name: str = "simple_cnn"  # a registered model: python -m zoo list
     args: Arguments = dataclasses.field(default_factory=dict)  # fields of the model, e.g. width=32 dtype=bfloat16
     # weights to start from: a folder of a run, an export, Hugging Face's or timm's, which gives the model's fields and
-    # inputs too; a .gguf file, likewise; a .safetensors file; or "pretrained": the weights that come with the zoo
+    # inputs too; a .gguf file, likewise; a .safetensors file; or "pretrained": the weights that come with the zoo; of a
+    # detector also those of a classifier, for its backbone
     weights: str | None = None
 
 

@@ -6,17 +6,20 @@ import pathlib
 import warnings
 from typing import Any
 
+import jax
 import numpy as np
 
 import zoo
 from train.config import Config, ModelConfig
 from train.data.labels import plain
 from train.data.source import Dataset, Source
+from zoo.arrays import named_leaves
 from zoo.errors import ZooError
 from zoo.inputs import ImageInputs, Inputs, PairInputs, TextInputs
 from zoo.inputs.text import TOKENIZERS, read_tokenizer
 from zoo.run import Origin, origin_of, public_weights, read_config
 
+BODY = ["backbone", "body"]  # where a model keeps its backbone
 BY_DATA = {"num_classes", "source_vocab_size"}  # fields that follow from the data and the task, not from the weights
 
 
@@ -24,17 +27,47 @@ def origin(settings: ModelConfig) -> Origin:
     """Where `model.weights` come from. ZooError where they are those of another model."""
     weights = str(settings.weights)
     found = origin_of(public_weights(settings.name) if weights == "pretrained" else weights, settings.name)
-    if found.name and zoo.model_info(found.name).module_class is not zoo.model_info(settings.name).module_class:
+    other = found.name and zoo.model_info(found.name).module_class is not zoo.model_info(settings.name).module_class
+    if other and not of_backbone(settings, found):
         raise ZooError(f"the weights {weights!r} are of {found.name}, not of {settings.name}")
     return found
+
+
+def of_backbone(settings: ModelConfig, found: Origin) -> bool:
+    """Whether the weights are those of a classifier on which the model, such as a detector, can be built."""
+    has = "backbone_name" in zoo.model_info(settings.name).fields
+    return has and found.name is not None and "backbone_name" not in zoo.model_info(found.name).fields
+
+
+def decided(settings: ModelConfig, found: Origin) -> dict[str, Any]:
+    """The fields of the model that follow from its weights."""
+    fields = {name: value for name, value in found.args.items() if name not in BY_DATA}
+    return {"backbone_name": found.name, "backbone_args": fields} if of_backbone(settings, found) else fields
+
+
+def with_backbone(variables: Any, found: Origin) -> Any:
+    """Drawn variables with those of a classifier in place of its backbone's; ZooError where one is not in it."""
+    shape = found.inputs.shape if found.inputs is not None else zoo.model_info(str(found.name)).input_shape
+    loaded = dict(named_leaves(found.variables(zoo.create_model(str(found.name), **found.args), shape)))
+
+    def placed(path: Any, leaf: Any) -> Any:
+        collection, *names = (key.key for key in path)
+        if names[: len(BODY)] != BODY:
+            return leaf
+        name = "/".join([collection, *names[len(BODY) :]])
+        if name not in loaded or loaded[name].shape != leaf.shape:
+            raise ZooError(f"the weights of {found.name} have no {name} of shape {leaf.shape}")
+        return jax.device_put(np.asarray(loaded[name], leaf.dtype), leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(placed, variables)
 
 
 def without_defaults(config: Config, default: Config) -> Config:
     """A recipe's settings with the user's flags, without the recipe's own model.args that the weights decide."""
     if config.model.weights is None or config.model.args != default.model.args:
         return config
-    decided = origin(config.model).args
-    args = {name: value for name, value in config.model.args.items() if name not in decided}
+    fields = decided(config.model, origin(config.model))
+    args = {name: value for name, value in config.model.args.items() if name not in fields}
     return dataclasses.replace(config, model=dataclasses.replace(config.model, args=args))
 
 
@@ -44,8 +77,9 @@ def model_fields(config: Config) -> dict[str, Any]:
         return {}
     workdir = pathlib.Path(config.workdir).expanduser()
     resumes = (workdir / "config.json").is_file()
-    fields = read_config(workdir)["model"]["args"] if resumes else origin(config.model).args
-    return {name: value for name, value in fields.items() if name not in BY_DATA}
+    if not resumes:
+        return decided(config.model, origin(config.model))
+    return {name: value for name, value in read_config(workdir)["model"]["args"].items() if name not in BY_DATA}
 
 
 def load_data(config: Config, stored: Inputs | None, **resumed: Any) -> Dataset:
@@ -75,6 +109,8 @@ def load_data(config: Config, stored: Inputs | None, **resumed: Any) -> Dataset:
         dataset = config.data.load(inputs.shape, inputs)  # in the order of the weights' own head
     if isinstance(inputs, TextInputs) and not same_vocabulary(inputs, dataset.inputs):
         raise ZooError(f"{dataset.name} has another vocabulary than {weights}; it must take the `inputs` of `load`")
+    if of_backbone(config.model, found):
+        return dataclasses.replace(dataset, notes=(*dataset.notes, f"the backbone begins with {weights}"))
     return dataclasses.replace(dataset, notes=(*dataset.notes, f"{_described(inputs)}, as {weights} were trained on"))
 
 

@@ -15,7 +15,7 @@ import zoo
 from train.config import Config, ModelConfig
 from train.data.source import Dataset
 from train.evaluate import Evaluator
-from train.first_weights import model_fields, origin
+from train.first_weights import model_fields, of_backbone, origin, with_backbone
 from train.mesh import check_model
 from train.optimizer import check_patterns, make_optimizer
 from train.sharding import Layout, make_layout
@@ -140,16 +140,17 @@ class Parts:
 
 def initial_variables(settings: ModelConfig, seed: int, model: nn.Module, dataset: Dataset, layout: Layout) -> Any:
     """The variables before the first step, for `layout.begin`: drawn from the seed, or those of `model.weights`."""
-    if settings.weights is not None:
+    found = None if settings.weights is None else origin(settings)
+    if found is not None and not of_backbone(settings, found):
         mesh = layout.mesh if layout.mode == "mesh" else None
-        return origin(settings).variables(model, dataset.inputs.shape, mesh=mesh)
+        return found.variables(model, dataset.inputs.shape, mesh=mesh)
     args, kwargs = jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), dataset.inputs.example())
     variables = layout.draw(partial(model.init, **kwargs), jax.random.key(seed), *args)
     if hasattr(model, "calibrate"):
         batch = dataset.train.read(np.arange(min(CALIBRATION_EXAMPLES, dataset.train.size)))
         args, _ = dataset.inputs.arguments(batch)
         variables = model.calibrate(variables, *args)
-    return variables
+    return variables if found is None else with_backbone(variables, found)
 
 
 def score(best: str | None, task: Task, metrics: Mapping[str, float]) -> float | None:

@@ -19,7 +19,9 @@ from train import BoxAugmentConfig, Config, Detection, DetectionData, LogConfig,
 from train.average_precision import Image as Found
 from train.commands.report import draw_report
 from train.data.augment_boxes import augmented
+from train.first_weights import load_data
 from train.report.page import Options
+from train.setup import Parts
 from train.tasks.detection import figures
 from zoo.__main__ import main as zoo_main
 
@@ -263,3 +265,40 @@ def test_settings_that_do_not_fit_are_errors(change: dict[str, Any], message: st
     )
     with pytest.raises(zoo.ZooError, match=message):
         train.run(dataclasses.replace(config, **change))
+
+
+def begun(weights: str, tmp_path: pathlib.Path, parallel: str = "jit") -> Any:
+    """What a run with `model.weights` is made of, and its state before the first step."""
+    fields = {name: value for name, value in TINY.items() if not name.startswith("backbone")}
+    config = Config(
+        workdir=str(tmp_path / "run"),
+        steps=1,
+        batch_size=8,
+        parallel=parallel,
+        model=ModelConfig("fasterrcnn_resnet50_fpn", fields, weights),
+        data=DetectionData(path=str(scenes(tmp_path / "data")), image_size="40x48"),
+        task=Detection(),
+        optimizer=OptimizerConfig("adamw", 1e-3),
+    )
+    parts = Parts.of(config, load_data(config, None))
+    return parts, parts.first_state()
+
+
+@pytest.mark.parametrize("parallel", ["jit", "mesh"])
+def test_a_backbone_begins_with_a_classifiers_weights(parallel: str, tmp_path: pathlib.Path) -> None:
+    """Those of any model that `zoo.load` finds, with its fields and its normalisation; the rest is drawn."""
+    parts, state = begun("resnet20", tmp_path, parallel)
+    run = zoo.load("resnet20")
+    assert parts.model_args["backbone_name"] == "resnet20"
+    assert (parts.dataset.inputs.mean, parts.dataset.inputs.std) == (run.inputs.mean, run.inputs.std)
+    assert parts.dataset.inputs.shape == (40, 48, 3)
+    for collection, name in (("params", "layer3_2"), ("batch_stats", "layer2_1")):
+        theirs = run.variables[collection][name]
+        ours = state.variables()[collection]["backbone"]["body"][name]
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert "fc" not in state.params["backbone"]["body"]
+
+
+def test_a_classifier_of_grey_images_is_an_error(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(zoo.ZooError, match="has colour images; the weights are for images of 1 channels"):
+        begun("lenet5", tmp_path)

@@ -49,6 +49,8 @@ class DetectionData(TfdsSource):
         labels = labels_of(scenes, name, () if known is None else known.labels)
         if known is None:
             size = parse_size(self.image_size) or (model_shape[0], model_shape[1])
+            if given is not None and len(given.mean) != 3:
+                raise ZooError(f"{name} has colour images; the weights are for images of {len(given.mean)} channels")
             mean, std = (given.mean, given.std) if given is not None else ((0.0,) * 3, (1.0,) * 3)
             form = DetectionInputs((*size, 3), mean, std, labels)
         else:

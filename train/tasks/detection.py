@@ -29,8 +29,8 @@ class Detection(Task):
     """The sum of a detector's losses, as its method `losses` gives them.
 
     Metrics: loss, and loss/NAME of each. 0 to 1: map_50, the mean over classes of the average precision where boxes
-    overlap by one half, and map_50/CLASS; count_error/CLASS, the mean absolute error of the number of objects of a class
-    in an image. A run's last evaluation adds COCO's other figures.
+    overlap by one half, and map_50/CLASS; count_error/CLASS, the mean absolute error of the number of objects of a
+    class in an image. A run's last evaluation adds COCO's other figures.
     """
 
     augment: BoxAugmentConfig = dataclasses.field(default_factory=BoxAugmentConfig)
