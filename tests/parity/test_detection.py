@@ -162,9 +162,9 @@ def test_losses_and_detections_equal_torchvisions(models: Any, name: str, tmp_pa
             return model.apply(variables, images, boxes, labels, keys, **given)[0]
 
         sums = jax.jit(losses)(variables)
-    values = sorted(float(total.sum() / count.sum()) for total, count in sums.values())
+        values = sorted(float(total.sum() / count.sum()) for total, count in sums.values())
     np.testing.assert_allclose(values, sorted(expected.values()), rtol=1e-6)
-    save_weights(jax.tree.map(lambda x: x, variables), tmp_path / "ours.safetensors")
+    save_weights(variables, tmp_path / "ours.safetensors")
     peer.load_state_dict({**peer.state_dict(), **_loaded(tmp_path / "ours.safetensors")})
 
 
@@ -220,8 +220,8 @@ def test_roi_max_pool() -> None:
     features = np.random.default_rng(0).normal(size=(13, 17, 2)).astype(np.float32)
     ours = np.asarray(roi_max_pool(jnp.asarray(features), jnp.asarray(ROIS), 3, 1 / 8))
     for roi, found in zip(ROIS, ours, strict=True):
-        x0, y0, x1, y1 = np.floor(roi / 8 + 0.5)
-        height, width = max(y1 - y0 + 1, 1) / 3, max(x1 - x0 + 1, 1) / 3
+        x0, y0, x1, y1 = (int(side) for side in np.floor(roi / 8 + 0.5))
+        height, width = max(y1 - y0 + 1, 1), max(x1 - x0 + 1, 1)
         for i in range(3):
             for j in range(3):
                 rows = [min(max(y0 + r, 0), 13) for r in (i * height // 3, -(-(i + 1) * height // 3))]
