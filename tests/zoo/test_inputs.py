@@ -182,7 +182,8 @@ def test_inputs_of_ones_own_are_read_back_by_load(tmp_path, monkeypatch):
     described = {"name": "lstm_encoder", "args": args}
     (run / "config.json").write_text(json.dumps({"model": described, "inputs": {"kind": "spectra", "steps": 5}}))
     with pytest.raises(
-        zoo.ZooError, match="unknown kind of inputs 'spectra'; there are image, image-text, pair, series, text"
+        zoo.ZooError,
+        match="unknown kind of inputs 'spectra'; there are detection, image, image-text, pair, segmentation, series",
     ):
         zoo.load(run)
     own = importlib.import_module("my_spectra")

@@ -3,11 +3,12 @@
     python -m train bccd
 
     Data: BCCD
-    Result: test mAP@0.5 0.909: red 0.821, white 0.986, platelets 0.919 (seed 0)
-    Time: 2,585 s
+    Result: not run
+    Time: not run
 
-COCO's mAP is 0.597. The number of red cells in a photo, of 12 on average, is off by 3.4, that of white ones by 0.06 and
-that of platelets by 0.36; not all red cells are labelled.
+`benchmarks quality` has no row of it yet. A run of seed 0 by itself, 2,585 s on two busy cores: test mAP@0.5 0.909 (red
+0.821, white 0.986, platelets 0.919), COCO's mAP 0.597. The number of red cells in a photo, of 12 on average, was off by
+3.4, that of white ones by 0.06 and that of platelets by 0.36; not all red cells are labelled.
 """
 
 from train import BoxAugmentConfig, Config, Detection, DetectionData, LogConfig, ModelConfig, OptimizerConfig

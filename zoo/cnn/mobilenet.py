@@ -115,9 +115,9 @@ class MobileNetV2(nn.Module):
 class MobileNetV3(nn.Module):
     """Images [B, H, W, C], at least 32 x 32, to logits [B, num_classes].
 
-    Features: stage1, stage2, stage3, stage4 (at strides 4, 8, 16, 32), hidden, pooled (the same); stage4_first (of the
-    first block at stride 32) and last (of the last convolution), which torchvision's detectors read. `axis_name`: see
-    `ResNet`. Needs an rng `dropout` to train.
+    Features: stage1, stage2, stage3, stage4 (at strides 4, 8, 16, 32), stage4_first (of the first block at stride 32),
+    last (of the last convolution), hidden, pooled (the same). `axis_name`: see `ResNet`. Needs an rng `dropout` to
+    train.
     """
 
     variant: Literal["small", "large"]
