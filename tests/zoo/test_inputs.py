@@ -183,7 +183,7 @@ def test_inputs_of_ones_own_are_read_back_by_load(tmp_path, monkeypatch):
     (run / "config.json").write_text(json.dumps({"model": described, "inputs": {"kind": "spectra", "steps": 5}}))
     with pytest.raises(
         zoo.ZooError,
-        match="unknown kind of inputs 'spectra'; there are detection, image, image-text, pair, segmentation, series",
+        match="unknown kind of inputs 'spectra'; there are detection, image, image-text, pair",
     ):
         zoo.load(run)
     own = importlib.import_module("my_spectra")
