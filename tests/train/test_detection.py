@@ -24,6 +24,8 @@ from train.report.page import Options
 from train.setup import Parts
 from train.tasks.detection import figures
 from zoo.__main__ import main as zoo_main
+from zoo.export import export
+from zoo.serve.models import Bounds, served
 
 TINY = {
     **{"backbone_name": "resnet8", "backbone_args": {"width": 4}, "stages": ("stage1", "stage2", "stage3")},
@@ -130,6 +132,14 @@ def test_a_file_that_is_no_image_is_an_error_and_the_others_are_predicted(
     assert "a.png' is not a readable image" in err
     assert out.startswith("b.png: ")
     assert not pathlib.Path("a_boxes.png").exists()
+
+
+def test_a_detector_is_neither_served_nor_exported(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    loaded = zoo.load(run)
+    with pytest.raises(zoo.ZooError, match="FasterRCNN with inputs of kind 'detection' is not served"):
+        served(loaded, Bounds())
+    with pytest.raises(zoo.ZooError, match="a run with inputs of kind 'detection' has no script"):
+        export(loaded, tmp_path / "out")
 
 
 def test_the_report_has_its_pictures(run: pathlib.Path, tmp_path: pathlib.Path) -> None:

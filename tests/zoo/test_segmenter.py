@@ -100,7 +100,8 @@ def test_predict_overwrites_nothing_unasked(folder, capsys):
 
 def test_predict_of_a_segmenter_has_no_top_k(folder, capsys):
     assert main(["predict", ".", "photo.png", "--top-k", "2"]) == 2
-    assert capsys.readouterr().err == "error: --top-k and --labels are for classes of whole images; this run segments\n"
+    expected = "error: --top-k and --labels are for classes of whole images; this run has classes of their parts\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_a_segmenter_is_not_served(run):

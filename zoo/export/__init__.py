@@ -69,6 +69,8 @@ def export(
     folder = pathlib.Path(folder).expanduser()
     check_folder(folder)
     _check(platforms, weights, weights_dtype)
+    if run.inputs.kind in ("detection", "segmentation"):
+        raise ZooError(f"a run with inputs of kind {run.inputs.kind!r} has no script to be exported with")
     run = run._replace(model=on_any_platform(run.model, dtype))
     form = _inference_form(run)
     stored = store(form.variables, weights_dtype)

@@ -154,7 +154,7 @@ def served(run: Run, bounds: Bounds) -> Served:
     inputs: Any = run.inputs
     if hasattr(run.model, "encode") and inputs.kind in ("pair", "text-to-text"):
         return Translates(run, bounds)
-    if (getattr(inputs, "labels", ()) and inputs.kind != "segmentation") or fills(run):
+    if (getattr(inputs, "labels", ()) and inputs.kind not in ("segmentation", "detection")) or fills(run):
         return Classifies(run, bounds)
     if getattr(run.model, "output", None) == "embedding":
         return Embeds(run, bounds)
