@@ -94,7 +94,12 @@ def _torch(
             optimizer.zero_grad(set_to_none=True)
             return synchronized(loss).item()
 
-    found = contestant(work, problem, parameters, layout=peer.layout)
+    try:
+        found = contestant(work, problem, parameters, layout=peer.layout)
+    except RuntimeError as error:
+        if "could not create a primitive" not in str(error):
+            raise
+        raise ZooError(f"PyTorch has no {problem.dtype} kernel for {problem.name} on this processor") from None
     return found if compiling else found._replace(compile_seconds=None)
 
 
