@@ -1,8 +1,8 @@
 """The peers of a training step and of a forward pass; each makes contestants for a problem from our weights.
 
 A peer is a function (problem, update) -> contestants, one for each memory layout; without an update they are forward
-passes. ModuleNotFoundError if the peer is not installed, ZooError if it has no such model. For bfloat16 with float32
-parameters PyTorch uses autocast and Flax's layers their `dtype`; Keras is left out.
+passes. ModuleNotFoundError if the peer is not installed, ZooError if it cannot compute the model here. For bfloat16
+with float32 parameters PyTorch uses autocast and Flax's layers their `dtype`; Keras is left out.
 """
 
 import contextlib
@@ -46,13 +46,8 @@ def compiled(problem: Problem, update: Update | None) -> Iterator[Contestant]:
     """ZooError if torch.compile finds no compiler."""
     import torch
 
-    for peer in torch_peers(problem):
-        try:
-            yield _torch(peer, problem, update, functools.partial(torch.compile, dynamic=False))
-        except RuntimeError as error:
-            if not any(name in str(error) for name in ("InvalidCxxCompiler", "TritonMissing")):
-                raise
-            raise ZooError(str(error).splitlines()[0]) from None
+    compiling = functools.partial(torch.compile, dynamic=False)
+    return (_torch(peer, problem, update, compiling) for peer in torch_peers(problem))
 
 
 def transformers(problem: Problem, update: Update | None) -> Iterator[Contestant]:
@@ -97,9 +92,11 @@ def _torch(
     try:
         found = contestant(work, problem, parameters, layout=peer.layout)
     except RuntimeError as error:
-        if "could not create a primitive" not in str(error):
-            raise
-        raise ZooError(f"PyTorch has no {problem.dtype} kernel for {problem.name} on this processor") from None
+        if "could not create a primitive" in str(error):
+            raise ZooError(f"PyTorch has no {problem.dtype} kernel for {problem.name} on this processor") from None
+        if any(name in str(error) for name in ("InvalidCxxCompiler", "TritonMissing")):
+            raise ZooError(str(error).splitlines()[0]) from None
+        raise
     return found if compiling else found._replace(compile_seconds=None)
 
 
